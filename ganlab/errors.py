@@ -1,0 +1,13 @@
+"""The errors that a user is meant to read: one message, no traceback."""
+
+
+class GanlabError(Exception):
+    """Something outside the recipe stopped the work; the command ends with exit code 1."""
+
+
+class RecipeError(GanlabError, ValueError):
+    """The recipe, or the command line, asks for something that cannot be; exit code 2."""
+
+
+class Diverged(GanlabError):
+    """A loss is not finite; exit code 3. The last checkpoint is from before."""

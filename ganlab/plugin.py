@@ -1,0 +1,182 @@
+"""The base class of every plugin, and the two values that travel through hooks: Batch, Schedule."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pluggy
+import torch
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    model_validator,
+)
+from torch import Tensor
+
+from ganlab.errors import RecipeError
+from ganlab.streams import Streams
+
+hookspec = pluggy.HookspecMarker("ganlab")
+hookimpl = pluggy.HookimplMarker("ganlab")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step trains on.
+
+    In super-resolution `real` is HR, [N, C, H, W] in 0..1, and `condition` the LR made from it,
+    [N, C, H/scale, W/scale]. In a toy problem they are whatever the data and `degrade` return.
+    """
+
+    real: Tensor
+    condition: Tensor
+
+
+class Schedule(BaseModel):
+    """A number that may change over iterations: `0.1`, or `{ from = 0.1, to = 0, over = 10_000 }`.
+
+    It starts at `from`, moves to `to` in `over` iterations beginning at iteration `after`, and
+    stays there. Tensor hooks read `.value`, a 0-d float64 tensor that the engine refills before
+    every iteration (0-d, so it promotes nothing; a tensor, so a captured graph sees it change).
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
+    )
+
+    start: float = Field(alias="from")
+    end: float = Field(alias="to")
+    over: int = Field(1, ge=1)
+    after: int = Field(0, ge=0)
+    shape: Literal["linear", "cosine"] = "linear"
+
+    _value: Tensor | None = PrivateAttr(None)
+
+    __hash__ = None  # type: ignore[assignment]  # so that pydantic copies a default per plugin
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"from": value, "to": value}
+        return value
+
+    @classmethod
+    def constant(cls, value: float) -> "Schedule":
+        return cls.model_validate(value)
+
+    @property
+    def moves(self) -> bool:
+        return self.start != self.end
+
+    def at(self, iteration: int) -> float:
+        """Its value at an iteration, counted from 0."""
+        progress = min(max((iteration - self.after) / self.over, 0.0), 1.0)
+        if self.shape == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return self.start + (self.end - self.start) * progress
+
+    @property
+    def value(self) -> Tensor:
+        if self._value is None:
+            self._value = torch.tensor(self.at(0), dtype=torch.float64)
+        return self._value
+
+    def to(self, device: torch.device) -> None:
+        """Keep the value on this device; called once by the engine."""
+        self._value = self.value.to(device)
+
+    def advance(self, iteration: int) -> None:
+        """Refill the value in place for this iteration; called by the engine."""
+        if self.moves:
+            self.value.fill_(self.at(iteration))
+
+
+def _not_negative(schedule: Schedule) -> Schedule:
+    if min(schedule.start, schedule.end) < 0:
+        raise ValueError("must be at least 0")
+    return schedule
+
+
+NonNegativeSchedule = Annotated[Schedule, AfterValidator(_not_negative)]
+"""A Schedule that never falls below 0: weights, noise levels."""
+
+
+def _beside_the_recipe(path: Path, info: ValidationInfo) -> Path:
+    folders = (info.context or {}).get("folders", {})
+    folder = folders.get(info.field_name)
+    return Path(folder, path.expanduser()).resolve() if folder else path.expanduser()
+
+
+RecipePath = Annotated[Path, Field(strict=False), AfterValidator(_beside_the_recipe)]
+"""A path option: relative to the recipe file that states it (to the current folder in `--set`)."""
+
+
+class Plugin(BaseModel):
+    """Base of every plugin: its fields are recipe options, its `@hookimpl` methods what it does.
+
+    The class docstring says what it computes and names the paper; the string under a field
+    describes the option. Running state goes into a `PrivateAttr`, and is saved with checkpoints
+    by a plugin that defines `state_dict()` and `load_state_dict(state)` (tensors, numbers,
+    strings, lists and dicts only). Random numbers come from `rng` or `host_rng`.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+    # pluggy compares plugins with == and keeps them in sets
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    per_sample: ClassVar[bool] = False
+    """Needs a discriminator that judges each image alone (no batch norm); checked at load."""
+    capturable: ClassVar[bool] = True
+    """Its tensor hooks may run inside torch.compile or a CUDA graph."""
+
+    _name: str = PrivateAttr("")
+    _streams: Streams | None = PrivateAttr(None)
+    _place: Callable[[str | None], str] | None = PrivateAttr(None)
+
+    @property
+    def name(self) -> str:
+        """The key of this instance in the recipe; log names are built from it."""
+        return self._name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @property
+    def rng(self) -> torch.Generator | None:
+        """This plugin's own random stream on the run's device; None (torch's own) outside a run.
+
+        Its numbers depend on (seed, plugin name, iteration, step) alone: no other plugin's draws
+        shift them.
+        """
+        return self._streams and self._streams.generator(self.name)
+
+    @property
+    def host_rng(self) -> torch.Generator | None:
+        """Like `rng`, but always on the CPU: the same numbers whatever the device."""
+        return self._streams and self._streams.host_generator(self.name)
+
+    def schedules(self) -> Iterator[Schedule]:
+        """The options that change over iterations."""
+        return (
+            value
+            for field in type(self).model_fields
+            if isinstance(value := getattr(self, field), Schedule)
+        )
+
+    def error(self, fault: str, option: str | None = None) -> RecipeError:
+        """An error to raise for what the user wrote, headed by the file and line of the option."""
+        place = self._place(option) if self._place else self.name
+        return RecipeError(f"{place}: {fault}")

@@ -1,0 +1,1 @@
+"""The first-party plugins: one file, one idea, named by the field's word."""
