@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ganlab.engine import Run
     from ganlab.errors import Diverged, GanlabError, RecipeError
-    from ganlab.images import ImageError, list_images, read_image
-    from ganlab.metrics import psnr, ssim
+    from ganlab.image_store import ImageStore
+    from ganlab.images import (
+        ImageError,
+        cache_folder,
+        list_images,
+        read_image,
+        split_alpha,
+        write_png,
+    )
+    from ganlab.metrics import high_frequency_ratio, luma, psnr, ssim
     from ganlab.plugin import Batch, NonNegativeSchedule, Plugin, RecipePath, Schedule, hookimpl
-    from ganlab.resize import resize, resize_exact, round_to_8_bits
+    from ganlab.resize import resize, resize_exact, round_to_8_bits, to_float, to_uint8
     from ganlab.steps import generator_losses
 
 __version__ = "0.1.0"
@@ -23,21 +31,29 @@ _HOME = {
     "Diverged": "errors",
     "GanlabError": "errors",
     "ImageError": "images",
+    "ImageStore": "image_store",
     "NonNegativeSchedule": "plugin",
     "Plugin": "plugin",
     "RecipeError": "errors",
     "RecipePath": "plugin",
     "Run": "engine",
     "Schedule": "plugin",
+    "cache_folder": "images",
     "generator_losses": "steps",
+    "high_frequency_ratio": "metrics",
     "hookimpl": "plugin",
     "list_images": "images",
+    "luma": "metrics",
     "psnr": "metrics",
     "read_image": "images",
     "resize": "resize",
     "resize_exact": "resize",
     "round_to_8_bits": "resize",
+    "split_alpha": "images",
     "ssim": "metrics",
+    "to_float": "resize",
+    "to_uint8": "resize",
+    "write_png": "images",
 }
 
 __all__ = [
@@ -45,21 +61,29 @@ __all__ = [
     "Diverged",
     "GanlabError",
     "ImageError",
+    "ImageStore",
     "NonNegativeSchedule",
     "Plugin",
     "RecipeError",
     "RecipePath",
     "Run",
     "Schedule",
+    "cache_folder",
     "generator_losses",
+    "high_frequency_ratio",
     "hookimpl",
     "list_images",
+    "luma",
     "psnr",
     "read_image",
     "resize",
     "resize_exact",
     "round_to_8_bits",
+    "split_alpha",
     "ssim",
+    "to_float",
+    "to_uint8",
+    "write_png",
 ]
 
 
