@@ -1,0 +1,76 @@
+"""Exponential moving average of the generator's weights, for judging and keeping."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from ganlab import Plugin, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from ganlab import Run
+
+
+class EMA(Plugin):
+    """Average generator: after every iteration `average = decay * average + (1 - decay) * G`.
+
+    Evaluated and kept in place of G (Karras et al. 2017, arXiv:1710.10196; studied by Yazici et
+    al. 2018, arXiv:1806.04498); the training itself does not see it. Floating-point buffers, such
+    as the statistics of batch norm, are averaged like the parameters; others are copied. Costs
+    one more copy of G in memory.
+    """
+
+    decay: float = Field(0.999, ge=0, lt=1)
+    """Share of the average that stays per iteration; it remembers about 1 / (1 - decay) of them."""
+
+    warmup: bool = True
+    """Use min(decay, (1 + t) / (10 + t)) at iteration t, to forget the initial weights sooner."""
+
+    _average: nn.Module | None = PrivateAttr(None)
+
+    def decay_at(self, iteration: int) -> float:
+        """The decay at an iteration, counted from 0."""
+        if not self.warmup:
+            return self.decay
+        return min(self.decay, (1 + iteration) / (10 + iteration))
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        self._average = copy.deepcopy(run.G).eval().requires_grad_(False)
+
+    @hookimpl
+    def iteration_end(self, run: "Run") -> None:
+        averages, currents = [], []
+        for average, current in zip(_tensors(self.average), _tensors(run.G), strict=True):
+            if average.is_floating_point():
+                averages.append(average)
+                currents.append(current)
+            else:
+                average.copy_(current)
+        # one call for all tensors: on a GPU a few kernels instead of one per tensor
+        torch._foreach_lerp_(averages, currents, 1 - self.decay_at(run.iteration))
+
+    @hookimpl(wrapper=True)
+    def evaluation_generator(self) -> "Generator[None, nn.Module, nn.Module]":
+        yield
+        return self.average
+
+    @property
+    def average(self) -> nn.Module:
+        """The averaged generator, in eval mode."""
+        assert self._average is not None, "no average before run_start"
+        return self._average
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": dict(self.average.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average.load_state_dict(state["generator"], strict=True)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*(p.detach() for p in module.parameters()), *module.buffers()]

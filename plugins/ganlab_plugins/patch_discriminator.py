@@ -1,0 +1,74 @@
+"""Patch discriminator: judges every patch of an image, not the image as a whole."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ganlab import Plugin, hookimpl
+
+Norm = Literal["none", "batch", "instance", "spectral"]
+
+
+class PatchDiscriminator(Plugin):
+    """PatchGAN discriminator (pix2pix; Isola et al. 2017, arXiv:1611.07004).
+
+    4x4 convolutions with LeakyReLU(0.2): `num_layers` of stride 2, doubling the channels up to
+    8 * `width`, one of stride 1, and one to a single channel. From [N, C, H, W] it makes a map of
+    logits [N, 1, h, w], each of which sees one patch: 70 x 70 pixels for 3 layers. Any image size
+    that leaves at least one logit will do.
+
+    3 layers of width 64 have 2,764,737 parameters for RGB, as has the "PatchGAN-70" of KAIR and
+    pix2pix. Before batch and instance norm the convolutions have no bias, since the norm takes
+    it away again (pix2pix keeps 896 such idle numbers before instance norm); instance norm has no
+    scale and shift, as in pix2pix. `spectral` is arXiv:1802.05957 on every convolution. Torch's
+    default initialisation. Batch norm mixes the images of a batch: not for gradient_penalty.
+    """
+
+    width: int = Field(64, ge=1)
+    """Channels after the first convolution."""
+
+    num_layers: int = Field(3, ge=1)
+    """Convolutions of stride 2; a patch is 16, 34, 70, 142 pixels wide for 1, 2, 3, 4 of them."""
+
+    norm: Norm = "none"
+    """What normalises the layers between the first and the last; `spectral` takes these too."""
+
+    @hookimpl
+    def make_discriminator(self, real_shape: tuple[int, ...]) -> nn.Module:
+        num_channels, *size = real_shape
+        # 4x4 with padding 1: stride 2 halves a side (rounding down), stride 1 takes 1 away. A map
+        # needs 1 logit; instance norm needs more than 1 position to take a deviation over.
+        smallest_last = 2 if self.norm == "instance" else 1
+        smallest = (smallest_last + 1) * 2**self.num_layers
+        if min(size) < smallest:
+            raise self.error(
+                f"num_layers = {self.num_layers} with norm = '{self.norm}' needs images of at "
+                f"least {smallest} x {smallest} pixels and gets {size[0]} x {size[1]}; "
+                "use fewer layers or a larger crop",
+                "num_layers",
+            )
+        return patch_discriminator(num_channels, self.width, self.num_layers, self.norm)
+
+
+def patch_discriminator(num_channels: int, width: int, num_layers: int, norm: Norm) -> nn.Module:
+    """The network of PatchDiscriminator, as a plain sequence of layers."""
+
+    def conv(inputs: int, outputs: int, stride: int, bias: bool = True) -> nn.Module:
+        layer = nn.Conv2d(inputs, outputs, 4, stride, padding=1, bias=bias)
+        return spectral_norm(layer) if norm == "spectral" else layer
+
+    layers = [conv(num_channels, width, 2), nn.LeakyReLU(0.2)]
+    channels = width
+    for i in range(1, num_layers + 1):
+        wider = width * min(2**i, 8)
+        stride = 2 if i < num_layers else 1
+        layers.append(conv(channels, wider, stride, bias=norm in ("none", "spectral")))
+        if norm == "batch":
+            layers.append(nn.BatchNorm2d(wider))
+        elif norm == "instance":
+            layers.append(nn.InstanceNorm2d(wider))
+        layers.append(nn.LeakyReLU(0.2))
+        channels = wider
+    return nn.Sequential(*layers, conv(channels, 1, 1))
