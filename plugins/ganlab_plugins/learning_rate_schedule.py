@@ -1,0 +1,107 @@
+"""Learning rates that change over the run."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ganlab import Plugin, Schedule, hookimpl
+
+if TYPE_CHECKING:
+    from ganlab import Run
+
+# what each kind needs, and what else it reads
+_NEEDS = {"constant": {"warmup"}, "linear": {"over"}, "cosine": {"over"}, "step": {"milestones"}}
+_READS = {
+    "constant": set[str](),
+    "linear": {"after", "end"},
+    "cosine": {"after", "end"},
+    "step": {"factor"},
+}
+
+
+class LearningRateSchedule(Plugin):
+    """Multiplies every learning rate of both optimizers by a factor of the iteration alone.
+
+    With `p = clamp((iteration - after) / over, 0, 1)`: `linear` is `1 + (end - 1) p`, `cosine` is
+    `end + (1 - end) (1 + cos(pi p)) / 2` (SGDR without restarts, arXiv:1608.03983), `step` is
+    `factor ^ (milestones reached)`. On top comes the warm-up, `(iteration + 1) / warmup` in the
+    first `warmup` iterations. Iterations count from 0. The base rates are those the optimizers
+    were made with, and are saved with them (`initial_lr`): a resumed run continues exactly.
+    """
+
+    kind: Literal["constant", "linear", "cosine", "step"]
+    """The form of the decay; `constant` is warm-up alone."""
+
+    over: int | None = Field(None, ge=1)
+    """Iterations that `linear` and `cosine` take to come down to `end`."""
+
+    after: int = Field(0, ge=0)
+    """Iterations at the full rate before `linear` or `cosine` begins."""
+
+    end: float = Field(0.0, ge=0, le=1)
+    """Share of the base rate that `linear` and `cosine` end at, and keep."""
+
+    milestones: tuple[int, ...] = ()
+    """Iterations at which `step` multiplies the rate by `factor`."""
+
+    factor: float = Field(0.5, gt=0, le=1)
+    """What `step` multiplies by at each milestone."""
+
+    warmup: int = Field(0, ge=0)
+    """Iterations over which the rate rises linearly to its full value; 0 is none."""
+
+    @model_validator(mode="after")
+    def _every_option_has_an_effect(self) -> "LearningRateSchedule":
+        needs, reads = _NEEDS[self.kind], _READS[self.kind]
+        missing = [name for name in needs if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"kind = '{self.kind}' needs {missing[0]}")
+        idle = self.model_fields_set - needs - reads - {"kind", "warmup"}
+        if idle:
+            raise ValueError(
+                f"kind = '{self.kind}' does not read {', '.join(sorted(idle))}; leave it out"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError("milestones must rise")
+        return self
+
+    def factor_at(self, iteration: int) -> float:
+        """What the base learning rates are multiplied by at an iteration, counted from 0."""
+        warm = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
+        if self.kind == "step":
+            return warm * self.factor ** sum(m <= iteration for m in self.milestones)
+        if self.kind == "constant" or self.over is None:
+            return warm
+        decay = Schedule.model_validate(
+            {
+                "from": 1.0,
+                "to": self.end,
+                "over": self.over,
+                "after": self.after,
+                "shape": self.kind,
+            }
+        )
+        return warm * decay.at(iteration)
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        for optimizer in _optimizers(run):
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", float(group["lr"]))
+
+    @hookimpl
+    def iteration_start(self, run: "Run") -> None:
+        factor = self.factor_at(run.iteration)
+        for optimizer in _optimizers(run):
+            for group in optimizer.param_groups:
+                learning_rate = group["initial_lr"] * factor
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(learning_rate)  # a captured graph reads this very tensor
+                else:
+                    group["lr"] = learning_rate
+
+
+def _optimizers(run: "Run") -> list[Optimizer]:
+    return [optimizer for optimizer in (run.G_optimizer, run.D_optimizer) if optimizer is not None]

@@ -1,0 +1,88 @@
+"""VGG-style discriminator: judges an image as a whole."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ganlab import Plugin, hookimpl
+
+Layout = Literal["vgg", "srgan"]
+Norm = Literal["batch", "instance", "spectral", "none"]
+
+
+class VGGDiscriminator(Plugin):
+    """Discriminator of SRGAN (Ledig et al. 2017, arXiv:1609.04802) and of ESRGAN's code.
+
+    Pairs of convolutions with LeakyReLU(0.2), the second of a pair of stride 2, doubling the
+    channels up to 8 * `width`; then two linear layers to one logit per image, [N, 1].
+
+    - `srgan`: 4 pairs of 3x3, as in the paper: 23,563,649 parameters for RGB at 96 x 96.
+    - `vgg`: 5 pairs of 3x3 and 4x4, as in BasicSR's VGG-128: 14,499,401 at 128 x 128.
+
+    The linear layers fix the image size: it is that of the crop, after `augment`. Most parameters
+    sit there. Batch norm, as published, mixes the images of a batch: with gradient_penalty use
+    `norm = "none"`. Before a norm convolutions have no bias. Torch's default initialisation.
+    """
+
+    layout: Layout = "vgg"
+    """Number and kernel of the convolutions, see above."""
+
+    width: int = Field(64, ge=1)
+    """Channels after the first convolution."""
+
+    num_features: int | None = Field(None, ge=1)
+    """Width of the hidden linear layer; left out, 100 for `vgg` and 1024 for `srgan`."""
+
+    norm: Norm = "batch"
+    """What follows every convolution but the first; `spectral` (arXiv:1802.05957) is on every
+    layer."""
+
+    @hookimpl
+    def make_discriminator(self, real_shape: tuple[int, ...]) -> nn.Module:
+        num_channels, *size = real_shape
+        num_pairs = 5 if self.layout == "vgg" else 4
+        height, width = (_after(side, num_pairs, self.layout) for side in size)
+        # instance norm needs more than one position to take a deviation over
+        smallest = 2 if self.norm == "instance" else 1
+        if min(height, width) < 1 or height * width < smallest:
+            raise self.error(
+                f"layout = '{self.layout}' with norm = '{self.norm}' halves an image {num_pairs} "
+                f"times, and of {size[0]} x {size[1]} pixels too little is left; use a larger crop",
+                "layout",
+            )
+        convolutions = _convolutions(num_channels, self.width, num_pairs, self.layout, self.norm)
+        hidden = self.num_features or (100 if self.layout == "vgg" else 1024)
+        first: nn.Module = nn.Linear(self.width * 8 * height * width, hidden)
+        last: nn.Module = nn.Linear(hidden, 1)
+        if self.norm == "spectral":
+            first, last = spectral_norm(first), spectral_norm(last)
+        return nn.Sequential(*convolutions, nn.Flatten(), first, nn.LeakyReLU(0.2), last)
+
+
+def _after(side: int, num_pairs: int, layout: Layout) -> int:
+    # stride 2 rounds down with a 4x4 kernel, up with a 3x3
+    for _ in range(num_pairs):
+        side = side // 2 if layout == "vgg" else (side + 1) // 2
+    return side
+
+
+def _convolutions(
+    num_channels: int, width: int, num_pairs: int, layout: Layout, norm: Norm
+) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    channels = num_channels
+    for i in range(num_pairs):
+        wider = width * min(2**i, 8)
+        for inputs, kernel, stride in [(channels, 3, 1), (wider, 4 if layout == "vgg" else 3, 2)]:
+            normalised = norm in ("batch", "instance") and len(layers) > 0
+            conv = nn.Conv2d(inputs, wider, kernel, stride, padding=1, bias=not normalised)
+            layers.append(spectral_norm(conv) if norm == "spectral" else conv)
+            if normalised:
+                layers.append(
+                    nn.BatchNorm2d(wider) if norm == "batch" else nn.InstanceNorm2d(wider)
+                )
+            layers.append(nn.LeakyReLU(0.2))
+        channels = wider
+    return layers
