@@ -1,0 +1,224 @@
+"""Image files in and out: every kind of file becomes 8-bit RGB, or is refused by name."""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import platformdirs
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ganlab.errors import GanlabError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+# a closed list, so that no file can start Ghostscript or a rarely tested decoder
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+
+AlphaPolicy = Literal["white", "black", "refuse"]
+
+# what Pillow raises for damaged files, by its own fuzzer and by the decoders below it
+_PILLOW_FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    MemoryError,
+    NotImplementedError,
+    OverflowError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+class ImageError(GanlabError):
+    """An image, or a folder of images, that cannot be read or written."""
+
+
+def cache_folder() -> Path:
+    """Where decoded data sets are kept: $GANLAB_CACHE, or the user's cache folder.
+
+    It need not exist; everything in it can be deleted and is made again when needed.
+    """
+    chosen = os.environ.get("GANLAB_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("ganlab"))
+
+
+def list_images(folder: Path) -> list[Path]:
+    """All image files below a folder, nested folders included, sorted by path.
+
+    Chosen by suffix (`SUFFIXES`, any case). Hidden files and folders (".name") are left out.
+
+    :raises ImageError: when the folder does not exist or holds no image.
+    """
+    if not folder.is_dir():
+        fault = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise ImageError(f"{folder}: {fault}; give the folder that holds the images.")
+    found = []
+    for place, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [
+            Path(place, name)
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+        ]
+    if not found:
+        raise ImageError(
+            f"{folder}: no image in it or below it; ganlab reads {' '.join(sorted(SUFFIXES))}."
+        )
+    return sorted(found)
+
+
+def read_image(path: Path, keep_grey: bool = False, alpha: AlphaPolicy = "white") -> Tensor:
+    """Read one image file as 8-bit RGB.
+
+    EXIF orientation is applied. Palettes are looked up; CMYK is converted without colour
+    management; 16 bits become 8 by dividing by 257 and rounding (grey; Pillow itself keeps the
+    high byte of 16-bit RGB). Refused: animations and pages, float or 32-bit pixels, files above
+    Pillow's limit of decoded pixels.
+
+    :param keep_grey: return one channel when the file is grey.
+    :param alpha: what lies under transparent pixels. "refuse" refuses images that have any; alpha
+        that is opaque everywhere is dropped in any case.
+    :returns: uint8 [3, H, W], or [1, H, W] for a grey file when `keep_grey`.
+    :raises ImageError: naming file, fault and remedy.
+    """
+    colour, opacity = _decode(path)
+    if opacity is not None:
+        if alpha == "refuse":
+            raise ImageError(
+                f"{path}: has transparent pixels; remove its alpha channel, or choose the colour "
+                'behind it: alpha = "white" or "black".'
+            )
+        colour = _composite(colour, opacity, 255 if alpha == "white" else 0)
+    if colour.shape[2] == 1 and not keep_grey:
+        colour = colour.repeat(3, axis=2)
+    return _to_tensor(colour)
+
+
+def split_alpha(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Read one image file as colour and alpha, for work that must keep its transparency.
+
+    :returns: uint8 [3, H, W], the colours as stored, also under transparent pixels; and uint8
+        [1, H, W], 255 = opaque, or None when there is no alpha or all of it is opaque.
+    :raises ImageError: as `read_image`.
+    """
+    colour, opacity = _decode(path)
+    if colour.shape[2] == 1:
+        colour = colour.repeat(3, axis=2)
+    return _to_tensor(colour), None if opacity is None else _to_tensor(opacity)
+
+
+def write_png(image: Tensor, path: Path) -> None:
+    """Write uint8 [C, H, W] (C: 1 grey, 3 RGB, 4 RGB and alpha) as PNG, all of it or nothing.
+
+    :raises ImageError: when the file cannot be written; what was there before is then kept.
+    """
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+        raise ValueError(
+            f"write_png takes uint8 [1, 3 or 4, H, W], not {image.dtype} {tuple(image.shape)}"
+        )
+    array = image.detach().cpu().permute(1, 2, 0).contiguous().numpy()
+    with replacing(path) as file:
+        Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, format="PNG")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` once it is complete, and never before.
+
+    :raises ImageError: when the disk or the folder's rights do not let it be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as fault:
+        raise ImageError(
+            f"{path}: cannot be written ({fault.strerror or fault}); "
+            "check that the folder exists, is writable and has room."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+Pixels = NDArray[np.uint8]
+
+
+def _decode(path: Path) -> tuple[Pixels, Pixels | None]:
+    """Colour [H, W, 1 or 3], and alpha [H, W, 1] when some pixel is not opaque."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _refuse_unfit(image, path)
+            return _to_pixels(ImageOps.exif_transpose(image), path)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file.") from None
+    except IsADirectoryError:
+        raise ImageError(f"{path}: is a folder; give one image file.") from None
+    except _PILLOW_FAULTS as fault:
+        reason = str(fault).removesuffix(f" {str(path)!r}").rstrip(".") or type(fault).__name__
+        raise ImageError(
+            f"{path}: cannot be read as an image ({reason}); replace the file or remove it."
+        ) from None
+
+
+def _refuse_unfit(image: Image.Image, path: Path) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and image.width * image.height > limit:
+        # checked here too: Pillow only warns up to twice its limit
+        raise ImageError(
+            f"{path}: {image.width} x {image.height} pixels are more than {limit:,}; "
+            "cut it into smaller images."
+        )
+    # a second picture in a JPEG (MPO) is a depth map or a preview, the first is the photograph
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ImageError(
+            f"{path}: holds {frames} frames or pages; save the one to use as its own file."
+        )
+
+
+def _to_pixels(image: Image.Image, path: Path) -> tuple[Pixels, Pixels | None]:
+    if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):  # type: ignore[operator]
+        raise ImageError(
+            f"{path}: its pixels are of mode {image.mode} (float or 32 bits), which have no fixed "
+            "white; save it with 8 or 16 bits per channel."
+        )
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.uint32)
+        return ((wide + 128) // 257).astype(np.uint8)[:, :, None], None
+    if image.has_transparency_data:
+        return _split(np.asarray(image.convert("RGBA")), grey=image.mode in ("1", "L", "LA", "La"))
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))[:, :, None], None
+    return np.asarray(image.convert("RGB")), None
+
+
+def _split(rgba: Pixels, grey: bool) -> tuple[Pixels, Pixels | None]:
+    colour, alpha = rgba[:, :, : 1 if grey else 3], rgba[:, :, 3:]
+    return colour, None if alpha.min() == 255 else alpha
+
+
+def _composite(colour: Pixels, alpha: Pixels, behind: int) -> Pixels:
+    opacity = alpha.astype(np.uint16)
+    # at most 255 * 255 + 127, which still fits 16 bits
+    mixed = colour * opacity + behind * (255 - opacity) + np.uint16(127)
+    return (mixed // 255).astype(np.uint8)
+
+
+def _to_tensor(pixels: Pixels) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).copy())

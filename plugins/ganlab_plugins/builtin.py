@@ -1,0 +1,124 @@
+"""The data to begin with: what an installation already holds, without a download."""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+
+from ganlab import ImageStore, Plugin, cache_folder, hookimpl, read_image
+from ganlab_plugins.dead_leaves import Floats, paint
+
+_TRAINING = (
+    "rocket.jpg",
+    "hubble_deep_field.jpg",
+    "retina.jpg",
+    "brick.png",
+    "grass.png",
+    "gravel.png",
+)
+# file -> sha256 of its pixels, [H, W, 3] or [H, W]: scores are comparable only on equal images
+_HELD_OUT = {
+    "astronaut.png": "a8c429c18afa7b0fd5673e598d73a21225d94c864a71bbb3885126fdecb41071",
+    "chelsea.png": "416b729128bfb2c3d1eb69bf9b1734a796293abc17939267b2dc94f8a5784031",
+    "coffee.png": "0ce2b51640b9c95f19617f03eabf40c3f0368589cc1ee1190b70966165ac184f",
+    "camera.png": "5cb24482a53416f99052258be2b1ee38cd31c559a70c8a8b321cba231b332e21",
+}
+_SIDE = 320
+_SEED = 0
+
+
+class Builtin(Plugin):
+    """A demonstration set that every installation has: six photographs and dead leaves.
+
+    Trains on the photographs rocket, hubble_deep_field, retina, brick, grass and gravel of
+    scikit-image (public domain or CC0; the last three are grey) and on synthetic dead leaves in
+    the colours of these (see `dead_leaves`). Judges on astronaut, chelsea, coffee and camera,
+    which are never trained on. Enough to try methods and compare them, not to train a
+    generator for use: for that give `image_folder` a real set such as DIV2K.
+
+    The leaves are painted once and kept in ganlab's cache folder ($GANLAB_CACHE).
+    """
+
+    crop: int = Field(64, ge=8, le=_SIDE)
+    """Side of a training crop in pixels (HR)."""
+    leaves_share: float = Field(0.5, ge=0, le=1)
+    """Share of the crops that come from dead leaves, in 0..1; the rest are of photographs."""
+    num_leaves: int = Field(48, ge=1)
+    """Dead leaves images to paint, of 320 x 320 pixels; about 50 ms each, once."""
+    flips: bool = True
+    """Mirror half of the crops."""
+    turns: bool = True
+    """Turn crops by a random multiple of 90 degrees."""
+
+    _stores: tuple[ImageStore, ImageStore] | None = PrivateAttr(None)
+
+    @hookimpl
+    def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
+        if self._stores is None:
+            photographs = ImageStore.of((name, self._read(name)) for name in _TRAINING)
+            self._stores = photographs, self._leaves(photographs)
+        # as near the share as a batch allows, and equal to it on average
+        chance = torch.rand((), generator=self.host_rng, dtype=torch.float64)
+        leaves = int(batch_size * self.leaves_share + chance)
+        counts = (batch_size - leaves, leaves)
+        return torch.cat(
+            [
+                store.crops(count, self.crop, self.host_rng, device, self.flips, self.turns)
+                for store, count in zip(self._stores, counts, strict=True)
+            ]
+        )
+
+    @hookimpl
+    def evaluation_images(self) -> dict[str, Tensor]:
+        images = {}
+        for file, digest in _HELD_OUT.items():
+            image = self._read(file)
+            stored = image[:1] if file == "camera.png" else image
+            pixels = stored.permute(1, 2, 0).contiguous().numpy()
+            if hashlib.sha256(pixels).hexdigest() != digest:
+                raise self.error(
+                    f"scikit-image's {file} is not the picture that published scores are of; "
+                    "reinstall scikit-image."
+                )
+            images[Path(file).stem] = image
+        return images
+
+    def _read(self, file: str) -> Tensor:
+        # the files themselves: importing skimage.io takes a second, and skimage.data may download
+        skimage = importlib.util.find_spec("skimage")
+        if skimage is None or skimage.origin is None:
+            raise self.error(
+                "scikit-image, whose photographs this is made of, is not installed; "
+                "pip install scikit-image, or use dead_leaves or image_folder."
+            )
+        path = Path(skimage.origin).parent / "data" / file
+        if not path.is_file():
+            raise self.error(
+                f"this installation of scikit-image lacks data/{file}; install it with pip, or "
+                "use dead_leaves or image_folder."
+            )
+        return read_image(path)
+
+    def _leaves(self, photographs: ImageStore) -> ImageStore:
+        made_of = (version("scikit-image"), _SIDE, _SEED, self.num_leaves)
+        key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+
+        def painted() -> Iterator[tuple[str, Tensor]]:
+            rng = np.random.default_rng(_SEED)
+            for i in range(self.num_leaves):
+                colours = _colours(photographs.image(i % len(photographs)), rng)
+                yield f"leaves {i}", paint(_SIDE, colours, rng)
+
+        return ImageStore.cached(cache_folder() / f"builtin-{key}.store", painted)
+
+
+def _colours(photograph: Tensor, rng: np.random.Generator) -> Floats:
+    """1024 colours of a photograph, [1024, 3] in 0..1."""
+    pixels = photograph.flatten(1).T.numpy()
+    return pixels[rng.integers(len(pixels), size=1024)].astype(np.float32) / 255

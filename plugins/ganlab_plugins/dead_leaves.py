@@ -1,0 +1,167 @@
+"""Dead leaves: synthetic images of disks that hide one another, endless and without a file."""
+
+import math
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ganlab import ImageStore, Plugin, hookimpl
+
+Floats = NDArray[np.float32]
+
+
+class DeadLeaves(Plugin):
+    """Crops of dead leaves images, a data source that needs no photograph.
+
+    Opaque disks fall until they cover the plane; what is seen from above has the occlusions,
+    edges and, with radii of density `r^-exponent`, exponent 3, the scale invariance of natural
+    images (Lee, Mumford and Huang 2001, Occlusion models for natural images, IJCV 41). Networks
+    trained on nothing else restore photographs nearly as well as those trained on photographs
+    (Achddou, Gousseau and Ladjal, openreview vKT8fZFGcG; with textures: arXiv:2504.10201).
+
+    Deviations: no colour histogram of a photograph here, but random colours of natural spread
+    (much luminance, little chroma); edges are anti-aliased by painting at twice the size; leaves
+    fall `coverage` deep, and the few pixels still bare show one bottom layer.
+    """
+
+    num_images: int = Field(48, ge=1)
+    """Images painted at the start (about 30 ms each); crops are taken from these."""
+    size: int = Field(320, ge=16)
+    """Side of these images in pixels."""
+    seed: int = Field(0, ge=0)
+    """Which images: unlike the run's seed, it changes the data set itself."""
+    min_radius: float = Field(3.0, ge=0.5)
+    """Of the smallest leaves, in pixels; small ones dominate, so this sets the fineness."""
+    max_radius: float = Field(100.0, gt=0)
+    """Of the largest leaves, in pixels."""
+    exponent: float = Field(3.0, gt=1)
+    """Of the density of radii, r^-exponent; 3 is scale invariant, more means smaller leaves."""
+    texture: float = Field(0.5, ge=0, le=1)
+    """Share of leaves with stripes or shading; 0 paints flat colours."""
+    crop: int = Field(64, ge=8)
+    """Side of a training crop in pixels (HR)."""
+    flips: bool = True
+    """Mirror half of the crops."""
+    turns: bool = True
+    """Turn crops by a random multiple of 90 degrees."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DeadLeaves":
+        if self.min_radius >= self.max_radius:
+            raise ValueError("min_radius must be below max_radius")
+        if self.crop > self.size:
+            raise ValueError("crop must be at most size, the side of the painted images")
+        return self
+
+    @cached_property
+    def _store(self) -> ImageStore:
+        rng = np.random.default_rng(self.seed)
+        radii = (self.min_radius, self.max_radius, self.exponent)
+        return ImageStore.of(
+            (f"leaves {i}", paint(self.size, natural_colours(rng), rng, radii, self.texture))
+            for i in range(self.num_images)
+        )
+
+    @hookimpl
+    def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
+        return self._store.crops(
+            batch_size, self.crop, self.host_rng, device, self.flips, self.turns
+        )
+
+
+def natural_colours(rng: np.random.Generator, count: int = 1024) -> Floats:
+    """Random colours [count, 3] in 0..1 around a few hues, muted as those of a landscape.
+
+    Luminance spreads widely, blue-yellow less, red-green least: the order of the principal
+    components of natural images (Ruderman, Cronin and Chiao 1998, JOSA A 15).
+    """
+    hues = rng.normal(0, (0.05, 0.025), (4, 2))[rng.integers(4, size=count)]
+    luma = rng.beta(1.8, 2.2, count)
+    # shadows and highlights carry less chroma than the middle
+    yellow, red = ((hues + rng.normal(0, (0.02, 0.012), (count, 2))) * 4).T * luma * (1 - luma)
+    colours = luma[:, None] + np.stack([yellow + red, yellow * 0.6 - red * 0.5, -yellow * 1.8], 1)
+    return colours.clip(0, 1).astype(np.float32)
+
+
+def paint(
+    size: int,
+    colours: Floats,
+    rng: np.random.Generator,
+    radii: tuple[float, float, float] = (3.0, 100.0, 3.0),
+    texture: float = 0.5,
+    coverage: float = 5.0,
+) -> Tensor:
+    """Paint one dead leaves image.
+
+    :param colours: [K, 3] in 0..1; each leaf takes one of them.
+    :param radii: smallest and largest in pixels, and the exponent of their density.
+    :param texture: share of leaves that carry a wave: stripes when short, shading when long.
+    :param coverage: how many leaves lie over a pixel on average; exp(-coverage) stays bare.
+    :returns: uint8 [3, size, size].
+    """
+    leaf = _topmost(2 * size, *_fall(2 * size, rng, radii, coverage))
+    image = colours[rng.integers(len(colours), size=leaf.max() + 1)][leaf]
+    if texture:
+        image += _waves(leaf, rng, texture)[:, :, None]
+    image.clip(0, 1, out=image)
+    # painted at twice the size, averaged over 2 x 2: soft edges like those of a lens
+    rows = image[::2] + image[1::2]
+    image = ((rows[:, ::2] + rows[:, 1::2]) * (255 / 4) + 0.5).clip(0, 255)
+    return torch.from_numpy(image.astype(np.uint8)).permute(2, 0, 1)
+
+
+def _fall(
+    side: int, rng: np.random.Generator, radii: tuple[float, float, float], coverage: float
+) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
+    """A table of 64 radii; for each falling leaf its place there, and its centre, [n] and [n, 2].
+
+    Centres are uniform on the plane, of which only leaves that can reach the image are drawn.
+    """
+    smallest, largest, exponent = radii
+    # the image is painted at twice its size
+    table = np.geomspace(2 * smallest, 2 * largest, 64)
+    reach = side + 2 * np.ceil(table) + 1
+    # equal steps of log r: density r^-exponent becomes r^(1 - exponent)
+    weights = table ** (1 - exponent) * reach**2
+    weights /= weights.sum()
+    number = math.ceil(coverage / float((weights * math.pi * table**2 / reach**2).sum()))
+    which = rng.choice(len(table), size=number, p=weights)
+    half = np.ceil(table[which])[:, None]
+    centres = np.floor(rng.random((number, 2)) * (side + 2 * half + 1) - half).astype(np.int64)
+    return table.astype(np.float32), which, centres
+
+
+def _topmost(
+    side: int, table: Floats, which: NDArray[np.int64], centres: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Number of the leaf seen at each pixel, [side, side]: the last to fall; 0 where bare."""
+    disks = []
+    for radius in table:
+        half = math.ceil(radius)
+        x = np.arange(-half, half + 1) ** 2
+        disks.append((half, x[:, None] + x <= radius**2))
+    seen = np.zeros((side, side), np.int32)
+    for leaf, (kind, (y, x)) in enumerate(zip(which.tolist(), centres.tolist(), strict=True), 1):
+        half, disk = disks[kind]
+        up, left = y - half, x - half
+        rows = slice(max(-up, 0), side - up)
+        columns = slice(max(-left, 0), side - left)
+        target = seen[max(up, 0) : y + half + 1, max(left, 0) : x + half + 1]
+        # bounding box only: 3 us a leaf, whatever the size of the image
+        np.copyto(target, leaf, where=disk[rows, columns])
+    return seen
+
+
+def _waves(leaf: NDArray[np.int32], rng: np.random.Generator, share: float) -> Floats:
+    """A brightness wave on some leaves, [side, side]: of 3 to 200 pixels, any direction."""
+    number = int(leaf.max()) + 1
+    length = 2 * np.geomspace(3, 200, 64)[rng.integers(64, size=number)]
+    angle, phase = rng.uniform(0, 2 * math.pi, (2, number))
+    wave = np.stack([np.cos(angle), np.sin(angle)]) * 2 * math.pi / length
+    height = rng.exponential(0.06, number) * (rng.random(number) < share)
+    y, x = wave.astype(np.float32)[:, leaf] * np.indices(leaf.shape, np.float32)
+    return height.astype(np.float32)[leaf] * np.sin(y + x + phase.astype(np.float32)[leaf])
