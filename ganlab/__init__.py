@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from ganlab.metrics import high_frequency_ratio, luma, psnr, ssim
     from ganlab.plugin import Batch, NonNegativeSchedule, Plugin, RecipePath, Schedule, hookimpl
-    from ganlab.resize import resize, resize_exact, round_to_8_bits, to_float, to_uint8
+    from ganlab.resampling import resize, resize_exact, round_to_8_bits, to_float, to_uint8
     from ganlab.steps import generator_losses
 
 __version__ = "0.1.0"
@@ -46,13 +46,13 @@ _HOME = {
     "luma": "metrics",
     "psnr": "metrics",
     "read_image": "images",
-    "resize": "resize",
-    "resize_exact": "resize",
-    "round_to_8_bits": "resize",
+    "resize": "resampling",
+    "resize_exact": "resampling",
+    "round_to_8_bits": "resampling",
     "split_alpha": "images",
     "ssim": "metrics",
-    "to_float": "resize",
-    "to_uint8": "resize",
+    "to_float": "resampling",
+    "to_uint8": "resampling",
     "write_png": "images",
 }
 

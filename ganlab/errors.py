@@ -9,5 +9,5 @@ class RecipeError(GanlabError, ValueError):
     """The recipe, or the command line, asks for something that cannot be; exit code 2."""
 
 
-class Diverged(GanlabError):
+class Diverged(GanlabError):  # noqa: N818  # it names an outcome
     """A loss is not finite; exit code 3. The last checkpoint is from before."""

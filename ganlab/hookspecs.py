@@ -11,16 +11,16 @@ Three kinds of hook.
 Four ways in which the answers of several plugins combine.
 
 - **one**: exactly one plugin answers; the loader refuses none or two.
-- **chained**: implemented with `@hookimpl(wrapper=True)`: `images = yield` receives what the plugins
-  listed earlier in the recipe made, and what you return goes on to the next. Recipe order is the
-  order of application.
+- **chained**: implemented with `@hookimpl(wrapper=True)`: `images = yield` receives what the
+  plugins listed earlier in the recipe made, and what you return goes on to the next. Recipe order
+  is the order of application.
 - **collected**: every plugin answers, the dicts are merged; no order may be relied on.
 - **first**: the plugins are asked in turn until one returns something other than None; the engine's
   own implementation is asked last.
 
-A hookimpl names just the arguments that it wants, without default values. Images are float tensors
-[N, C, H, W] in 0..1 everywhere; logits are what the discriminator returns, [N, 1, h, w] from a patch
-discriminator and [N, 1] from one that sees the whole image.
+A hookimpl names just the arguments that it wants, without default values. Images are float
+tensors [N, C, H, W] in 0..1 everywhere; logits are what the discriminator returns, [N, 1, h, w]
+from a patch discriminator and [N, 1] from one that sees the whole image.
 """
 
 from typing import TYPE_CHECKING

@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationInfo,
+    model_serializer,
     model_validator,
 )
 from torch import Tensor
@@ -71,6 +72,13 @@ class Schedule(BaseModel):
     @classmethod
     def constant(cls, value: float) -> "Schedule":
         return cls.model_validate(value)
+
+    @model_serializer
+    def _to_toml(self) -> Any:
+        if not self.moves:
+            return self.start
+        table = {"from": self.start, "to": self.end, "over": self.over, "after": self.after}
+        return {**table, "shape": self.shape}
 
     @property
     def moves(self) -> bool:
@@ -136,9 +144,14 @@ class Plugin(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
     )
-    # pluggy compares plugins with == and keeps them in sets
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+
+    # Identity, since pluggy compares plugins and keeps them in sets; functions of our own, since
+    # pydantic replaces object.__hash__ on a frozen model.
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     per_sample: ClassVar[bool] = False
     """Needs a discriminator that judges each image alone (no batch norm); checked at load."""

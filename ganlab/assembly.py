@@ -1,0 +1,163 @@
+"""Plugins registered on hooks, and what a set of plugins must satisfy to be an experiment."""
+
+import copy
+from collections.abc import Iterable
+
+import pluggy
+import torch
+from pluggy import HookImpl, PluginManager
+from torch import Tensor, nn
+
+from ganlab import hookspecs
+from ganlab.errors import RecipeError
+from ganlab.plugin import Plugin
+from ganlab.recipe import Recipe
+from ganlab.recipe_file import did_you_mean
+
+_ONE = ("make_generator", "sample_real")
+_ONE_WITH_D = ("make_discriminator", "discriminator_loss")
+_ONLY_WITH_D = (*_ONE_WITH_D, "penalty", "labels", "augment", "discriminator_step")
+_CHAINED = ("degrade", "augment", "labels", "evaluation_generator")
+
+
+def register(recipe: Recipe, defaults: Iterable[object]) -> PluginManager:
+    """A plugin manager of its own for this recipe, the engine's defaults first.
+
+    :raises RecipeError: when a plugin does not fit the contract or the set is no experiment.
+    """
+    manager = PluginManager("ganlab")
+    manager.add_hookspecs(hookspecs)
+    for default in defaults:
+        manager.register(default, name=f"engine {type(default).__name__}")
+    for name, plugin in recipe.plugins.items():
+        try:
+            manager.register(plugin, name=name)
+        except pluggy.PluginValidationError as error:
+            fault = str(error).replace("\n", " ")
+            raise plugin.error(f"it does not fit the hooks: {fault}") from None
+    _check_names(manager)
+    _check_slots(manager, recipe)
+    _check_chains(manager)
+    _check_reach(manager, recipe)
+    return manager
+
+
+def implementations(manager: PluginManager, hook: str) -> list[HookImpl]:
+    """Those of plugins, not the engine's own."""
+    caller = getattr(manager.hook, hook)
+    return [impl for impl in caller.get_hookimpls() if isinstance(impl.plugin, Plugin)]
+
+
+def adversarial(manager: PluginManager) -> list[HookImpl]:
+    """The generator losses that read logits."""
+    return [
+        impl
+        for impl in implementations(manager, "generator_loss")
+        if {"fake_logits", "real_logits"} & set(impl.argnames)
+    ]
+
+
+def _check_names(manager: PluginManager) -> None:
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        known = [name for name in vars(manager.hook) if not name.startswith("_")]
+        pending = [
+            hook
+            for name in vars(manager.hook)
+            if not name.startswith("_")
+            for hook in [getattr(manager.hook, name)]
+            if not hook.has_spec()
+        ]
+        hook = pending[0]
+        known = [n for n in known if getattr(manager.hook, n).has_spec()]
+        plugin = hook.get_hookimpls()[0].plugin
+        near = did_you_mean(hook.name, known)
+        raise plugin.error(f"no hook is named '{hook.name}'{near}") from error
+
+
+def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
+    """Exactly one plugin in each slot that a run needs, and none that could have no effect."""
+    with_d = recipe.d_steps > 0
+    for hook in (*_ONE, *(_ONE_WITH_D if with_d else ())):
+        names = [impl.plugin_name for impl in reversed(implementations(manager, hook))]
+        if not names:
+            why = " because d_steps is more than 0" if hook in _ONE_WITH_D else ""
+            raise RecipeError(
+                f"{recipe.file}: exactly one plugin must provide {hook}{why}; none does. "
+                f"`ganlab plugins --hook {hook}` lists those that can"
+            )
+        if len(names) > 1:
+            both = " and ".join(names) + (" both do" if len(names) == 2 else " all do")
+            raise RecipeError(
+                f"{recipe.file}: exactly one plugin must provide {hook}; here {both}. "
+                f"Drop one with `{names[0]} = false`"
+            )
+    if not with_d:
+        for hook in _ONLY_WITH_D:
+            for impl in implementations(manager, hook):
+                raise impl.plugin.error(
+                    f"has no effect without a discriminator (it provides {hook}, and d_steps is "
+                    f"0); set d_steps = 1, or drop {impl.plugin_name}"
+                )
+
+
+def _check_chains(manager: PluginManager) -> None:
+    for hook in _CHAINED:
+        for impl in implementations(manager, hook):
+            if not impl.wrapper:
+                raise impl.plugin.error(
+                    f"{hook} is chained: write it as @hookimpl(wrapper=True), with `x = yield`"
+                )
+
+
+def _check_reach(manager: PluginManager, recipe: Recipe) -> None:
+    """The generator has a loss, and labels have a reader."""
+    losses = implementations(manager, "generator_loss")
+    with_logits = adversarial(manager)
+    if not losses:
+        raise RecipeError(f"{recipe.file}: no plugin provides generator_loss: nothing trains it")
+    if recipe.d_steps == 0 and with_logits:
+        plugin = with_logits[0].plugin
+        raise plugin.error("reads the discriminator's logits, and d_steps is 0; set d_steps = 1")
+    if recipe.d_steps > 0 and not with_logits:
+        raise RecipeError(
+            f"{recipe.file}: a discriminator is trained (d_steps = {recipe.d_steps}), but no "
+            "generator loss reads its logits; add one, such as bce, or set d_steps = 0"
+        )
+    if recipe.d_steps == 0:
+        return
+    loss = implementations(manager, "discriminator_loss")[0]
+    if not {"real_label", "fake_label"} & set(loss.argnames):
+        for impl in implementations(manager, "labels"):
+            raise impl.plugin.error(
+                f"changes the labels, which {loss.plugin_name} does not read; remove one of the two"
+            )
+
+
+def check_sample_independence(recipe: Recipe, discriminator: nn.Module, images: Tensor) -> None:
+    """Refuse a per-sample penalty on a discriminator that mixes the images of a batch.
+
+    Measured, not guessed: on a probe batch, the gradient of one image's logits with respect to
+    the other images must be zero. So it holds for anybody's discriminator.
+    """
+    demanding = [plugin for plugin in recipe.plugins.values() if plugin.per_sample]
+    if not demanding:
+        return
+    probe = copy.deepcopy(discriminator).train()  # batch norm would move its running statistics
+    images = images.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(probe(images)[0].sum(), images)
+    if not gradient[1:].any():
+        return
+    norms = [m for m in discriminator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    owner = next(p for p in recipe.plugins.values() if hasattr(type(p), "make_discriminator"))
+    what = (
+        f"without batch norm, and {owner.name} has {len(norms)} such layers"
+        if norms
+        else (
+            f"that judges each image alone, and in {owner.name} an image changes another's logits"
+        )
+    )
+    has_norm = "norm" in type(owner).model_fields
+    remedy = f'; set {owner.name}.norm = "none".' if has_norm else "."
+    raise demanding[0].error(f"{demanding[0].name} needs a discriminator {what}{remedy}")

@@ -1,0 +1,155 @@
+"""Checkpoints: all that a run needs to continue bit for bit, never half written, never misread.
+
+A checkpoint is `checkpoints/<iteration>.pt` and a line of sha256sum beside it, written last: the
+file counts only with a digest that matches, since torch.load does not notice flipped bits.
+"""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.stateful import Stateful
+
+from ganlab.errors import GanlabError
+from ganlab.recipe import resolved
+
+if TYPE_CHECKING:
+    from ganlab.engine import Run
+
+KEPT = 2  # the last one may be the one that turns out damaged
+
+
+def save_checkpoint(run: "Run", folder: Path) -> Path:
+    """Write the state of a run; keep the newest two.
+
+    :raises GanlabError: when a plugin's state is more than tensors, numbers, text, lists, dicts.
+    """
+    path = folder / f"{run.iteration:07d}.pt"
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save(_state(run), file)  # through a file object: a full disk then says so
+        file.flush()
+        os.fsync(file.fileno())
+    if not any(folder.glob("*.sha256")):
+        _check_loadable(temporary)
+    digest = _sha256(temporary)
+    temporary.replace(path)
+    marker = path.with_suffix(".sha256")
+    marker_temporary = marker.with_suffix(".tmp2")
+    marker_temporary.write_text(f"{digest}  {path.name}\n")
+    marker_temporary.replace(marker)
+    _sync_folder(folder)
+    for old in sorted(folder.glob("*.sha256"))[:-KEPT]:
+        old.unlink()
+        old.with_suffix(".pt").unlink(missing_ok=True)
+    return path
+
+
+def load_checkpoint(run: "Run", folder: Path) -> int:
+    """Put the newest sound checkpoint into a freshly assembled run; returns its iteration.
+
+    A damaged one is named on stderr and the one before it used.
+
+    :raises GanlabError: when there is none, or it is of other networks or plugins.
+    """
+    for marker in sorted(folder.glob("*.sha256"), reverse=True):
+        path = marker.with_suffix(".pt")
+        if path.is_file() and _sha256(path) == marker.read_text().split()[0]:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            _restore(run, state, path)
+            return run.iteration
+        print(f"{path}: damaged (its sha256 differs); trying the one before", file=sys.stderr)
+    raise GanlabError(f"{folder}: no sound checkpoint to resume from; start the run anew")
+
+
+def save_generator(run: "Run", generator: nn.Module, path: Path) -> None:
+    """Write a generator's weights alone, with its recipe, for `eval`, `upscale` and other tools."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in generator.state_dict().items()}
+    metadata = {"format": "pt", "recipe": resolved(run.recipe), "iteration": str(run.iteration)}
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata)
+    temporary.replace(path)
+
+
+def load_generator(generator: nn.Module, path: Path) -> None:
+    """Read weights written by `save_generator` into a generator.
+
+    :raises GanlabError: when the file is absent or of another network.
+    """
+    if not path.is_file():
+        raise GanlabError(f"{path}: no such weights; the run wrote none yet")
+    try:
+        generator.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise GanlabError(f"{path}: weights of another network: {error}") from None
+
+
+def _state(run: "Run") -> dict[str, Any]:
+    networks: dict[str, Any] = {"G": run.G, "G_optimizer": run.G_optimizer}
+    if run.D is not None:
+        networks |= {"D": run.D, "D_optimizer": run.D_optimizer}
+    return {
+        "iteration": run.iteration,
+        "best": run.best,
+        "threads": torch.get_num_threads(),
+        "networks": {name: part.state_dict() for name, part in networks.items()},
+        "plugins": {
+            name: plugin.state_dict()
+            for name, plugin in run.recipe.plugins.items()
+            if isinstance(plugin, Stateful)
+        },
+    }
+
+
+def _restore(run: "Run", state: dict[str, Any], path: Path) -> None:
+    mine = _state(run)
+    for part in ("networks", "plugins"):
+        if mine[part].keys() != state[part].keys():
+            raise GanlabError(
+                f"{path}: it holds {part} {sorted(state[part])}, the recipe has "
+                f"{sorted(mine[part])}; resume with the recipe it was made by"
+            )
+    for name, values in state["networks"].items():
+        try:
+            getattr(run, name).load_state_dict(values)
+        except (RuntimeError, ValueError) as error:
+            raise GanlabError(f"{path}: {name} is of another network: {error}") from None
+    for name, values in state["plugins"].items():
+        plugin: Any = run.recipe.plugins[name]
+        plugin.load_state_dict(values)
+    if state["threads"] != torch.get_num_threads():
+        print(
+            f"made with {state['threads']} CPU threads, now {torch.get_num_threads()}: "
+            "the last digits of float sums will differ",
+            file=sys.stderr,
+        )
+    run.iteration, run.best = state["iteration"], state["best"]
+
+
+def _check_loadable(path: Path) -> None:
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        path.unlink()
+        raise GanlabError(
+            "the checkpoint could not be read back: the state of a plugin may hold tensors, "
+            f"numbers, text, lists and dicts only ({error})"
+        ) from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,285 @@
+"""The `ganlab` command. Results go to stdout, progress and complaints to stderr.
+
+Modules that import torch are imported inside the commands, so that `--help` and shell completion
+answer at once.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ganlab import __version__
+from ganlab.errors import GanlabError, RecipeError
+
+
+class Group(click.Group):
+    """Turns every error that is meant for the user into one message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RecipeError as error:
+            print(error, file=sys.stderr)
+            ctx.exit(2)
+        except GanlabError as error:
+            print(error, file=sys.stderr)
+            ctx.exit(1)
+
+
+class Duration(click.ParamType):
+    """`90s`, `3m`, `1.5h`; seconds when no unit is given."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
+        if not found or float(found[1]) == 0:
+            self.fail(f"{value!r} is not a duration; write 90s, 3m or 1.5h", param, ctx)
+        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    help_text = "auto (CUDA where there is one), cpu, cuda or cuda:N."
+    return click.option("--device", default="auto", show_default=True, help=help_text)(command)
+
+
+def weights_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    choice = click.Choice(["last", "best"])
+    help_text = "The generator as it was last, or when it scored best."
+    return click.option(
+        "--weights", type=choice, default="last", show_default=True, help=help_text
+    )(command)
+
+
+runs_option = click.option(
+    "--runs", "parent", default="runs", show_default=True, type=click.Path(path_type=Path),
+    help="The folder of run folders.",
+)  # fmt: skip
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ganlab")
+def main() -> None:
+    """Experiments with GANs that you can believe, at home in super-resolution.
+
+    Begin with: ganlab run recipes/wgan_gp.toml
+    """
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value, such as gradient_penalty.weight=5; may be repeated.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Override the recipe's seed.")
+@device_option
+@click.option("--name", help="Name of the run folder; else the recipe's name and a number.")
+@runs_option
+@click.option(
+    "--max-iterations",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop after iteration N, resumable; schedules stay those of the whole run.",
+)
+@click.option("--max-time", type=Duration(), help="Stop after 90s, 3m, 1.5h; resumable.")
+@click.option(
+    "--resume", "resumed", metavar="RUN", help="Continue this run, if it was made by this recipe."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Check the recipe and print it resolved; no training."
+)
+def run(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    device: str,
+    name: str | None,
+    parent: Path,
+    max_iterations: int | None,
+    max_time: float | None,
+    resumed: str | None,
+    dry_run: bool,
+) -> None:
+    """Train a recipe.
+
+    Writes runs/<recipe>-<n>/: weights, sample pictures, stats.jsonl, checkpoints, the resolved
+    recipe. Exit codes: 0 done, 1 failed, 2 wrong recipe or usage, 3 diverged, 75 stopped by a
+    signal and resumable, 130 Ctrl-C and resumable.
+
+    Example: ganlab run recipes/wgan_gp.toml --set gradient_penalty.weight=5 --seed 1
+    """
+    from ganlab import session
+    from ganlab.recipe import load_recipe, resolved
+
+    if seed is not None:
+        overrides = (*overrides, f"seed={seed}")
+    loaded = load_recipe(recipe, overrides)
+    limits = session.Limits(max_iterations, max_time)
+    if dry_run:
+        from ganlab.device import pick_device
+        from ganlab.engine import assemble
+
+        assemble(loaded, pick_device(device))
+        click.echo(resolved(loaded), nl=False)
+        _next(f"ganlab run {recipe}")
+    elif resumed:
+        session.check_same_recipe(loaded, resumed)
+        _report(*session.resume(resumed, device, limits))
+    else:
+        _report(*session.start(loaded, device, limits, parent, name))
+
+
+@main.command()
+@click.argument("run_folder", metavar="RUN")
+@device_option
+@click.option(
+    "--max-iterations", type=click.IntRange(min=1), metavar="N", help="Stop after iteration N."
+)
+@click.option("--max-time", type=Duration(), help="Stop after 90s, 3m, 1.5h.")
+def resume(
+    run_folder: str, device: str, max_iterations: int | None, max_time: float | None
+) -> None:
+    """Continue a run that was stopped or killed, bit for bit as if it had not been.
+
+    Example: ganlab resume runs/wgan_gp-1
+    """
+    from ganlab import session
+
+    _report(*session.resume(run_folder, device, session.Limits(max_iterations, max_time)))
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for `run`.")
+@device_option
+def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
+    """Find everything that can be wrong before any training, with one tiny real step.
+
+    Example: ganlab check recipes/wgan_gp.toml
+    """
+    from ganlab.check import check_recipe
+
+    for line in check_recipe(recipe, overrides, device):
+        click.echo(line)
+    _next(f"ganlab run {recipe}")
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--hook", help="Only plugins that implement this hook.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def plugins(name: str | None, hook: str | None, as_json: bool) -> None:
+    """List the installed plugins, or show one: options, defaults, paper, hooks.
+
+    Example: ganlab plugins gradient_penalty
+    """
+    from ganlab import describe
+
+    found = describe.describe_plugins(name, hook)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        describe.show(found, whole=name is not None)
+        _next("ganlab plugins gradient_penalty" if name is None else "ganlab plugins")
+
+
+@main.command()
+@runs_option
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def runs(parent: Path, as_json: bool) -> None:
+    """List the runs under a folder, with how they ended and their scores."""
+    from ganlab import describe
+
+    found = describe.describe_runs(parent)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        describe.show_runs(found, parent)
+        _next(f"ganlab eval {found[-1]['run']} --data FOLDER" if found else
+              "ganlab run recipes/wgan_gp.toml")  # fmt: skip
+
+
+@main.command("eval")
+@click.argument("run_folder", metavar="RUN")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="A folder of HR images."
+)
+@weights_option
+@device_option
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def evaluate(run_folder: str, data: Path, weights: str, device: str, as_json: bool) -> None:
+    """Score a run's generator on a folder of images, bicubic beside it.
+
+    The images are degraded as in training. PSNR and SSIM on the Y channel (BT.601, borders of
+    `scale` pixels shaved) and in RGB; LR-consistency; share of fine detail.
+
+    Example: ganlab eval runs/wgan_gp-1 --data Set5
+    """
+    from ganlab.apply import evaluate_folder, show_scores
+
+    rows = evaluate_folder(run_folder, data, weights, device)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        show_scores(rows)
+        _next(f"ganlab upscale {run_folder} IMAGE")
+
+
+@main.command()
+@click.argument("run_folder", metavar="RUN")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    default="upscaled",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder for the PNG files; none is overwritten.",
+)
+@click.option(
+    "--tile",
+    type=click.IntRange(min=32),
+    default=256,
+    show_default=True,
+    help="Side of the tiles, in pixels of the image given; less needs less memory.",
+)
+@weights_option
+@device_option
+def upscale(
+    run_folder: str, images: tuple[Path, ...], output: Path, tile: int, weights: str, device: str
+) -> None:
+    """Enlarge photographs with a run's generator: any size, tiled without seams, alpha kept.
+
+    Example: ganlab upscale runs/wgan_gp-1 photo.jpg
+    """
+    from ganlab.apply import upscale_files
+
+    for line in upscale_files(run_folder, images, output, tile, weights, device):
+        click.echo(line)
+    _next(f"ganlab eval {run_folder} --data FOLDER")
+
+
+def _report(folder: Any, code: int) -> None:
+    """End a run: what came out, and what to type next."""
+    from ganlab import session
+
+    click.echo(session.summary(folder))
+    resumable = code in (session.SIGTERMED, session.INTERRUPTED)
+    if resumable or folder.read_status()["state"] == "stopped":
+        _next(f"ganlab resume {folder.path}")
+    elif code == session.DONE:
+        _next(f"ganlab upscale {folder.path} IMAGE")
+    sys.exit(code)
+
+
+def _next(command: str) -> None:
+    click.echo(f"next: {command}", err=True)

@@ -1,0 +1,204 @@
+"""A run: assembled from a recipe, then the loop. The steps themselves are in steps.py."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pluggy import HookCaller, HookRelay
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ganlab.assembly import adversarial, check_sample_independence, register
+from ganlab.checkpoint import save_checkpoint, save_generator
+from ganlab.device import autocast
+from ganlab.errors import Diverged, RecipeError
+from ganlab.evaluation import ImageEvaluation, evaluating
+from ganlab.folder import RunFolder
+from ganlab.journal import Journal
+from ganlab.recipe import Recipe
+from ganlab.steps import EngineDefaults, merged
+from ganlab.streams import Streams
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+
+
+@dataclass(slots=True)
+class Run:
+    """All that a run is made of. Event hooks get it; tensor hooks never do."""
+
+    recipe: Recipe
+    device: torch.device
+    dtype: torch.dtype
+    streams: Streams
+    folder: RunFolder | None = None
+    hook: HookRelay = field(init=False)
+    content_loss: HookCaller = field(init=False)
+    reads_real_logits: bool = field(init=False)
+    condition_shape: tuple[int, ...] = field(init=False)
+    real_shape: tuple[int, ...] = field(init=False)
+    G: nn.Module = field(init=False)
+    G_optimizer: Optimizer = field(init=False)
+    D: nn.Module | None = None
+    D_optimizer: Optimizer | None = None
+    iteration: int = 0
+    """Iterations completed; inside an iteration, its number counted from 0."""
+    best: tuple[int, float] | None = None
+    """Iteration and figure of the best evaluation so far."""
+    bicubic: dict[str, float] = field(default_factory=dict)
+    """The scores of plain bicubic enlargement on the held-out images, once evaluated."""
+
+    @property
+    def scale(self) -> int:
+        """How many times larger an image the generator makes."""
+        return self.real_shape[-1] // self.condition_shape[-1]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision in which networks run."""
+        return autocast(self.recipe.precision, self.device)
+
+    def descend(self, optimizer: Optimizer | None, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take one optimizer step down the sum of the losses: the only place where that happens.
+
+        :returns: the losses, detached.
+        """
+        if not losses:
+            return {}
+        assert optimizer is not None
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+
+def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:
+    """Build the networks and optimizers of a recipe, and check that they fit together.
+
+    :raises RecipeError: when they do not.
+    """
+    run = open_run(recipe, device, folder)
+    with torch.no_grad():
+        batch = run.hook.sample_batch(batch_size=min(recipe.batch_size, 4), device=device)
+        shown = run.hook.augment(images=batch.real, condition=batch.condition)
+    run.condition_shape, run.real_shape = tuple(batch.condition.shape[1:]), tuple(shown.shape[1:])
+    if recipe.d_steps:
+        run.D = _build(run, "make_discriminator")
+        check_sample_independence(recipe, run.D, shown)
+        run.D_optimizer = run.hook.make_optimizer(module=run.D, role="discriminator")
+    run.real_shape = tuple(batch.real.shape[1:])
+    run.G = _build(run, "make_generator")
+    run.G_optimizer = run.hook.make_optimizer(module=run.G, role="generator")
+    with torch.no_grad(), evaluating(run.G), run.autocast():
+        made = tuple(run.G(batch.condition).shape[1:])
+    if made != run.real_shape:
+        raise RecipeError(
+            f"{recipe.file}: the generator makes {made} from {run.condition_shape}, but real "
+            f"samples are {run.real_shape}; do the scales agree?"
+        )
+    run.hook.run_start(run=run)
+    return run
+
+
+def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:
+    """A run with its plugins on their hooks, and no data or network touched yet."""
+    streams = Streams(recipe.seed, device)
+    run = Run(recipe, device, _DTYPES[recipe.precision], streams, folder)
+    manager = register(recipe, (EngineDefaults(run), ImageEvaluation()))
+    run.hook = manager.hook
+    with_logits = adversarial(manager)
+    run.content_loss = manager.subset_hook_caller("generator_loss", [i.plugin for i in with_logits])
+    run.reads_real_logits = any("real_logits" in impl.argnames for impl in with_logits)
+    for plugin in recipe.plugins.values():
+        plugin._streams = streams
+        for schedule in plugin.schedules():
+            schedule.to(device)
+    return run
+
+
+def _build(run: Run, hook: str) -> nn.Module:
+    """A network whose initial weights are a function of the seed and its role alone."""
+    run.streams.moment("weights", hook)
+    shapes = {"condition_shape": run.condition_shape, "real_shape": run.real_shape}
+    module = getattr(run.hook, hook)(**shapes)
+    return module.to(run.device, run.dtype)
+
+
+def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> str:
+    """Iterate until the recipe's end or until `stop()` gives a reason; the state is saved.
+
+    :param stop: "" to go on; "signal" saves and leaves, any other reason is judged first.
+    :returns: the reason, "" when the recipe's end was reached.
+    :raises Diverged: when a loss is not finite; the last checkpoint is from before.
+    """
+    assert run.folder
+    recipe, saved, judged = run.recipe, run.iteration, run.iteration
+    reason = ""
+    while run.iteration < recipe.iterations and not (reason := stop()):
+        losses = iterate(run)
+        run.iteration += 1
+        journal.record(run.iteration, losses)
+        if run.iteration % recipe.evaluate_every == 0:
+            judged = evaluate(run, journal)
+        if run.iteration % recipe.checkpoint_every == 0:
+            saved = save(run, journal)
+    if judged != run.iteration and reason != "signal":
+        evaluate(run, journal)
+    if saved != run.iteration:
+        save(run, journal)
+    run.hook.run_end(run=run)
+    return reason
+
+
+def iterate(run: Run) -> dict[str, Tensor]:
+    """One iteration: the D steps, then the G steps, each on a batch of its own.
+
+    :returns: every logged value, its mean over the steps, on the device.
+    """
+    recipe, hook = run.recipe, run.hook
+    run.streams.moment(run.iteration)
+    for plugin in recipe.plugins.values():
+        for schedule in plugin.schedules():
+            schedule.advance(run.iteration)
+    hook.iteration_start(run=run)
+    losses: dict[str, Tensor] = {}
+    for role, count, step in (
+        ("D", recipe.d_steps, hook.discriminator_step),
+        ("G", recipe.g_steps, hook.generator_step),
+    ):
+        for index in range(count):
+            run.streams.moment(run.iteration, role, index)
+            batch = hook.sample_batch(batch_size=recipe.batch_size, device=run.device)
+            for name, value in step(run=run, batch=batch).items():
+                share = value / count
+                losses[name] = losses[name] + share if name in losses else share
+    hook.iteration_end(run=run, losses=losses)
+    return losses
+
+
+def evaluate(run: Run, journal: Journal) -> int:
+    """Judge the generator, write its weights, and keep them when they are the best so far."""
+    assert run.folder
+    generator = run.hook.evaluation_generator(generator=run.G)
+    run.streams.moment("evaluation")
+    with evaluating(generator):
+        figures = merged(run.hook.evaluate(run=run, generator=generator))
+    save_generator(run, generator, run.folder.weights("last"))
+    figure = figures.get(run.recipe.best_metric)
+    if figure is not None and (run.best is None or figure > run.best[1]):
+        run.best = (run.iteration, figure)
+        save_generator(run, generator, run.folder.weights("best"))
+    if figures:
+        journal.evaluation(run.iteration, figures)
+    return run.iteration
+
+
+def save(run: Run, journal: Journal) -> int:
+    """Checkpoint the run; what the journal holds is written, and known to be finite, before."""
+    assert run.folder
+    journal.flush()
+    for name, network in (("G", run.G), ("D", run.D)):
+        if network and not all(p.isfinite().all() for p in network.parameters()):
+            raise Diverged(f"iteration {run.iteration}: the weights of {name} are not finite")
+    save_checkpoint(run, run.folder.checkpoints)
+    return run.iteration

@@ -1,0 +1,164 @@
+"""Judging a generator on held-out images: scores beside bicubic, and sample strips."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from ganlab.images import write_png
+from ganlab.metrics import high_frequency_ratio, psnr, ssim
+from ganlab.plugin import hookimpl
+from ganlab.resampling import resize, to_float, to_uint8
+from ganlab.upscale import upscale
+
+if TYPE_CHECKING:
+    from ganlab.engine import Run
+
+STRIP_SIDE = 128  # HR pixels of the crops shown
+STRIP_IMAGES = 6
+COLUMNS = ("LR, nearest", "bicubic", "SR", "HR")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One held-out image with what was made of it; all uint8 [3, H, W] or [1, H, W]."""
+
+    name: str
+    hr: Tensor
+    lr: Tensor
+    sr: Tensor
+    bicubic: Tensor
+    scores: dict[str, float]
+    bicubic_scores: dict[str, float] = field(default_factory=dict)
+
+
+def judge_images(
+    images: dict[str, Tensor],
+    generator: nn.Module,
+    run: "Run",
+    score_bicubic: bool = True,
+) -> Iterator[Judged]:
+    """Degrade each image, enlarge it again by the generator and by bicubic, and score both.
+
+    The protocol of the SR literature: HR cropped to a multiple of the scale at the right and the
+    bottom, SR rounded to 8 bits, `scale` pixels shaved. A grey image is its own luma plane.
+
+    :param images: name -> uint8 [3, H, W] or [1, H, W].
+    :param run: whose degradation, scale and device to use.
+    :param score_bicubic: else `bicubic_scores` is empty; they never change during a run.
+    """
+    scale = run.scale
+    for name, image in images.items():
+        height, width = (side - side % scale for side in image.shape[-2:])
+        hr = image[None, :, :height, :width].to(run.device)
+        grey = hr.shape[1] == 1
+        with torch.no_grad():
+            lr = _degraded(run, hr.expand(-1, 3, -1, -1))
+            sr = upscale(generator, lr, scale)
+            enlarged = resize(lr, (height, width))
+        made = [to_uint8(picture) for picture in (sr, enlarged, lr)]
+        scores: list[dict[str, float]] = []
+        for picture in made[: 1 + score_bicubic]:
+            again = to_uint8(_degraded(run, picture))
+            shown = _grey(picture) if grey else picture
+            scores.append(_scores(shown, hr, scale) | {"lr_psnr": _mean(psnr(again, made[2], 0))})
+        sr8, enlarged8, lr8 = (m[0].cpu() for m in made)
+        yield Judged(name, image[:, :height, :width], lr8, sr8, enlarged8, *scores)
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The mean over images of each score."""
+    return {name: fmean(row[name] for row in rows) for name in rows[0]} if rows else {}
+
+
+@contextmanager
+def evaluating(generator: nn.Module) -> Iterator[nn.Module]:
+    """A generator in eval mode, put back as it was."""
+    training = generator.training
+    generator.eval()
+    try:
+        with torch.no_grad():
+            yield generator
+    finally:
+        generator.train(training)
+
+
+class ImageEvaluation:
+    """The engine's own `evaluate`: scores on the held-out images of the data plugin, a strip."""
+
+    def __init__(self) -> None:
+        self._images: dict[str, Tensor] | None = None
+
+    @hookimpl
+    def evaluate(self, run: "Run", generator: nn.Module) -> dict[str, float]:
+        if self._images is None:
+            found = run.hook.evaluation_images()
+            self._images = {name: image for images in found for name, image in images.items()}
+        if not self._images:
+            return {}
+        judged = list(judge_images(self._images, generator, run, not run.bicubic))
+        if run.folder:
+            path = run.folder.samples / f"{run.iteration:07d}.png"
+            write_png(strip(judged[:STRIP_IMAGES], run.scale), path)
+        if not run.bicubic:
+            run.bicubic = means([item.bicubic_scores for item in judged])
+        return means([j.scores for j in judged])
+
+
+def strip(judged: list[Judged], scale: int) -> Tensor:
+    """A picture of fixed crops: a row an image, LR by nearest | bicubic | SR | HR.
+
+    :returns: uint8 [3, H, W].
+    """
+    cells = []
+    for item in judged:
+        height, width = item.hr.shape[-2:]
+        side = min(STRIP_SIDE, height, width) // scale * scale
+        top, left = ((s - side) // 2 // scale * scale for s in (height, width))
+        nearest = item.lr.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+        for picture in (nearest, item.bicubic, item.sr, item.hr.expand(3, -1, -1)):
+            cell = torch.full((3, STRIP_SIDE, STRIP_SIDE), 255, dtype=torch.uint8)
+            cell[:, :side, :side] = picture[:, top : top + side, left : left + side]
+            cells.append(cell)
+    grid = make_grid(cells, nrow=len(COLUMNS), padding=4, pad_value=255)
+    return torch.cat([_header(grid.shape[-1]), grid], dim=1)
+
+
+def _header(width: int) -> Tensor:
+    """The names of the columns above a strip."""
+    image = Image.new("L", (width, 18), 255)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=12)
+    for index, name in enumerate(COLUMNS):
+        draw.text((4 + index * (STRIP_SIDE + 4), 2), name, fill=0, font=font)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(1, 18, width).expand(3, -1, -1)
+
+
+def _degraded(run: "Run", images: Tensor) -> Tensor:
+    return run.hook.degrade(images=to_float(images).to(run.dtype))
+
+
+def _scores(image: Tensor, reference: Tensor, scale: int) -> dict[str, float]:
+    return {
+        "psnr_y": _mean(psnr(image, reference, scale, "y")),
+        "ssim_y": _mean(ssim(image, reference, scale, "y")),
+        "psnr_rgb": _mean(psnr(image, reference, scale, "rgb")),
+        "ssim_rgb": _mean(ssim(image, reference, scale, "rgb")),
+        "hf_ratio": _mean(high_frequency_ratio(image, reference, scale)),
+    }
+
+
+def _mean(values: Tensor) -> float:
+    return values.mean().item()
+
+
+def _grey(picture: Tensor) -> Tensor:
+    """The one plane of a grey picture that went through a colour generator."""
+    return to_uint8(to_float(picture).mean(dim=1, keepdim=True))

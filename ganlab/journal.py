@@ -1,0 +1,168 @@
+"""The journal of a run: stats.jsonl, timing.jsonl, and what the person at the terminal sees."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ganlab.errors import Diverged
+from ganlab.folder import RunFolder
+
+PLAIN_SECONDS = 5.0  # between two plain lines, when stderr is not a terminal
+
+
+class Journal:
+    """Losses stay on the device until a report is due, then come over in one transfer.
+
+    stats.jsonl holds numbers that a resumed run repeats to the byte; wall-clock times are apart,
+    in timing.jsonl.
+    """
+
+    def __init__(self, folder: RunFolder, total: int, images: int, report_every: int) -> None:
+        """:param images: seen in one iteration, for the images/s shown."""
+        self.folder = folder
+        self.console = Console(stderr=True, soft_wrap=True)
+        self._total, self._images, self._every = total, images, report_every
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._progress: Progress | None = None
+        self._began = self._reported = self._spoke = time.monotonic()
+        self._first = self._last = 0
+        self._seconds_before = 0.0
+        self.evaluated: dict[str, float] = {}
+        """The figures of the last evaluation."""
+
+    def begin(self, iteration: int) -> None:
+        """Drop what was written after this iteration by a run that was killed; start the clock."""
+        for path in (self.folder.stats, self.folder.timing):
+            _keep_until(path, iteration)
+        self._seconds_before = _last_seconds(self.folder)
+        self._first = self._last = iteration
+        self._began = self._reported = time.monotonic()
+        if self.console.is_terminal:
+            self._progress = Progress(
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._progress.add_task("", total=self._total, completed=iteration)
+            self._progress.start()
+
+    def end(self) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def say(self, line: str) -> None:
+        """A line for the person: above the bar, or in the log."""
+        self.console.print(line, highlight=False, markup=False)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this run, earlier sittings counted in."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def record(self, iteration: int, losses: dict[str, Tensor]) -> None:
+        """Note the losses of an iteration (counted from 1 here: the number now completed)."""
+        self._pending.append((iteration, losses))
+        if self._progress:
+            self._progress.update(self._task, completed=iteration)
+        if len(self._pending) >= self._every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the pending lines.
+
+        :raises Diverged: when a loss is not finite; the lines up to it are written.
+        """
+        if not self._pending:
+            return
+        flat = [value.detach().double() for _, losses in self._pending for value in losses.values()]
+        values = iter(torch.stack(flat).tolist() if flat else [])  # the only sync of the loop
+        lines: list[str] = []
+        fault = ""
+        figures: dict[str, float] = {}
+        for iteration, losses in self._pending:
+            figures = {name: next(values) for name in losses}
+            bad = [name for name, value in figures.items() if not math.isfinite(value)]
+            if bad and not fault:
+                fault = f"iteration {iteration}: {', '.join(bad)} is not finite"
+                lines.append(_line(iteration, {k: v for k, v in figures.items() if k not in bad}))
+            elif not fault:
+                lines.append(_line(iteration, figures))
+        last = self._pending[-1][0]
+        self._pending.clear()
+        self._append(self.folder.stats, lines)
+        if fault:
+            raise Diverged(fault)
+        self._report(last, figures)
+
+    def evaluation(self, iteration: int, figures: dict[str, float]) -> None:
+        """Write an evaluation's figures, and say them."""
+        self.flush()
+        self.evaluated = figures
+        named = {f"evaluation/{name}": value for name, value in figures.items()}
+        self._append(self.folder.stats, [_line(iteration, named)])
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.say(f"evaluation at {iteration}: {shown}")
+
+    def _report(self, iteration: int, figures: dict[str, float]) -> None:
+        now = time.monotonic()
+        rate = self._images * (iteration - self._last) / max(now - self._reported, 1e-9)
+        self._last, self._reported = iteration, now
+        timing = {"iteration": iteration, "seconds": round(self.seconds, 3)}
+        self._append(self.folder.timing, [json.dumps(timing)])
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        text = f"{losses}  {rate:.0f} images/s"
+        if self._progress:
+            self._progress.update(self._task, description=text)
+        elif now - self._spoke >= PLAIN_SECONDS:
+            self._spoke = now
+            done = max(iteration - self._first, 1)
+            left = (self._total - iteration) * (now - self._began) / done
+            self.say(f"{iteration}/{self._total}  {text}  ETA {_clock(left)}")
+
+    def _append(self, path: Any, lines: list[str]) -> None:
+        if lines:
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+
+
+def read_lines(path: Any) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file that are whole."""
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+def _line(iteration: int, figures: dict[str, float]) -> str:
+    """JSON with 9 significant digits, enough to tell two float32 numbers apart."""
+    rounded = {k: float(f"{v:.9g}") if math.isfinite(v) else None for k, v in figures.items()}
+    return json.dumps({"iteration": iteration, **rounded})
+
+
+def _whole_lines(path: Any) -> list[str]:
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _keep_until(path: Any, iteration: int) -> None:
+    lines = _whole_lines(path)
+    keep: Callable[[str], bool] = lambda line: json.loads(line)["iteration"] <= iteration  # noqa: E731
+    kept = [line for line in lines if keep(line)]
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _last_seconds(folder: RunFolder) -> float:
+    lines = read_lines(folder.timing)
+    return float(lines[-1]["seconds"]) if lines else 0.0
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

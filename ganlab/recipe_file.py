@@ -1,0 +1,263 @@
+"""Recipe files as tables: TOML, `extends` merged, the file and line of every value kept."""
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ganlab.errors import RecipeError
+
+Key = tuple[str, ...]
+
+MAX_BYTES = 64 * 1024  # a 40 kB dotted key keeps tomllib busy for 13 s
+MAX_LINE_BYTES = 1024
+
+_PART = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
+_DOTTED = rf"{_PART}(?:\s*\.\s*{_PART})*"
+_HEADER = re.compile(rf"\s*\[\s*({_DOTTED})\s*\]\s*(?:#.*)?$")
+_ENTRY = re.compile(rf"\s*({_DOTTED})\s*=")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value was written: a line of a file, or a `--set` on the command line."""
+
+    file: Path | None
+    line: int = 0
+    text: str = ""
+
+    def __str__(self) -> str:
+        if self.file is None:
+            return f"--set {self.text}"
+        return f"{_shown(self.file)}:{self.line}" if self.line else _shown(self.file)
+
+    @property
+    def folder(self) -> Path:
+        """What a relative path written there is relative to."""
+        return self.file.parent if self.file else Path.cwd()
+
+
+@dataclass(slots=True)
+class RecipeTable:
+    """A merged recipe, not yet validated, that knows where each of its values came from."""
+
+    file: Path
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Key, Origin] = field(default_factory=dict)
+
+    def origin(self, *key: str) -> Origin:
+        """Of the value at this key, or of the nearest table around it."""
+        for length in range(len(key), 0, -1):
+            if found := self.origins.get(key[:length]):
+                return found
+        return Origin(self.file)
+
+    def merge(self, values: dict[str, Any], origins: dict[Key, Origin], at: Key = ()) -> None:
+        """Lay values over these: tables merge, `plugins.x = false` drops, all else replaces."""
+        target = self.values
+        for part in at:
+            target = target.setdefault(part, {})
+        for name, value in values.items():
+            key = (*at, name)
+            where = origins.get(key) or self.origin(*key)
+            if value is False and at == ("plugins",):
+                if name not in target:
+                    raise RecipeError(
+                        f"{where}: {name} = false drops nothing: no plugin of that name is "
+                        f"inherited{did_you_mean(name, target)}"
+                    )
+                del target[name]
+                self.origins = {k: o for k, o in self.origins.items() if k[:2] != key}
+            elif isinstance(value, dict) and isinstance(target.get(name, {}), dict):
+                target.setdefault(name, {})
+                self.origins[key] = where
+                self.merge(value, origins, key)
+            else:
+                target[name] = value
+                self.origins[key] = where
+
+
+def read_recipe(path: Path, overrides: Iterable[str] = ()) -> RecipeTable:
+    """Read a recipe file with all that it extends, and lay `--set` overrides over it.
+
+    :raises RecipeError: naming file and line, for everything that is wrong in the text itself.
+    """
+    table = RecipeTable(path)
+    for file, values, origins in _lineage(path):
+        if not isinstance(values.get("plugins", {}), dict):
+            raise RecipeError(
+                f"{origins.get(('plugins',), Origin(file))}: plugins must be a table, [plugins]"
+            )
+        table.merge(values, origins)
+    for override in overrides:
+        _set(table, override)
+    return table
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean 'x'?' when a known word is near, else nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _lineage(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict, dict]]:
+    """The files of a recipe, the most basic first."""
+    values, lines = _parse(path)
+    origins = {key: Origin(path, line) for key, line in lines.items()}
+    base = values.pop("extends", None)
+    if base is None:
+        return [(path, values, origins)]
+    where = origins[("extends",)]
+    if not isinstance(base, str):
+        raise RecipeError(f'{where}: extends must be a file name in quotes, such as "base.toml"')
+    parent = path.parent / base
+    if not parent.is_file():
+        near = did_you_mean(base, (p.name for p in path.parent.glob("*.toml")))
+        raise RecipeError(f"{where}: extends = '{base}': no such file beside this recipe{near}")
+    chain = (*seen, path.resolve())
+    if parent.resolve() in chain:
+        names = " -> ".join(p.name for p in (*chain, parent))
+        raise RecipeError(f"{where}: recipes extend each other in a circle: {names}")
+    return [*_lineage(parent, chain), (path, values, origins)]
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+    text = _read_text(path)
+    shown = _shown(path)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        fault, line = str(error), ""
+        if found := re.search(r" \(at line (\d+), column (\d+)\)", fault):
+            fault, line = fault.replace(found[0], f" (column {found[2]})"), f":{found[1]}"
+        raise RecipeError(f"{shown}{line}: not valid TOML: {fault}") from None
+    except (RecursionError, ValueError) as error:
+        raise RecipeError(f"{shown}: not valid TOML: {error}") from None
+    lines = _locate(text, values)
+    _refuse_nonsense(values, (), lambda key: f"{shown}:{_line(lines, key)}")
+    return values, lines
+
+
+def _read_text(path: Path) -> str:
+    shown = _shown(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.toml")))
+        raise RecipeError(f"{shown}: no such recipe file{near}") from None
+    except OSError as error:
+        raise RecipeError(f"{shown}: cannot be read: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"{shown}: {len(data)} bytes; a recipe has at most {MAX_BYTES}")
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise RecipeError(f"{shown}:{number}: a line has at most {MAX_LINE_BYTES} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{shown}:{line}: not UTF-8 text; save the file as UTF-8") from None
+
+
+def _locate(text: str, values: dict[str, Any]) -> dict[Key, int]:
+    """The line of each key that begins a line. Keys of an inline table are on their table's."""
+    lines: dict[Key, int] = {}
+    table: Key = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            table = _split(header[1])
+            lines.setdefault(table, number)
+        elif entry := _ENTRY.match(line):
+            key = (*table, *_split(entry[1]))
+            if _holds(values, key):  # not a line of a multi-line string
+                lines.setdefault(key, number)
+    return lines
+
+
+def _split(dotted: str) -> Key:
+    parts: list[str] = []
+    nested: Any = tomllib.loads(f"{dotted} = 0")
+    while isinstance(nested, dict):
+        part, nested = next(iter(nested.items()))
+        parts.append(part)
+    return tuple(parts)
+
+
+def _holds(values: Any, key: Key) -> bool:
+    for part in key:
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _line(lines: dict[Key, int], key: Key) -> int:
+    return next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), 1)
+
+
+def _leaves(value: Any, key: Key) -> Iterator[tuple[Key, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, (*key, name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner, key)
+    else:
+        yield key, value
+
+
+def _refuse_nonsense(values: Any, key: Key, place: Any) -> None:
+    """TOML has values that no option takes: nan, inf, dates."""
+    for where, value in _leaves(values, key):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(f"{place(where)}: {where[-1]} = {value} is not a finite number")
+        if not isinstance(value, str | int | float | bool):
+            raise RecipeError(
+                f"{place(where)}: {where[-1]} is a date or time, which no option takes"
+            )
+
+
+def _set(table: RecipeTable, override: str) -> None:
+    """Apply one `--set key=value`; the value is TOML, or else text as it stands."""
+    dotted, equals, written = override.partition("=")
+    origin = Origin(None, text=override)
+    try:
+        key = _split(dotted.strip()) if equals else ()
+    except (tomllib.TOMLDecodeError, RecursionError):
+        key = ()
+    if not key:
+        raise RecipeError(f"{origin}: write it as key=value, such as gradient_penalty.weight=5")
+    value = _value(written)
+    _refuse_nonsense(value, key, lambda _: origin)
+    plugins = table.values.get("plugins", {})
+    if key[0] in plugins or (key[0] != "plugins" and (len(key) > 1 or isinstance(value, dict))):
+        key = ("plugins", *key)
+    if key[0] == "plugins" and len(key) > 2 and key[1] not in plugins:
+        raise RecipeError(
+            f"{origin}: the recipe has no plugin '{key[1]}'{did_you_mean(key[1], plugins)} "
+            f"Add one with --set '{key[1]}={{}}'"
+        )
+    if key[0] == "plugins" and len(key) == 1:
+        raise RecipeError(f"{origin}: set one plugin at a time, such as gradient_penalty.weight=5")
+    *tables, name = key
+    origins = {key[:n]: origin for n in range(len(tables) + 1, len(key) + 1)}
+    table.merge({name: value}, origins, tuple(tables))
+
+
+def _value(written: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {written}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        return written.strip()
+
+
+def _shown(path: Path) -> str:
+    """A path as the user would type it from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,223 @@
+"""One sitting of a run: start or resume it, heed signals and limits, leave an exit code behind."""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from ganlab.checkpoint import load_checkpoint
+from ganlab.device import describe_environment, pick_device
+from ganlab.engine import Run, assemble, train
+from ganlab.errors import Diverged, GanlabError, RecipeError
+from ganlab.folder import (
+    RunFolder,
+    new_run_folder,
+    open_run_folder,
+    plugin_record,
+    read_json,
+    write_json,
+)
+from ganlab.journal import Journal
+from ganlab.recipe import Recipe, load_recipe
+
+DONE, FAILED, USAGE, DIVERGED, SIGTERMED, INTERRUPTED = 0, 1, 2, 3, 75, 130
+
+
+class Limits:
+    """When to stop before the recipe's end: a signal, an iteration, a number of seconds."""
+
+    def __init__(self, max_iterations: int | None, max_seconds: float | None) -> None:
+        self.max_iterations = max_iterations
+        self.deadline = time.monotonic() + max_seconds if max_seconds else None
+        self.signal: int | None = None
+        self.run: Run | None = None
+
+    def __call__(self) -> str:
+        if self.signal is not None:
+            return "signal"
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            return "time"
+        if self.run and self.max_iterations and self.run.iteration >= self.max_iterations:
+            return "iterations"
+        return ""
+
+    @contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """Finish the step and save at the first SIGINT or SIGTERM; at the second, leave at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self.signal is not None:
+                raise SystemExit(_exit_code(number))
+            self.signal = number
+            print("\nfinishing this iteration, then saving (once more: leave now)", file=sys.stderr)
+
+        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def start(
+    recipe: Recipe, device: str, limits: Limits, parent: Path, name: str | None = None
+) -> tuple[RunFolder, int]:
+    """Run a recipe in a new folder; returns the folder and the exit code.
+
+    :raises RecipeError: before the folder is made, when the recipe cannot run.
+    """
+    run = assemble(recipe, pick_device(device))
+    run.folder = folder = new_run_folder(recipe, parent, name)
+    manifest = describe_environment(run.device) | {
+        "seed": recipe.seed,
+        "condition_shape": run.condition_shape,
+        "real_shape": run.real_shape,
+        "parameters": {"G": _count(run.G), "D": _count(run.D) if run.D else 0},
+        "plugins": plugin_record(recipe),
+    }
+    write_json(folder.manifest, manifest)
+    with folder.lock():
+        return folder, _sit(run, folder, limits)
+
+
+def resume(path: Path | str, device: str, limits: Limits) -> tuple[RunFolder, int]:
+    """Continue a run from its newest sound checkpoint, as if it had never stopped.
+
+    :raises RecipeError: when it is no run folder, or the run is done.
+    """
+    folder = open_run_folder(path)
+    recipe = load_recipe(folder.recipe)
+    with folder.lock():
+        if folder.read_status().get("state") == "done":
+            raise RecipeError(f"{folder.path}: this run is done; start a new one from its recipe")
+        _warn_of_changes(folder, recipe)
+        run = assemble(recipe, pick_device(device), folder)
+        load_checkpoint(run, folder.checkpoints)
+        return folder, _sit(run, folder, limits)
+
+
+def check_same_recipe(recipe: Recipe, path: Path | str) -> None:
+    """Refuse to continue a run under a recipe that says something else.
+
+    :raises RecipeError: naming the run's own recipe.
+    """
+    folder = open_run_folder(path)
+    theirs = load_recipe(folder.recipe)
+    same = theirs.model_dump() == recipe.model_dump() and {
+        name: plugin.model_dump() for name, plugin in theirs.plugins.items()
+    } == {name: plugin.model_dump() for name, plugin in recipe.plugins.items()}
+    if not same:
+        raise RecipeError(
+            f"--resume {path}: that run was made by another recipe, {folder.recipe}; "
+            f"continue it with `ganlab resume {path}`"
+        )
+
+
+def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
+    """Train until done or stopped, and write how it ended into status.json."""
+    recipe = run.recipe
+    images = recipe.batch_size * (recipe.d_steps + recipe.g_steps)
+    journal = Journal(folder, recipe.iterations, images, recipe.report_every)
+    limits.run = run
+    _announce(run, folder, journal)
+    state, code, message = "failed", FAILED, ""
+    with limits.heeding_signals():
+        journal.begin(run.iteration)
+        folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
+        try:
+            reason = train(run, journal, limits)
+            state = "stopped" if reason else "done"
+            code = _exit_code(limits.signal) if reason == "signal" else DONE
+            message = reason
+        except Diverged as error:
+            state, code, message = "diverged", DIVERGED, str(error)
+            print(f"diverged: {error}; the last checkpoint is from before", file=sys.stderr)
+        except BaseException as error:
+            message = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            journal.end()
+            figures = {"iteration": run.iteration, "of": recipe.iterations, "exit_code": code}
+            figures |= {"seconds": round(journal.seconds, 1), "message": message}
+            figures |= {"best": run.best, "bicubic": run.bicubic, "last": journal.evaluated}
+            folder.write_status(state, **figures)
+    return code
+
+
+def _announce(run: Run, folder: RunFolder, journal: Journal) -> None:
+    recipe = run.recipe
+    counts = f"G {_count(run.G):,} parameters" + (f", D {_count(run.D):,}" if run.D else "")
+    journal.say(f"{recipe.name}: {run.device}, seed {recipe.seed}, {recipe.precision}, {counts}")
+    journal.say("plugins: " + ", ".join(recipe.plugins))
+    for name, source in recipe.sources.items():
+        if source.beside_recipe:
+            journal.say(f"runs code from {source.file} as {name}: sha256 {source.sha256}")
+    if recipe.precision == "bfloat16" and run.device.type != "cuda":
+        journal.say("bfloat16 is for CUDA; running in float32 here")
+    if run.iteration:
+        journal.say(f"resuming at iteration {run.iteration}")
+    journal.say(f"writing to {folder.path}")
+
+
+def _warn_of_changes(folder: RunFolder, recipe: Recipe) -> None:
+    """Say when the code is not the code that the run was started with."""
+    manifest: dict[str, Any] = read_json(folder.manifest)
+    now = describe_environment(torch.device("cpu"))["versions"]
+    for name, version in manifest.get("versions", {}).items():
+        if now.get(name) != version:
+            print(f"{name} was {version}, is now {now.get(name)}", file=sys.stderr)
+    for name, record in manifest.get("plugins", {}).items():
+        source = recipe.sources.get(name)
+        if source and source.sha256 != record["sha256"]:
+            print(f"plugin {name}: its code has changed since the run started", file=sys.stderr)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _exit_code(number: int | None) -> int:
+    return INTERRUPTED if number == signal.SIGINT else SIGTERMED
+
+
+def summary(folder: RunFolder) -> str:
+    """What a finished sitting prints on stdout: scores beside bicubic, and where things are."""
+    status = folder.read_status()
+    lines = [f"{status['state']} at iteration {status['iteration']} of {status['of']}"]
+    last, bicubic = status.get("last") or {}, status.get("bicubic") or {}
+    if last:
+        lines.append(f"{'held-out images':<18}{'generator':>10}{'bicubic':>10}")
+        for name, value in last.items():
+            beside = f"{bicubic[name]:>10.4g}" if name in bicubic else ""
+            lines.append(f"{name:<18}{value:>10.4g}{beside}")
+    lines.append(f"run folder: {folder.path}")
+    return "\n".join(lines)
+
+
+def load_for_use(
+    path: Path | str, which: str, device: str
+) -> tuple[Run, torch.nn.Module, RunFolder]:
+    """A finished run's generator, ready to judge or to use; its training data is not needed.
+
+    :raises GanlabError: when the run has written no weights yet.
+    """
+    from ganlab.checkpoint import load_generator
+    from ganlab.engine import open_run
+
+    folder = open_run_folder(path)
+    run = open_run(load_recipe(folder.recipe), pick_device(device), folder)
+    manifest = read_json(folder.manifest)
+    if "real_shape" not in manifest:
+        raise GanlabError(f"{folder.manifest}: damaged or absent; the generator's shape is unknown")
+    run.condition_shape = tuple(manifest["condition_shape"])
+    run.real_shape = tuple(manifest["real_shape"])
+    shapes = {"condition_shape": run.condition_shape, "real_shape": run.real_shape}
+    generator = run.hook.make_generator(**shapes).to(run.device, run.dtype).eval()
+    load_generator(generator, folder.weights(which))
+    return run, generator, folder

@@ -1,0 +1,130 @@
+"""The two steps of a GAN and the engine's other defaults, each a hook implementation asked last."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ganlab.plugin import Batch, hookimpl
+
+if TYPE_CHECKING:
+    from ganlab.engine import Run
+
+Losses = dict[str, Tensor]
+Value = TypeVar("Value")
+
+
+def discriminator_losses(run: "Run", batch: Batch) -> tuple[Losses, Losses]:
+    """D's losses on one batch, and what else to log. No gradient reaches G."""
+    G, D, hook = run.G, run.D, run.hook
+    with torch.no_grad(), run.autocast():
+        fake = G(batch.condition)
+    real = hook.augment(images=batch.real, condition=batch.condition)
+    fake = hook.augment(images=fake.to(real.dtype), condition=batch.condition)
+    real_logits, fake_logits = judge(run, real), judge(run, fake)
+    real_label, fake_label = hook.labels(real_logits=real_logits, fake_logits=fake_logits)
+    adversarial = hook.discriminator_loss(
+        real_logits=real_logits,
+        fake_logits=fake_logits,
+        real_label=real_label,
+        fake_label=fake_label,
+    )
+    penalties = hook.penalty(discriminator=D, real=real, fake=fake, condition=batch.condition)
+    losses = merged([{"D/adversarial": adversarial}, *penalties])
+    return losses, {"D/real_logits": real_logits.mean(), "D/fake_logits": fake_logits.mean()}
+
+
+def generator_losses(run: "Run", batch: Batch, adversarial: bool = True) -> Losses:
+    """G's losses on one batch; without `adversarial` the content losses alone, and no D."""
+    G, hook = run.G, run.hook
+    with run.autocast():
+        fake = G(batch.condition)
+    fake = fake.to(batch.real.dtype)
+    images = {"fake": fake, "real": batch.real, "condition": batch.condition}
+    if run.D is None or not adversarial:
+        return merged(run.content_loss(fake_logits=None, real_logits=None, **images))
+    fake_logits = judge(run, hook.augment(images=fake, condition=batch.condition))
+    real_logits = None
+    if run.reads_real_logits:
+        with torch.no_grad():
+            real_logits = judge(run, hook.augment(images=batch.real, condition=batch.condition))
+    return merged(hook.generator_loss(fake_logits=fake_logits, real_logits=real_logits, **images))
+
+
+def judge(run: "Run", images: Tensor) -> Tensor:
+    """D's logits, in the precision of the images even when D itself ran in bfloat16."""
+    with run.autocast():
+        logits = run.D(images)  # type: ignore[misc]
+    return logits.to(images.dtype)
+
+
+def merged(terms: Sequence[dict[str, Value]]) -> dict[str, Value]:
+    """One dict of what several plugins returned.
+
+    :raises ValueError: when two of them use one name.
+    """
+    result: dict[str, Value] = {}
+    for term in terms:
+        if twice := result.keys() & term.keys():
+            raise ValueError(f"two plugins returned {', '.join(sorted(twice))}; use self.name")
+        result |= term
+    return result
+
+
+@contextmanager
+def frozen(module: nn.Module | None) -> Iterator[None]:
+    """Keep the gradients of a network's parameters from being computed."""
+    trainable = [p for p in module.parameters() if p.requires_grad] if module else []
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+class EngineDefaults:
+    """What the engine itself answers when no plugin does; the beginning of every chain."""
+
+    def __init__(self, run: "Run") -> None:
+        self.run = run
+
+    @hookimpl(trylast=True)
+    def discriminator_step(self, run: "Run", batch: Batch) -> Losses:
+        losses, watched = discriminator_losses(run, batch)
+        return run.descend(run.D_optimizer, losses) | watched
+
+    @hookimpl(trylast=True)
+    def generator_step(self, run: "Run", batch: Batch) -> Losses:
+        with frozen(run.D):
+            return run.descend(run.G_optimizer, generator_losses(run, batch))
+
+    @hookimpl(trylast=True)
+    def sample_batch(self, batch_size: int, device: torch.device) -> Batch:
+        hook, dtype = self.run.hook, self.run.dtype
+        real = hook.sample_real(batch_size=batch_size, device=device).to(dtype)
+        with torch.no_grad():
+            return Batch(real, hook.degrade(images=real).to(dtype))
+
+    @hookimpl(trylast=True)
+    def degrade(self, images: Tensor) -> Tensor:
+        return images
+
+    @hookimpl(trylast=True)
+    def augment(self, images: Tensor) -> Tensor:
+        return images
+
+    @hookimpl(trylast=True)
+    def labels(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(real_logits), torch.zeros_like(fake_logits)
+
+    @hookimpl(trylast=True)
+    def evaluation_generator(self, generator: nn.Module) -> nn.Module:
+        return generator
+
+    @hookimpl(trylast=True)
+    def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(module.parameters(), lr=1e-4, betas=(0.9, 0.99), fused=True)

@@ -1,0 +1,44 @@
+"""Pretraining: the generator learns the content losses alone before the game begins."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+from torch import Tensor
+
+from ganlab import Batch, Plugin, generator_losses, hookimpl
+
+if TYPE_CHECKING:
+    from ganlab import Run
+
+
+class Pretraining(Plugin):
+    """Train the generator on content losses alone for the first iterations.
+
+    SRGAN starts from an MSE-trained SRResNet "to avoid undesired local optima" (Ledig et al. 2017,
+    arXiv:1609.04802, section 3.2). The discriminator rests meanwhile; both optimizers keep their
+    state when the adversarial phase begins.
+    """
+
+    iterations: int = Field(ge=1)
+    """How many iterations, from the first, run without the discriminator."""
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        if not run.content_loss.get_hookimpls():
+            raise self.error("there is no content loss to pretrain on; add one, such as pixel_loss")
+        if self.iterations > run.recipe.iterations:
+            raise self.error(
+                f"iterations = {self.iterations} is more than the whole run's "
+                f"{run.recipe.iterations}; make the run longer",
+                "iterations",
+            )
+
+    @hookimpl
+    def discriminator_step(self, run: "Run") -> dict[str, Tensor] | None:
+        return {} if run.iteration < self.iterations else None
+
+    @hookimpl
+    def generator_step(self, run: "Run", batch: Batch) -> dict[str, Tensor] | None:
+        if run.iteration >= self.iterations:
+            return None
+        return run.descend(run.G_optimizer, generator_losses(run, batch, adversarial=False))
