@@ -118,6 +118,11 @@ class ImageStore:
     def num_bytes(self) -> int:
         return self._pixels.size
 
+    @property
+    def device(self) -> torch.device:
+        """Where crops are cut."""
+        return torch.device("cpu") if self._resident is None else self._resident.device
+
     def image(self, index: int) -> Tensor:
         """One whole image, uint8 [3, H, W], on the CPU."""
         height, width = self.sizes[index].tolist()

@@ -81,7 +81,7 @@ class Builtin(Plugin):
             image = self._read(file)
             stored = image[:1] if file == "camera.png" else image
             pixels = stored.permute(1, 2, 0).contiguous().numpy()
-            if hashlib.sha256(pixels).hexdigest() != digest:
+            if hashlib.sha256(pixels.data).hexdigest() != digest:
                 raise self.error(
                     f"scikit-image's {file} is not the picture that published scores are of; "
                     "reinstall scikit-image."
@@ -111,14 +111,22 @@ class Builtin(Plugin):
 
         def painted() -> Iterator[tuple[str, Tensor]]:
             rng = np.random.default_rng(_SEED)
+            images = [photographs.image(i) for i in range(len(photographs))]
             for i in range(self.num_leaves):
-                colours = _colours(photographs.image(i % len(photographs)), rng)
-                yield f"leaves {i}", paint(_SIDE, colours, rng)
+                # one of the three photographs in colour, and any of the six
+                pair = [images[k] for k in rng.integers((3, 6))]
+                yield f"leaves {i}", paint(_SIDE, _colours(pair, rng), rng)
 
         return ImageStore.cached(cache_folder() / f"builtin-{key}.store", painted)
 
 
-def _colours(photograph: Tensor, rng: np.random.Generator) -> Floats:
-    """1024 colours of a photograph, [1024, 3] in 0..1."""
-    pixels = photograph.flatten(1).T.numpy()
-    return pixels[rng.integers(len(pixels), size=1024)].astype(np.float32) / 255
+def _colours(photographs: list[Tensor], rng: np.random.Generator) -> Floats:
+    """1024 colours from these photographs, [1024, 3] in 0..1, as many dark as bright ones."""
+    pixels = torch.cat(
+        [image.flatten(1)[:, :: image[0].numel() // 4096] for image in photographs], 1
+    ).T.numpy()
+    colours = (pixels / 255).astype(np.float32)
+    level = (colours @ np.array([0.299, 0.587, 0.114]) * 15.99).astype(int)
+    # level by level: most pixels of the night sky are black, most of a brick wall grey
+    chances = 1 / np.bincount(level)[level]
+    return np.asarray(colours[rng.choice(len(colours), 1024, p=chances / chances.sum())])

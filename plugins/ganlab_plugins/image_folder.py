@@ -1,0 +1,150 @@
+"""A folder of photographs as training data."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, PrivateAttr
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from ganlab import (
+    ImageError,
+    ImageStore,
+    Plugin,
+    RecipePath,
+    cache_folder,
+    hookimpl,
+    list_images,
+    read_image,
+)
+
+
+class ImageFolder(Plugin):
+    """Random square crops of the images in a folder, nested folders included.
+
+    Every image is equally likely, whatever its size. The images are decoded once, into one file
+    of ganlab's cache folder ($GANLAB_CACHE; 3 bytes a pixel: 7 GB for DIV2K), which is mapped,
+    not loaded, and used again while the folder's files keep their sizes and times.
+
+    PNG, JPEG, WebP, BMP and TIFF; grey images become RGB. Nothing is read before the first crop,
+    so that a finished run can be used without its data.
+    """
+
+    path: RecipePath
+    """Folder of training images (HR)."""
+    evaluation_path: RecipePath | None = None
+    """Folder of held-out images. It may lie inside `path`: its images are not trained on."""
+    evaluation_limit: int = Field(8, ge=1)
+    """At most this many held-out images are used, taken evenly from the sorted list."""
+    crop: int = Field(96, ge=8)
+    """Side of a training crop in pixels (HR); no image may have a shorter side."""
+    flips: bool = True
+    """Mirror half of the crops."""
+    turns: bool = True
+    """Turn crops by a random multiple of 90 degrees."""
+    keep_on_device: Literal["auto", "yes", "no"] = "auto"
+    """Hold all pixels in GPU memory; "auto": when they take at most a quarter of what is free."""
+    alpha: Literal["white", "black", "refuse"] = "white"
+    """What lies under transparent pixels; "refuse" stops at an image that has any."""
+
+    _store: ImageStore | None = PrivateAttr(None)
+
+    @hookimpl
+    def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
+        if self._store is None:
+            self._store = self._settled(self._open(), device)
+        return self._store.crops(
+            batch_size, self.crop, self.host_rng, device, self.flips, self.turns
+        )
+
+    @hookimpl
+    def evaluation_images(self) -> dict[str, Tensor]:
+        files = self._list("evaluation_path")
+        number = min(len(files), self.evaluation_limit)
+        chosen = [files[i * len(files) // number] for i in range(number)]
+        names = [file.name for file in chosen]
+        if len(set(names)) < number:
+            common = os.path.commonpath(chosen)
+            names = ["-".join(file.relative_to(common).parts) for file in chosen]
+        return {name: self._read(file) for name, file in zip(names, chosen, strict=True)}
+
+    def _open(self) -> ImageStore:
+        # listed now, so that a slip shows before the training and not at its first evaluation
+        held_out = set(self._list("evaluation_path"))
+        files = [file for file in self._list("path") if file not in held_out]
+        if not files:
+            raise self.error("holds out all images of path; choose another.", "evaluation_path")
+        store = self._cached(files)
+        name, height, width = store.smallest()
+        if self.crop > min(height, width):
+            small = int((store.sizes.amin(1) < self.crop).sum())
+            raise self.error(
+                f"crop = {self.crop} is larger than {small} of the images, such as "
+                f"{self.path / name} ({width} x {height}); choose a smaller crop or remove them.",
+                "crop",
+            )
+        return store
+
+    def _cached(self, files: list[Path]) -> ImageStore:
+        stats = [(file, file.stat()) for file in files]
+        what = [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+        folder = f"folder-{_digest(self.path.resolve(), self.alpha)}"
+        path = cache_folder() / f"{folder}-{_digest(what)}.store"
+        new = not path.exists()
+        store = ImageStore.cached(path, lambda: self._decoded(files))
+        # of the same folder before it changed; a run that has it mapped keeps it
+        for old in set(path.parent.glob(f"{folder}-*.store")) - {path} if new else ():
+            with suppress(OSError):
+                old.unlink()
+        return store
+
+    def _decoded(self, files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+        console = Console(stderr=True)
+        quiet = not console.is_terminal
+        ahead = iter(files)
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+            # a few images ahead of the writer, never all of them in RAM
+            waiting = deque(pool.submit(self._read, file) for file in islice(ahead, 32))
+            for file in track(files, "decoding images", console=console, disable=quiet):
+                image = waiting.popleft().result()
+                waiting.extend(pool.submit(self._read, later) for later in islice(ahead, 1))
+                yield str(file.relative_to(self.path.resolve())), image
+
+    def _settled(self, store: ImageStore, device: torch.device) -> ImageStore:
+        room = store.num_bytes
+        if self.keep_on_device == "auto":
+            room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
+        if self.keep_on_device == "no" or store.num_bytes > room:
+            return store
+        try:
+            return store.to(device)
+        except torch.OutOfMemoryError:
+            fault = f'{store.num_bytes} bytes do not fit on {device}; choose "auto" or "no".'
+            raise self.error(fault, "keep_on_device") from None
+
+    def _list(self, option: Literal["path", "evaluation_path"]) -> list[Path]:
+        folder: Path | None = getattr(self, option)
+        try:
+            # the folder resolved, not each file: 100,000 of them would take a second
+            return [] if folder is None else list_images(folder.resolve())
+        except ImageError as fault:
+            raise self.error(str(fault), option) from None
+
+    def _read(self, file: Path) -> Tensor:
+        try:
+            return read_image(file, alpha=self.alpha)
+        except ImageError as fault:
+            raise self.error(str(fault)) from None
+
+
+def _digest(*key: object) -> str:
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
