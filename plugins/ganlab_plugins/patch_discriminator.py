@@ -16,8 +16,8 @@ class PatchDiscriminator(Plugin):
 
     4x4 convolutions with LeakyReLU(0.2): `num_layers` of stride 2, doubling the channels up to
     8 * `width`, one of stride 1, and one to a single channel. From [N, C, H, W] it makes a map of
-    logits [N, 1, h, w], each of which sees one patch: 70 x 70 pixels for 3 layers. Any image size
-    that leaves at least one logit will do.
+    logits [N, 1, h, w], each of which sees one patch: 70 x 70 pixels for 3 layers. Any image with
+    sides of at least 3 * 2^num_layers pixels will do.
 
     3 layers of width 64 have 2,764,737 parameters for RGB, as has the "PatchGAN-70" of KAIR and
     pix2pix. Before batch and instance norm the convolutions have no bias, since the norm takes
@@ -38,15 +38,12 @@ class PatchDiscriminator(Plugin):
     @hookimpl
     def make_discriminator(self, real_shape: tuple[int, ...]) -> nn.Module:
         num_channels, *size = real_shape
-        # 4x4 with padding 1: stride 2 halves a side (rounding down), stride 1 takes 1 away. A map
-        # needs 1 logit; instance norm needs more than 1 position to take a deviation over.
-        smallest_last = 2 if self.norm == "instance" else 1
-        smallest = (smallest_last + 1) * 2**self.num_layers
+        # 4x4 with padding 1: stride 2 halves a side (rounding down), each stride 1 takes 1 away
+        smallest = 3 * 2**self.num_layers
         if min(size) < smallest:
             raise self.error(
-                f"num_layers = {self.num_layers} with norm = '{self.norm}' needs images of at "
-                f"least {smallest} x {smallest} pixels and gets {size[0]} x {size[1]}; "
-                "use fewer layers or a larger crop",
+                f"num_layers = {self.num_layers} needs images of at least {smallest} x {smallest} "
+                f"pixels and gets {size[0]} x {size[1]}; use fewer layers or a larger crop",
                 "num_layers",
             )
         return patch_discriminator(num_channels, self.width, self.num_layers, self.norm)
