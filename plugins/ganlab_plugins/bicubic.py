@@ -27,7 +27,7 @@ class Bicubic(Plugin):
     """
     exact: bool = False
     """Reproduce published LR files bit for bit: round after each of the two passes. Always 8 bit.
-    A few times slower, and within 0.01 dB of the default.
+    Slower, and within 0.01 dB of the default.
     """
 
     @hookimpl(wrapper=True)
