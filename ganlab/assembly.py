@@ -80,7 +80,7 @@ def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
     """Exactly one plugin in each slot that a run needs, and none that could have no effect."""
     with_d = recipe.d_steps > 0
     for hook in (*_ONE, *(_ONE_WITH_D if with_d else ())):
-        names = [impl.plugin_name for impl in reversed(implementations(manager, hook))]
+        names = [impl.plugin_name for impl in implementations(manager, hook)]
         if not names:
             why = " because d_steps is more than 0" if hook in _ONE_WITH_D else ""
             raise RecipeError(

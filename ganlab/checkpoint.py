@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.checkpoint.stateful import Stateful
 
 from ganlab.errors import GanlabError
 from ganlab.recipe import resolved
@@ -99,9 +98,9 @@ def _state(run: "Run") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "networks": {name: part.state_dict() for name, part in networks.items()},
         "plugins": {
-            name: plugin.state_dict()
+            name: plugin.state_dict()  # type: ignore[attr-defined]
             for name, plugin in run.recipe.plugins.items()
-            if isinstance(plugin, Stateful)
+            if hasattr(plugin, "state_dict")  # torch's Stateful protocol
         },
     }
 

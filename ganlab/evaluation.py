@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from ganlab.images import write_png
 from ganlab.metrics import high_frequency_ratio, psnr, ssim
@@ -116,6 +115,8 @@ def strip(judged: list[Judged], scale: int) -> Tensor:
 
     :returns: uint8 [3, H, W].
     """
+    from torchvision.utils import make_grid  # a second to import, and not needed to begin
+
     cells = []
     for item in judged:
         height, width = item.hr.shape[-2:]

@@ -114,7 +114,7 @@ def _settings(table: RecipeTable) -> Recipe:
     try:
         return Recipe.model_validate_json(json.dumps(table.values))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = _worst(error)
         key = [str(part) for part in first["loc"]]
         place = table.origin(*key)
         if first["type"] == "extra_forbidden" and key[0] in installed():
@@ -140,7 +140,7 @@ def _plugin(table: RecipeTable, name: str, options: Any) -> tuple[Plugin, Plugin
     try:
         plugin = plugin_class.model_validate_json(json.dumps(options), context={"folders": folders})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = _worst(error)
         key = [str(part) for part in first["loc"] if isinstance(part, str) and part in options]
         where = table.origin("plugins", name, *key)
         complaint = _complaint(first, plugin_class, "option")
@@ -174,6 +174,12 @@ _BOUNDS = {
     "less_than_equal": ("at most", "le"),
     "less_than": ("less than", "lt"),
 }
+
+
+def _worst(error: ValidationError) -> ErrorDetails:
+    """The one to complain of: an unknown key explains a missing one."""
+    found = error.errors(include_url=False)
+    return next((e for e in found if e["type"] == "extra_forbidden"), found[0])
 
 
 def _complaint(error: ErrorDetails, model: type[BaseModel], kind: str) -> str:
