@@ -1,0 +1,222 @@
+"""image_folder: what is read, when it is read again, and what a mistaken folder is told."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ganlab_plugins import image_folder
+from ganlab_plugins.image_folder import ImageFolder
+from PIL import Image
+
+from ganlab import ImageStore, RecipeError, cache_folder
+from ganlab.streams import Streams
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GANLAB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Six images, each of one value in all its pixels: 10, 20 ... 60."""
+    root = tmp_path / "photographs"
+    for i, name in enumerate(["a.png", "b.png", "sub/c.png", "sub/d.png", "sub/e/f.png", "z.png"]):
+        draw(root / name, 10 * (i + 1))
+    return root
+
+
+def draw(path: Path, value: int, size: tuple[int, int] = (20, 24)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
+
+
+def values(plugin: ImageFolder, number: int = 200) -> set[int]:
+    crops = plugin.sample_real(number, CPU)
+    return set((crops * 255).round().int().unique().tolist())
+
+
+def test_crops_come_from_every_image_of_nested_folders(folder):
+    plugin = ImageFolder(path=folder, crop=8)
+    assert values(plugin) == {10, 20, 30, 40, 50, 60}
+    crops = plugin.sample_real(3, CPU)
+    assert crops.shape == (3, 3, 8, 8)
+    assert crops.dtype == torch.float32
+
+
+def test_crops_follow_the_streams_of_the_run(folder):
+    def crops(seed: int) -> torch.Tensor:
+        plugin = ImageFolder(path=folder, crop=8)
+        plugin._streams = Streams(seed)
+        return plugin.sample_real(16, CPU)
+
+    assert torch.equal(crops(1), crops(1))
+    assert not torch.equal(crops(1), crops(2))
+
+
+def test_a_grey_image_trains_as_rgb(tmp_path):
+    (tmp_path / "grey").mkdir()
+    Image.fromarray(np.full((9, 9), 77, np.uint8)).save(tmp_path / "grey" / "a.png")
+    crop = ImageFolder(path=tmp_path / "grey", crop=8).sample_real(1, CPU)
+    assert (crop * 255).unique().tolist() == pytest.approx([77])
+    assert crop.shape[1] == 3
+
+
+# --- held-out images -----------------------------------------------------------------------------
+
+
+def test_without_an_evaluation_folder_nothing_is_judged(folder):
+    assert ImageFolder(path=folder).evaluation_images() == {}
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(1, "0"), (2, "05"), (3, "036"), (9, "012345678"), (99, "0123456789")]
+)
+def test_held_out_images_are_taken_evenly(tmp_path, folder, limit, expected):
+    for i in range(10):
+        draw(tmp_path / "val" / f"{i}.png", i)
+    plugin = ImageFolder(path=folder, evaluation_path=tmp_path / "val", evaluation_limit=limit)
+    images = plugin.evaluation_images()
+    assert list(images) == [f"{i}.png" for i in expected]
+    assert [int(image[0, 0, 0]) for image in images.values()] == [int(i) for i in expected]
+    assert all(image.dtype == torch.uint8 for image in images.values())
+
+
+def test_held_out_images_of_one_name_keep_their_folders(tmp_path, folder):
+    draw(tmp_path / "val" / "x" / "a.png", 1)
+    draw(tmp_path / "val" / "y" / "a.png", 2)
+    images = ImageFolder(path=folder, evaluation_path=tmp_path / "val").evaluation_images()
+    assert list(images) == ["x-a.png", "y-a.png"]
+
+
+def test_held_out_images_inside_the_folder_are_not_trained_on(folder):
+    plugin = ImageFolder(path=folder, evaluation_path=folder / "sub", crop=8)
+    assert values(plugin) == {10, 20, 60}
+    judged = {int(image[0, 0, 0]) for image in plugin.evaluation_images().values()}
+    assert judged == {30, 40, 50}
+
+
+@pytest.mark.parametrize("held_out", [".", ".."])
+def test_holding_out_the_training_folder_itself_is_refused(folder, held_out):
+    with pytest.raises(RecipeError, match="holds out all images of path"):
+        ImageFolder(path=folder, evaluation_path=folder / held_out, crop=8).sample_real(1, CPU)
+
+
+# --- the cache -----------------------------------------------------------------------------------
+
+
+def test_images_are_decoded_once_while_their_files_stay_as_they_are(folder, monkeypatch):
+    first = values(ImageFolder(path=folder, crop=8))
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("decoded again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "read_image", never)
+        assert values(ImageFolder(path=folder, crop=12)) == first
+        os.utime(folder / "a.png", ns=(1, 1))
+        with pytest.raises(AssertionError, match="decoded again"):
+            ImageFolder(path=folder, crop=8).sample_real(1, CPU)
+
+
+def test_a_changed_folder_is_read_anew_and_its_old_store_deleted(folder):
+    values(ImageFolder(path=folder, crop=8))
+    draw(folder / "new.png", 200)
+    (folder / "a.png").unlink()
+    assert values(ImageFolder(path=folder, crop=8)) == {20, 30, 40, 50, 60, 200}
+    assert len(list(cache_folder().glob("*.store"))) == 1
+
+
+def test_a_damaged_store_is_made_again(folder):
+    first = values(ImageFolder(path=folder, crop=8))
+    [path] = cache_folder().glob("*.store")
+    path.write_bytes(path.read_bytes()[100:])
+    assert values(ImageFolder(path=folder, crop=8)) == first
+
+
+def test_what_is_behind_transparency_is_decoded_anew(tmp_path):
+    (tmp_path / "clear").mkdir()
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(tmp_path / "clear" / "a.png")
+    for alpha, value in (("white", 255), ("black", 0)):
+        assert values(ImageFolder(path=tmp_path / "clear", crop=8, alpha=alpha)) == {value}
+    with pytest.raises(RecipeError, match=r"a\.png: has transparent pixels"):
+        ImageFolder(path=tmp_path / "clear", crop=8, alpha="refuse").sample_real(1, CPU)
+
+
+def test_more_images_than_are_decoded_at_once_keep_their_order(tmp_path):
+    for i in range(70):
+        draw(tmp_path / "many" / f"{i:02}.png", i, (8, 8))
+    plugin = ImageFolder(path=tmp_path / "many", crop=8)
+    plugin.sample_real(1, CPU)
+    assert [int(plugin._store.image(i)[0, 0, 0]) for i in range(70)] == list(range(70))
+    assert plugin._store.names == [f"{i:02}.png" for i in range(70)]
+
+
+def test_a_finished_run_needs_its_data_no_more(folder):
+    shutil.rmtree(folder)
+    plugin = ImageFolder(path=folder, evaluation_path=folder)
+    with pytest.raises(RecipeError, match="no such folder"):
+        plugin.sample_real(1, CPU)
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+def test_a_missing_evaluation_folder_shows_before_training(folder):
+    plugin = ImageFolder(path=folder, evaluation_path=folder / "nil", crop=8)
+    with pytest.raises(RecipeError, match="nil: no such folder"):
+        plugin.sample_real(1, CPU)
+
+
+def test_a_folder_without_images_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RecipeError, match="empty: no image in it"):
+        ImageFolder(path=tmp_path / "empty").sample_real(1, CPU)
+
+
+def test_a_broken_file_is_named_and_no_store_is_left(folder):
+    (folder / "sub" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(RecipeError, match=r"broken\.jpg: cannot be read"):
+        ImageFolder(path=folder, crop=8).sample_real(1, CPU)
+    assert list(cache_folder().glob("*.store")) == []
+
+
+def test_a_crop_larger_than_an_image_is_told_which(folder):
+    draw(folder / "tiny.png", 1, (9, 30))
+    assert values(ImageFolder(path=folder, crop=9))
+    with pytest.raises(RecipeError, match=r"crop = 10 .* 1 of the images.*tiny\.png \(30 x 9\)"):
+        ImageFolder(path=folder, crop=10).sample_real(1, CPU)
+
+
+# --- the device ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keep", "free", "moved"),
+    [("auto", 40_000, True), ("auto", 30_000, False), ("yes", 0, True), ("no", 10**9, False)],
+)
+def test_images_move_to_a_gpu_with_room_for_four_times_their_size(
+    folder, monkeypatch, keep, free, moved
+):
+    went = []
+    store = ImageStore.of([("a", torch.zeros(3, 50, 60, dtype=torch.uint8))])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10**10))
+    monkeypatch.setattr(store, "to", lambda device: went.append(device.type) or store)
+    plugin = ImageFolder(path=folder, keep_on_device=keep)
+    assert plugin._settled(store, torch.device("cuda")) is store
+    assert went == (["cuda"] if moved else [])
+
+
+def test_images_that_do_not_fit_on_the_gpu_are_told_so(folder, monkeypatch):
+    def full(_: torch.device) -> ImageStore:
+        raise torch.OutOfMemoryError
+
+    store = ImageStore.of([("a", torch.zeros(3, 50, 60, dtype=torch.uint8))])
+    monkeypatch.setattr(store, "to", full)
+    with pytest.raises(RecipeError, match='9000 bytes do not fit on cuda; choose "auto" or "no"'):
+        ImageFolder(path=folder, keep_on_device="yes")._settled(store, torch.device("cuda"))

@@ -1,0 +1,271 @@
+"""Image files: every mode becomes the 8-bit RGB that a viewer would show, or is refused by name."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ganlab import (
+    ImageError,
+    cache_folder,
+    list_images,
+    read_image,
+    split_alpha,
+    write_png,
+)
+
+ORIENTATION = 0x0112
+
+
+def noise(height: int = 5, width: int = 7, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def chw(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def save(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+# --- modes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_lossless_rgb_is_returned_as_it_is(tmp_path, suffix):
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(tmp_path / f"a.{suffix}", Image.fromarray(noise()), **options)
+    assert torch.equal(read_image(path), chw(noise()))
+
+
+def test_grey_becomes_three_equal_channels_or_is_kept(tmp_path):
+    grey = noise(channels=1)
+    path = save(tmp_path / "a.png", Image.fromarray(grey[:, :, 0]))
+    assert torch.equal(read_image(path), chw(grey).expand(3, -1, -1))
+    assert torch.equal(read_image(path, keep_grey=True), chw(grey))
+
+
+def test_black_and_white_becomes_0_and_255(tmp_path):
+    bits = noise(channels=1)[:, :, 0] > 127
+    path = save(tmp_path / "a.png", Image.fromarray(bits))
+    assert torch.equal(read_image(path, keep_grey=True)[0], torch.from_numpy(bits) * 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_is_divided_by_257_and_rounded(tmp_path, suffix):
+    values = np.array([[0, 128, 129, 257, 32768, 65406, 65407, 65535]], np.uint16)
+    path = save(tmp_path / f"a.{suffix}", Image.fromarray(values))
+    expected = np.rint(values.astype(np.float64) / 257)
+    assert expected.tolist() == [[0, 0, 1, 1, 128, 254, 255, 255]]
+    assert read_image(path, keep_grey=True)[0].tolist() == expected.tolist()
+
+
+def test_a_palette_is_looked_up(tmp_path):
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    path = save(tmp_path / "a.png", palette)
+    assert read_image(path)[:, 0].T.tolist() == [[10, 20, 30], [200, 100, 50]]
+    assert split_alpha(path)[1] is None
+
+
+def test_a_transparent_palette_entry_shows_what_is_behind(tmp_path):
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    path = save(tmp_path / "a.png", palette, transparency=1)
+    assert read_image(path)[:, 0].T.tolist() == [[10, 20, 30], [255, 255, 255]]
+    colour, alpha = split_alpha(path)
+    assert colour[:, 0].T.tolist() == [[10, 20, 30], [200, 100, 50]]
+    assert alpha is not None
+    assert alpha.tolist() == [[[255, 0]]]
+
+
+def test_cmyk_is_converted_to_the_colours_it_prints(tmp_path):
+    path = save(tmp_path / "a.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), quality=100)
+    red, green, blue = read_image(path)[:, 4, 4].tolist()
+    assert red > 250
+    assert green < 5
+    assert blue < 5
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [(1, [[1, 2]]), (2, [[2, 1]]), (3, [[2, 1]]), (6, [[1], [2]]), (8, [[2], [1]])],
+)
+def test_exif_orientation_is_applied(tmp_path, orientation, expected):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = save(tmp_path / "a.png", Image.fromarray(np.array([[1, 2]], np.uint8)), exif=exif)
+    assert read_image(path, keep_grey=True)[0].tolist() == expected
+
+
+# --- alpha ---------------------------------------------------------------------------------------
+
+
+def test_alpha_is_composited_by_its_definition(tmp_path):
+    rgba = noise(channels=4)
+    path = save(tmp_path / "a.png", Image.fromarray(rgba))
+    opacity = rgba[:, :, 3:] / 255
+    for behind, value in (("white", 255), ("black", 0)):
+        expected = np.floor(rgba[:, :, :3] * opacity + value * (1 - opacity) + 0.5)
+        error = read_image(path, alpha=behind).double() - torch.from_numpy(
+            expected.transpose(2, 0, 1)
+        )
+        assert error.abs().max() == 0
+
+
+def test_alpha_is_split_off_with_the_colours_untouched(tmp_path):
+    rgba = noise(channels=4)
+    colour, alpha = split_alpha(save(tmp_path / "a.png", Image.fromarray(rgba)))
+    assert torch.equal(colour, chw(rgba[:, :, :3]))
+    assert alpha is not None
+    assert torch.equal(alpha, chw(rgba[:, :, 3:]))
+
+
+def test_grey_with_alpha_is_still_grey(tmp_path):
+    array = noise(channels=2)
+    array[0, 0] = (40, 0)
+    path = save(tmp_path / "a.png", Image.fromarray(array))
+    assert read_image(path, keep_grey=True).shape == (1, 5, 7)
+    assert read_image(path, keep_grey=True)[0, 0, 0] == 255
+    assert split_alpha(path)[0][:, 0, 0].tolist() == [40, 40, 40]
+
+
+def test_transparency_is_refused_on_request_and_opaque_alpha_never(tmp_path):
+    rgba = noise(channels=4)
+    clear = save(tmp_path / "clear.png", Image.fromarray(rgba))
+    rgba[:, :, 3] = 255
+    opaque = save(tmp_path / "opaque.png", Image.fromarray(rgba))
+    with pytest.raises(ImageError, match=r'clear\.png: has transparent.*alpha = "white"'):
+        read_image(clear, alpha="refuse")
+    assert torch.equal(read_image(opaque, alpha="refuse"), chw(rgba[:, :, :3]))
+    assert split_alpha(opaque)[1] is None
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp"])
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.6])
+def test_a_truncated_file_is_named(tmp_path, suffix, part):
+    path = save(tmp_path / f"half.{suffix}", Image.fromarray(noise(64, 64)))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(ImageError, match=rf"half\.{suffix}: cannot be read.*; replace"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_animations_and_pages_are_refused(tmp_path, suffix):
+    frames = [Image.fromarray(noise(8, 8) // (1 + i)) for i in range(2)]
+    path = save(tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:])
+    with pytest.raises(ImageError, match=r"holds 2 frames"):
+        read_image(path)
+
+
+def test_a_second_picture_in_a_jpeg_is_ignored(tmp_path):
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    path = save(tmp_path / "a.jpg", first, format="MPO", save_all=True, append_images=[second])
+    assert read_image(path)[0].min() > 250
+
+
+def test_a_decompression_bomb_is_an_error(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", Image.fromarray(noise(10, 10)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
+    with pytest.raises(ImageError, match=r"a\.png: .*pixels"):
+        read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image(path).shape == (3, 10, 10)
+
+
+def test_float_pixels_are_refused(tmp_path):
+    path = save(tmp_path / "a.tif", Image.fromarray(np.ones((4, 4), np.float32)))
+    with pytest.raises(ImageError, match=r"mode F.*8 or 16 bits"):
+        read_image(path)
+
+
+def test_other_formats_are_not_opened_whatever_their_suffix(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n")
+    with pytest.raises(ImageError, match=r"a\.png: cannot be read"):
+        read_image(path)
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
+    with pytest.raises(ImageError, match="no such file"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="is a folder"):
+        read_image(tmp_path)
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def test_images_are_listed_in_order_from_nested_folders_without_hidden_ones(tmp_path):
+    for name in ("b.PNG", "a/z.jpeg", "a/b/c.TIFF", "a/notes.txt", ".x.png", ".git/y.png", "d.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert found == ["a/b/c.TIFF", "a/z.jpeg", "b.PNG"]
+
+
+def test_a_folder_that_is_missing_empty_or_a_file_is_named(tmp_path):
+    (tmp_path / "a.txt").touch()
+    for path, fault in ((tmp_path / "nil", "no such"), (tmp_path / "a.txt", "is a file")):
+        with pytest.raises(ImageError, match=rf"{path.name}: {fault}"):
+            list_images(path)
+    with pytest.raises(ImageError, match=r"no image in it.*\.png"):
+        list_images(tmp_path)
+
+
+def test_the_cache_folder_follows_its_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("GANLAB_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("GANLAB_CACHE")
+    assert cache_folder().name == "ganlab"
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_written_png_holds_the_same_pixels(tmp_path, channels):
+    image = chw(noise(channels=channels))
+    write_png(image, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as file:
+        assert np.array_equal(np.asarray(file).reshape(5, 7, channels), noise(channels=channels))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    write_png(chw(noise()), tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+
+    def full(self: object, file: io.BytesIO, **_: object) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(ImageError, match=r"a\.png: cannot be written \(No space left"):
+        write_png(chw(noise()), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_missing_target_folder_is_named(tmp_path):
+    with pytest.raises(ImageError, match=r"cannot be written.*folder exists"):
+        write_png(chw(noise()), tmp_path / "nil" / "a.png")
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4)])
+def test_only_images_are_written(tmp_path, shape):
+    with pytest.raises(ValueError, match="write_png takes uint8"):
+        write_png(torch.zeros(shape, dtype=torch.uint8), tmp_path / "a.png")
+    with pytest.raises(ValueError, match="write_png takes uint8"):
+        write_png(torch.zeros(3, 4, 4), tmp_path / "a.png")
