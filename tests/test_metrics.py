@@ -150,6 +150,14 @@ def test_enlarged_noise_lacks_detail_and_added_noise_has_too_much():
     assert high_frequency_ratio(hr + noise(1, 3, 64, 64, high=60), hr, 4).item() > 1.1
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("measure", [psnr, ssim, high_frequency_ratio])
+def test_a_gpu_measures_the_same(measure):
+    image, reference = noise(2, 3, 30, 41), noise(2, 3, 41, 30).transpose(2, 3)
+    on_gpu = measure(image.cuda(), reference.cuda(), 2)
+    torch.testing.assert_close(on_gpu.cpu(), measure(image, reference, 2), rtol=1e-9, atol=0)
+
+
 PUBLISHED = {
     ("Set5", 2): (33.66, 0.9299),
     ("Set5", 3): (30.39, 0.8682),

@@ -153,6 +153,26 @@ def test_the_package_gives_the_function_whatever_was_asked_for_before():
     assert torch.equal(second(images, (2, 2)), resize(images, (2, 2)))
 
 
+@pytest.mark.cuda
+def test_a_gpu_makes_the_same_images_with_tf32_allowed_and_in_a_captured_graph():
+    images = torch.rand(2, 3, 32, 40)
+    on_gpu = images.cuda()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        made = resize(on_gpu, (8, 10))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = resize(on_gpu, (8, 10))
+        graph.replay()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(made.cpu(), resize(images, (8, 10)), rtol=0, atol=1e-6)
+    assert torch.equal(captured, made)
+    levels = to_uint8(images)
+    assert torch.equal(resize_exact(levels.cuda(), (8, 10)).cpu(), resize_exact(levels, (8, 10)))
+
+
 @pytest.mark.parametrize("size", [(3, 4), (4, 3), (7, 5), (18, 16), (1, 1)])
 def test_8_bit_images_agree_with_exact_fractions(size):
     images = torch.randint(0, 256, (2, 9, 8), dtype=torch.uint8)
