@@ -40,6 +40,7 @@ class ImageStore:
         self.names = names
         self.sizes = torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)
         lengths = self.sizes.prod(1) * 3
+        self._shortest = int(self.sizes.min()) if sizes else 0
         self._starts = lengths.cumsum(0) - lengths
         self._pixels = pixels
         self._resident: Tensor | None = None
@@ -160,11 +161,14 @@ class ImageStore:
         Every image is equally likely, whatever its size; so is every position in it, and every
         one of the 2 (flips), 4 (turns) or 8 (both) ways to lay the crop down.
 
-        :param size: side in pixels; at most the shortest side of `smallest()`.
+        :param size: side in pixels.
         :param generator: on the CPU; None draws from torch's own. The draws do not depend on
             `device` nor on `flips` and `turns`.
         :returns: float32 [batch_size, 3, size, size] in 0..1, on `device`.
+        :raises ValueError: when an image (`smallest()`) has a side shorter than `size`.
         """
+        if size > self._shortest:
+            raise ValueError(f"no crop of {size} pixels fits an image of {self._shortest}")
         which = torch.randint(len(self), (batch_size,), generator=generator)
         # float64, so that every position of the largest image can be reached
         place = torch.rand(2, batch_size, generator=generator, dtype=torch.float64)

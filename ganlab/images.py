@@ -193,7 +193,8 @@ def _refuse_unfit(image: Image.Image, path: Path) -> None:
 
 
 def _to_pixels(image: Image.Image, path: Path) -> tuple[Pixels, Pixels | None]:
-    if image.mode == "F" or (image.mode == "I" and image.getextrema()[1] > 65535):  # type: ignore[operator]
+    # a 16-bit file may open as I, which has 32
+    if image.mode == "F" or (image.mode == "I" and not _fits_16_bits(image)):
         raise ImageError(
             f"{path}: its pixels are of mode {image.mode} (float or 32 bits), which have no fixed "
             "white; save it with 8 or 16 bits per channel."
@@ -206,6 +207,11 @@ def _to_pixels(image: Image.Image, path: Path) -> tuple[Pixels, Pixels | None]:
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))[:, :, None], None
     return np.asarray(image.convert("RGB")), None
+
+
+def _fits_16_bits(image: Image.Image) -> bool:
+    values = np.asarray(image)
+    return bool(values.min() >= 0 and values.max() <= 65535)
 
 
 def _split(rgba: Pixels, grey: bool) -> tuple[Pixels, Pixels | None]:

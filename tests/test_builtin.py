@@ -109,7 +109,7 @@ def test_crops_follow_the_streams_of_the_run():
 
 def test_leaves_are_painted_once_and_again_when_damaged(monkeypatch):
     first = small().sample_real(4, CPU)
-    [path] = cache_folder().glob("builtin-*.store")
+    [path] = cache_folder().glob("leaves-*.store")
     good = path.read_bytes()
 
     def never(*_: object) -> None:

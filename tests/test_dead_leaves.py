@@ -5,12 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from ganlab_plugins import dead_leaves
 from ganlab_plugins.dead_leaves import DeadLeaves, _fall, _topmost, natural_colours, paint
 from pydantic import ValidationError
 
 from ganlab.streams import Streams
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GANLAB_CACHE", str(tmp_path))
+
+
 BLACK_AND_WHITE = np.array([[0, 0, 0], [1, 1, 1]], np.float32)
 
 
@@ -115,6 +123,26 @@ def test_crops_follow_the_streams_of_the_run():
 
     assert torch.equal(crops(1), crops(1))
     assert not torch.equal(crops(1), crops(2))
+
+
+def test_images_are_painted_once_for_the_same_options(monkeypatch):
+    def crop(**options: float) -> torch.Tensor:
+        plugin = DeadLeaves(num_images=1, size=32, crop=32, flips=False, turns=False, **options)
+        return plugin.sample_real(1, CPU)
+
+    first = crop()
+    other = crop(max_radius=50.0)
+
+    def never(*_: object) -> None:
+        raise AssertionError("painted again")
+
+    monkeypatch.setattr(dead_leaves, "paint", never)
+    assert torch.equal(crop(), first)
+    assert torch.equal(crop(max_radius=50.0), other)
+    assert not torch.equal(first, other)
+    for option in ("min_radius", "exponent", "texture"):
+        with pytest.raises(AssertionError, match="painted again"):
+            crop(**{option: 1.0 if option != "exponent" else 2.0})
 
 
 @pytest.mark.parametrize(

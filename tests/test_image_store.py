@@ -125,6 +125,12 @@ def test_no_crop_at_all_is_a_batch_of_none():
     assert ImageStore.of(IMAGES).crops(0, 5, seeded(), CPU).shape == (0, 3, 5, 5)
 
 
+def test_a_crop_larger_than_an_image_is_refused():
+    assert ImageStore.of(IMAGES).crops(1, 8, seeded(), CPU).shape == (1, 3, 8, 8)
+    with pytest.raises(ValueError, match="no crop of 9 pixels fits an image of 8"):
+        ImageStore.of(IMAGES).crops(1, 9, seeded(), CPU)
+
+
 def test_the_smallest_image_is_the_one_with_the_shortest_side():
     store = ImageStore.of([("wide", coded(0, 9, 300)), ("even", coded(1, 20, 20))])
     assert store.smallest() == ("wide", 9, 300)
@@ -154,9 +160,20 @@ def damage_index(data: bytes) -> bytes:
     return data.replace(b'"sizes": [[9', b'"sizes": [[8')
 
 
+def another_version(data: bytes) -> bytes:
+    return data.replace(b"ganlab store 1", b"ganlab store 0")
+
+
 @pytest.mark.parametrize(
     "damage",
-    [damage_pixel, damage_index, lambda data: data[:-1], lambda data: data[5:], lambda _: b""],
+    [
+        damage_pixel,
+        damage_index,
+        another_version,
+        lambda data: data[:-1],
+        lambda data: data[5:],
+        lambda _: b"",
+    ],
 )
 def test_a_damaged_store_is_refused_and_built_again(tmp_path, damage):
     path = tmp_path / "s.store"

@@ -1,6 +1,7 @@
 """Image files: every mode becomes the 8-bit RGB that a viewer would show, or is refused by name."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -175,24 +176,31 @@ def test_a_second_picture_in_a_jpeg_is_ignored(tmp_path):
     assert read_image(path)[0].min() > 250
 
 
-def test_a_decompression_bomb_is_an_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize("filter_", ["error", "ignore"])
+def test_a_decompression_bomb_is_an_error_whatever_becomes_of_warnings(
+    tmp_path, monkeypatch, filter_
+):
     path = save(tmp_path / "a.png", Image.fromarray(noise(10, 10)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
-    with pytest.raises(ImageError, match=r"a\.png: .*pixels"):
+    with warnings.catch_warnings(), pytest.raises(ImageError, match=r"a\.png: .*pixels"):
+        warnings.simplefilter(filter_)
         read_image(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert read_image(path).shape == (3, 10, 10)
 
 
-def test_float_pixels_are_refused(tmp_path):
-    path = save(tmp_path / "a.tif", Image.fromarray(np.ones((4, 4), np.float32)))
-    with pytest.raises(ImageError, match=r"mode F.*8 or 16 bits"):
+@pytest.mark.parametrize(
+    "values", [np.ones((4, 4), np.float32), np.full((4, 4), -1, np.int32), np.array([[65536]])]
+)
+def test_float_and_32_bit_pixels_are_refused(tmp_path, values):
+    kind = np.float32 if values.dtype == np.float32 else np.int32
+    path = save(tmp_path / "a.tif", Image.fromarray(values.astype(kind)))
+    with pytest.raises(ImageError, match=r"mode [FI] .*8 or 16 bits"):
         read_image(path)
 
 
 def test_other_formats_are_not_opened_whatever_their_suffix(tmp_path):
-    path = tmp_path / "a.png"
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n")
+    path = save(tmp_path / "a.png", Image.fromarray(noise()), format="GIF")
     with pytest.raises(ImageError, match=r"a\.png: cannot be read"):
         read_image(path)
 

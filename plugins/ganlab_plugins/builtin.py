@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from ganlab import ImageStore, Plugin, cache_folder, hookimpl, read_image
-from ganlab_plugins.dead_leaves import Floats, paint
+from ganlab import ImageStore, Plugin, hookimpl, read_image
+from ganlab_plugins.dead_leaves import Floats, gallery, paint
 
 _TRAINING = (
     "rocket.jpg",
@@ -106,18 +105,15 @@ class Builtin(Plugin):
         return read_image(path)
 
     def _leaves(self, photographs: ImageStore) -> ImageStore:
-        made_of = (version("scikit-image"), _SIDE, _SEED, self.num_leaves)
-        key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+        images = [photographs.image(i) for i in range(len(photographs))]
 
-        def painted() -> Iterator[tuple[str, Tensor]]:
-            rng = np.random.default_rng(_SEED)
-            images = [photographs.image(i) for i in range(len(photographs))]
-            for i in range(self.num_leaves):
-                # one of the three photographs in colour, and any of the six
-                pair = [images[k] for k in rng.integers((3, 6))]
-                yield f"leaves {i}", paint(_SIDE, _colours(pair, rng), rng)
+        def painter(rng: np.random.Generator) -> Tensor:
+            # one of the three photographs in colour, and any of the six
+            pair = [images[i] for i in rng.integers((3, 6))]
+            return paint(_SIDE, _colours(pair, rng), rng)
 
-        return ImageStore.cached(cache_folder() / f"builtin-{key}.store", painted)
+        source = Path(__file__).read_bytes()
+        return gallery(_SEED, self.num_leaves, painter, source, version("scikit-image"))
 
 
 def _colours(photographs: list[Tensor], rng: np.random.Generator) -> Floats:

@@ -1,17 +1,25 @@
 """Dead leaves: synthetic images of disks that hide one another, endless and without a file."""
 
 import math
-from functools import cached_property
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from ganlab import ImageStore, Plugin, hookimpl
+from ganlab import ImageStore, Plugin, cache_folder, hookimpl
 
 Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+Radii = tuple[float, float, float]
+
+_RADII = (3.0, 100.0, 3.0)
+_COVERAGE = 5.0
 
 
 class DeadLeaves(Plugin):
@@ -23,22 +31,22 @@ class DeadLeaves(Plugin):
     trained on nothing else restore photographs nearly as well as those trained on photographs
     (Achddou, Gousseau and Ladjal, openreview vKT8fZFGcG; with textures: arXiv:2504.10201).
 
-    Deviations: no colour histogram of a photograph here, but random colours of natural spread
-    (much luminance, little chroma); edges are anti-aliased by painting at twice the size; leaves
-    fall `coverage` deep, and the few pixels still bare show one bottom layer.
+    Deviations: colours are random with natural spread, not from a photograph's histogram; edges
+    are anti-aliased by painting at twice the size; leaves lie 5 deep on average, and what is still
+    bare (0.7 %) shows one bottom leaf.
     """
 
     num_images: int = Field(48, ge=1)
-    """Images painted at the start (about 30 ms each); crops are taken from these."""
+    """Images to cut crops from; painted once, about 50 ms each, then kept in the cache folder."""
     size: int = Field(320, ge=16)
     """Side of these images in pixels."""
     seed: int = Field(0, ge=0)
     """Which images: unlike the run's seed, it changes the data set itself."""
-    min_radius: float = Field(3.0, ge=0.5)
+    min_radius: float = Field(_RADII[0], ge=0.5)
     """Of the smallest leaves, in pixels; small ones dominate, so this sets the fineness."""
-    max_radius: float = Field(100.0, gt=0)
+    max_radius: float = Field(_RADII[1], gt=0)
     """Of the largest leaves, in pixels."""
-    exponent: float = Field(3.0, gt=1)
+    exponent: float = Field(_RADII[2], gt=1)
     """Of the density of radii, r^-exponent; 3 is scale invariant, more means smaller leaves."""
     texture: float = Field(0.5, ge=0, le=1)
     """Share of leaves with stripes or shading; 0 paints flat colours."""
@@ -49,6 +57,8 @@ class DeadLeaves(Plugin):
     turns: bool = True
     """Turn crops by a random multiple of 90 degrees."""
 
+    _store: ImageStore | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _consistent(self) -> "DeadLeaves":
         if self.min_radius >= self.max_radius:
@@ -57,23 +67,37 @@ class DeadLeaves(Plugin):
             raise ValueError("crop must be at most size, the side of the painted images")
         return self
 
-    @cached_property
-    def _store(self) -> ImageStore:
-        rng = np.random.default_rng(self.seed)
-        radii = (self.min_radius, self.max_radius, self.exponent)
-        return ImageStore.of(
-            (f"leaves {i}", paint(self.size, natural_colours(rng), rng, radii, self.texture))
-            for i in range(self.num_images)
-        )
-
     @hookimpl
     def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
-        return self._store.crops(
-            batch_size, self.crop, self.host_rng, device, self.flips, self.turns
-        )
+        if self._store is None:
+            radii = (self.min_radius, self.max_radius, self.exponent)
+            made_of = (self.size, radii, self.texture)
+            self._store = gallery(
+                self.seed,
+                self.num_images,
+                lambda rng: paint(self.size, natural_colours(rng), rng, radii, self.texture),
+                made_of,
+            )
+        crops, rng = self._store.crops, self.host_rng
+        return crops(batch_size, self.crop, rng, device, self.flips, self.turns)
 
 
-def natural_colours(rng: np.random.Generator, count: int = 1024) -> Floats:
+def gallery(
+    seed: int, number: int, painter: Callable[[Generator], Tensor], *made_of: object
+) -> ImageStore:
+    """So many painted images, from ganlab's cache folder when they were painted before.
+
+    :param painter: makes one image, uint8 [3, H, W].
+    :param made_of: all that the images depend on besides seed, number and this file.
+    """
+    # this file is part of the key: another way to paint makes other images
+    key = sha256(Path(__file__).read_bytes() + repr((seed, number, made_of)).encode())
+    path = cache_folder() / f"leaves-{key.hexdigest()[:16]}.store"
+    rng = np.random.default_rng(seed)
+    return ImageStore.cached(path, lambda: ((f"leaves {i}", painter(rng)) for i in range(number)))
+
+
+def natural_colours(rng: Generator, count: int = 1024) -> Floats:
     """Random colours [count, 3] in 0..1 around a few hues, muted as those of a landscape.
 
     Luminance spreads widely, blue-yellow less, red-green least: the order of the principal
@@ -88,22 +112,16 @@ def natural_colours(rng: np.random.Generator, count: int = 1024) -> Floats:
 
 
 def paint(
-    size: int,
-    colours: Floats,
-    rng: np.random.Generator,
-    radii: tuple[float, float, float] = (3.0, 100.0, 3.0),
-    texture: float = 0.5,
-    coverage: float = 5.0,
+    size: int, colours: Floats, rng: Generator, radii: Radii = _RADII, texture: float = 0.5
 ) -> Tensor:
     """Paint one dead leaves image.
 
     :param colours: [K, 3] in 0..1; each leaf takes one of them.
     :param radii: smallest and largest in pixels, and the exponent of their density.
     :param texture: share of leaves that carry a wave: stripes when short, shading when long.
-    :param coverage: how many leaves lie over a pixel on average; exp(-coverage) stays bare.
     :returns: uint8 [3, size, size].
     """
-    leaf = _topmost(2 * size, *_fall(2 * size, rng, radii, coverage))
+    leaf = _topmost(2 * size, *_fall(2 * size, rng, radii, _COVERAGE))
     image = colours[rng.integers(len(colours), size=leaf.max() + 1)][leaf]
     if texture:
         image += _waves(leaf, rng, texture)[:, :, None]
@@ -115,11 +133,13 @@ def paint(
 
 
 def _fall(
-    side: int, rng: np.random.Generator, radii: tuple[float, float, float], coverage: float
-) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
+    side: int, rng: Generator, radii: Radii, coverage: float
+) -> tuple[Floats, Integers, Integers]:
     """A table of 64 radii; for each falling leaf its place there, and its centre, [n] and [n, 2].
 
     Centres are uniform on the plane, of which only leaves that can reach the image are drawn.
+
+    :param coverage: how many leaves lie over a pixel on average; exp(-coverage) of them see none.
     """
     smallest, largest, exponent = radii
     # the image is painted at twice its size
@@ -135,18 +155,14 @@ def _fall(
     return table.astype(np.float32), which, centres
 
 
-def _topmost(
-    side: int, table: Floats, which: NDArray[np.int64], centres: NDArray[np.int64]
-) -> NDArray[np.int32]:
+def _topmost(side: int, table: Floats, which: Integers, centres: Integers) -> NDArray[np.int32]:
     """Number of the leaf seen at each pixel, [side, side]: the last to fall; 0 where bare."""
-    disks = []
-    for radius in table:
-        half = math.ceil(radius)
-        x = np.arange(-half, half + 1) ** 2
-        disks.append((half, x[:, None] + x <= radius**2))
+    halves = np.ceil(table).astype(int).tolist()
+    squares = [np.arange(-half, half + 1) ** 2 for half in halves]
+    disks = [x[:, None] + x <= radius**2 for x, radius in zip(squares, table, strict=True)]
     seen = np.zeros((side, side), np.int32)
     for leaf, (kind, (y, x)) in enumerate(zip(which.tolist(), centres.tolist(), strict=True), 1):
-        half, disk = disks[kind]
+        half, disk = halves[kind], disks[kind]
         up, left = y - half, x - half
         rows = slice(max(-up, 0), side - up)
         columns = slice(max(-left, 0), side - left)
@@ -156,7 +172,7 @@ def _topmost(
     return seen
 
 
-def _waves(leaf: NDArray[np.int32], rng: np.random.Generator, share: float) -> Floats:
+def _waves(leaf: NDArray[np.int32], rng: Generator, share: float) -> Floats:
     """A brightness wave on some leaves, [side, side]: of 3 to 200 pixels, any direction."""
     number = int(leaf.max()) + 1
     length = 2 * np.geomspace(3, 200, 64)[rng.integers(64, size=number)]
