@@ -247,7 +247,7 @@ def evaluate(run_folder: str, data: Path, weights: str, device: str, as_json: bo
 )
 @click.option(
     "--tile",
-    type=click.IntRange(min=32),
+    type=click.IntRange(min=64),
     default=256,
     show_default=True,
     help="Side of the tiles, in pixels of the image given; less needs less memory.",

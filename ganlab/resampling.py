@@ -1,9 +1,7 @@
 """Bicubic resampling as MATLAB's imresize does it, and the ways to and from 8 bit."""
 
 import math
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,24 +88,8 @@ def _round_ratio(sums: Tensor, totals: Tensor) -> Tensor:
     return sums.add_(totals / 2).div_(totals).floor_().clamp_(0, 255)
 
 
-def _constant(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Make a tensor once for all calls with the same arguments, and show compilers just that.
-
-    Kept for good: a captured CUDA graph reads it by its address.
-    """
-    kept = torch.compiler.disable(cache(make))
-
-    # Dynamo would warn of `cache` and trace through it
-    @torch.compiler.assume_constant_result
-    def constant(*args: Any) -> Tensor:
-        # an inference tensor could not take part in a later backward pass
-        with torch.inference_mode(False):
-            return kept(*args)
-
-    return constant
-
-
-@_constant
+@cache  # for good: a captured CUDA graph reads the matrix by its address
+@torch.inference_mode(False)  # an inference tensor could not take part in a backward pass
 def _weights(
     old: int, new: int, antialias: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -116,7 +98,8 @@ def _weights(
     return (taps / taps.sum(1, keepdim=True)).to(device, dtype)
 
 
-@_constant
+@cache
+@torch.inference_mode(False)
 def _taps(old: int, new: int, antialias: bool, device: torch.device) -> Tensor:
     """The same matrix before division by the sums of its rows: integers, in float64.
 

@@ -131,19 +131,6 @@ def test_a_matrix_first_made_in_inference_mode_serves_a_later_backward_pass():
     assert images.grad.sum().item() == pytest.approx(17 * 19, rel=1e-5)
 
 
-def test_it_compiles_in_one_piece():
-    images = torch.rand(2, 3, 20, 24)
-    compiled = torch.compile(resize, fullgraph=True, dynamic=False, backend="eager")
-    assert torch.equal(compiled(images, (5, 6)), resize(images, (5, 6)))
-
-
-def test_it_compiles_for_sizes_that_change():
-    compiled = torch.compile(resize, backend="eager")
-    for side in (20, 24, 32):
-        images = torch.rand(1, 1, side, 8)
-        assert torch.equal(compiled(images, (side // 4, 2)), resize(images, (side // 4, 2)))
-
-
 def test_the_package_gives_the_function_whatever_was_asked_for_before():
     from ganlab import resize as second
     from ganlab import to_uint8 as first

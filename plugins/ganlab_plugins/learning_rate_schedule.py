@@ -58,7 +58,9 @@ class LearningRateSchedule(Plugin):
         missing = [name for name in needs if not getattr(self, name)]
         if missing:
             raise ValueError(f"kind = '{self.kind}' needs {missing[0]}")
-        idle = self.model_fields_set - needs - reads - {"kind", "warmup"}
+        fields = type(self).model_fields
+        changed = {n for n in fields if getattr(self, n) != fields[n].get_default()}
+        idle = changed - needs - reads - {"kind", "warmup"}
         if idle:
             raise ValueError(
                 f"kind = '{self.kind}' does not read {', '.join(sorted(idle))}; leave it out"

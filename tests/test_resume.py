@@ -1,0 +1,213 @@
+"""A killed run continues bit for bit."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+# Batch norm in G (running statistics), EMA, moments of Adam, a moving schedule, a learning rate
+# that changes, and a plugin of the user's own with state: everything that a resume can lose.
+RECIPE = """\
+iterations = 40
+batch_size = 2
+g_steps = 2
+evaluate_every = 10
+checkpoint_every = 10
+report_every = 7
+
+[plugins]
+image_folder = { path = "photos", evaluation_path = "held_out", crop = 16 }
+bicubic = {}
+srresnet = { width = 8, num_blocks = 1 }
+patch_discriminator = { width = 8, num_layers = 1 }
+bce = {}
+pixel_loss = { kind = "mse" }
+label_smoothing = {}
+instance_noise = { sigma = { from = 0.1, to = 0.0, over = 30 } }
+pretraining = { iterations = 5 }
+learning_rate_schedule = { kind = "cosine", over = 40 }
+ema = { decay = 0.9 }
+counter = { use = "./counter.py" }
+"""
+
+# It also is the one that pulls the plug: SIGKILL, no goodbye.
+COUNTER = """\
+import os
+import signal
+
+import torch
+from pydantic import PrivateAttr
+
+from ganlab import Plugin, hookimpl
+
+
+class Counter(Plugin):
+    \"\"\"Adds a loss that depends on a running state and on a random draw.\"\"\"
+
+    _sum: torch.Tensor = PrivateAttr(default_factory=lambda: torch.zeros(()))
+
+    @hookimpl
+    def generator_loss(self, fake):
+        noise = torch.rand((), generator=self.rng)
+        return {"G/counter": (fake.mean() - self._sum - noise).square()}
+
+    @hookimpl
+    def iteration_end(self, run, losses):
+        self._sum = 0.9 * self._sum + 0.1 * losses["G/counter"]
+        if str(run.iteration) == os.environ.get("PULL_THE_PLUG_AT"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def state_dict(self):
+        return {"sum": self._sum}
+
+    def load_state_dict(self, state):
+        self._sum = state["sum"]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ganlab.images import write_png
+
+    folder = tmp_path_factory.mktemp("resume")
+    generator = torch.Generator().manual_seed(0)
+    for part in ("photos", "held_out"):
+        (folder / part).mkdir()
+        for name in "ab":
+            image = torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8, generator=generator)
+            write_png(image, folder / part / f"{name}.png")
+    (folder / "game.toml").write_text(RECIPE)
+    (folder / "counter.py").write_text(COUNTER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, ganlab: Command) -> Path:
+    """The run that nothing interrupted."""
+    done = ganlab("run", "game.toml", "--name", "whole", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "whole"
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Byte-equal stats lines, pictures and weights; equal checkpoints, tensor by tensor."""
+    assert (one / "stats.jsonl").read_bytes() == (other / "stats.jsonl").read_bytes()
+    for name in ("generator.safetensors", "best.safetensors", "samples/0000040.png"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    states = [torch.load(p / "checkpoints/0000040.pt", weights_only=True) for p in (one, other)]
+    assert_same(*states, "checkpoint")
+
+
+def assert_same(one: object, other: object, where: str) -> None:
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert isinstance(other, torch.Tensor)
+        assert one.dtype == other.dtype, where
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert isinstance(other, dict)
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert isinstance(other, list | tuple)
+        assert len(one) == len(other), where
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}[{index}]")
+    else:
+        assert one == other, where
+
+
+@pytest.mark.parametrize("plug", [23, 37])
+def test_a_run_killed_by_sigkill_continues_bit_for_bit(
+    folder: Path, whole: Path, ganlab: Command, plug: int
+) -> None:
+    name = f"killed-{plug}"
+    killed = ganlab("run", "game.toml", "--name", name, cwd=folder, PULL_THE_PLUG_AT=str(plug))
+    assert killed.returncode == -signal.SIGKILL
+    assert not (folder / "runs" / name / "checkpoints" / "0000040.pt").exists()
+    done = ganlab("resume", f"runs/{name}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming at iteration {plug // 10 * 10}" in done.stderr
+    assert_same_run(whole, folder / "runs" / name)
+
+
+def test_the_resolved_recipe_of_a_run_gives_the_same_run(
+    folder: Path, whole: Path, ganlab: Command
+) -> None:
+    done = ganlab("run", whole / "recipe.toml", "--name", "again", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    again = folder / "runs" / "again"
+    assert (again / "counter.py").read_text() == COUNTER
+    assert_same_run(whole, again)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    folder: Path, whole: Path, ganlab: Command
+) -> None:
+    ganlab("run", "game.toml", "--name", "damaged", cwd=folder, PULL_THE_PLUG_AT="37")
+    newest = folder / "runs" / "damaged" / "checkpoints" / "0000030.pt"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    done = ganlab("resume", "damaged", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "0000030.pt: damaged" in done.stderr
+    assert "resuming at iteration 20" in done.stderr
+    assert_same_run(whole, folder / "runs" / "damaged")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_with_a_checkpoint_and_its_exit_code(
+    folder: Path, whole: Path, ganlab: Command, number: signal.Signals, code: int
+) -> None:
+    name = f"signalled-{code}"
+    command = [sys.executable, "-m", "ganlab", "run", "game.toml", "--name", name]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    stats = folder / "runs" / name / "stats.jsonl"
+    deadline = time.monotonic() + 120
+    while not (stats.is_file() and stats.read_text().count("\n") > 6):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert f"next: ganlab resume runs/{name}" in errors
+    done = ganlab("resume", name, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(whole, folder / "runs" / name)
+
+
+def test_a_run_that_is_done_is_not_resumed(folder: Path, whole: Path, ganlab: Command) -> None:
+    refused = ganlab("resume", whole, cwd=folder)
+    assert refused.returncode == 2
+    assert "done" in refused.stderr
+
+
+def test_two_processes_never_share_a_run_folder(folder: Path, whole: Path) -> None:
+    from ganlab.errors import GanlabError
+    from ganlab.folder import RunFolder
+
+    with RunFolder(whole).lock(), pytest.raises(GanlabError, match="in use"):
+        code = "from ganlab.folder import *; RunFolder(Path('.')).lock().__enter__()"
+        held = subprocess.run([sys.executable, "-c", code], cwd=whole, capture_output=True)
+        assert b"in use" in held.stderr
+        raise GanlabError(held.stderr.decode().strip().splitlines()[-1])
+
+
+def test_the_weights_written_for_use_are_those_of_the_checkpoint(whole: Path) -> None:
+    state = torch.load(whole / "checkpoints/0000040.pt", weights_only=True)
+    weights = load_file(whole / "generator.safetensors")
+    average = state["plugins"]["ema"]
+    kept = next(v for v in average.values() if isinstance(v, dict))
+    assert weights.keys() == kept.keys()
+    assert all(torch.equal(weights[k], kept[k]) for k in weights)
