@@ -51,11 +51,12 @@ def test_training_starts_at_the_resized_input(global_skip, expected):
     assert torch.equal(generator(global_skip=global_skip, moved=False)(lr), expected(lr))
 
 
-def test_the_global_skip_adds_the_resized_input_to_the_same_network():
+def test_the_global_skip_adds_a_tenth_of_the_answer_to_the_resized_input():
     lr = sample()
     alone, added = generator(global_skip="none"), generator(global_skip="bicubic")
     added.load_state_dict(alone.state_dict())
-    torch.testing.assert_close(added(lr) - alone(lr), resize(lr, (48, 64)), rtol=0, atol=1e-5)
+    expected = 0.1 * (alone(lr) - 0.5) + resize(lr, (48, 64))
+    torch.testing.assert_close(added(lr), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("skips", [False, True])
@@ -71,7 +72,7 @@ def test_skips_add_no_parameters_but_another_way(skips):
     assert torch.equal(G(sample()), G(1 - sample())) != skips
 
 
-@pytest.mark.parametrize(("width", "depth", "expected"), [(64, 1, 506_595), (32, 1, 129_619)])
+@pytest.mark.parametrize(("width", "depth", "expected"), [(64, 1, 1_133_987), (32, 1, 286_643)])
 def test_its_size_is_known(width, depth, expected):
     G = generator(width=width, depth=depth)
     assert sum(p.numel() for p in G.parameters()) == expected
@@ -86,6 +87,8 @@ def test_images_of_a_batch_do_not_meet(skips):
 
 def test_every_parameter_learns():
     G = generator(depth=2, skips=True)
+    for parameter in G.parameters():  # away from the zeros of the initialisation
+        nn.init.normal_(parameter, std=0.1)
     G(sample(2)).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in G.parameters())
 
@@ -100,9 +103,26 @@ def test_transposed_convolutions_make_no_checkerboard():
 
 
 def test_features_keep_their_size_through_the_untrained_network():
-    G = generator(width=64, depth=2, global_skip="none", moved=False)
-    variance = G.to_hr(G.encoder[0](torch.randn(1, 3, 32, 32)))[..., 4:-4, 4:-4].square().mean()
-    assert 0.3 < variance.item() < 3
+    G = generator(width=64, global_skip="none", depth=2)
+    features = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for layer in (G.encoder[0], G.up[-1], G.to_hr):
+        before = torch.randn(1, 128, 16, 16) if layer is G.up[-1] else features
+        features = layer(before)
+        size = features[..., 4:-4, 4:-4].square().mean() / before.square().mean()
+        assert 0.6 < size.item() < 1.6
+
+
+def test_brightness_is_no_news_to_the_network():
+    # grey 0.5 is 0 to it: an untrained one adds nothing, whatever its last weights are
+    grey = torch.full((1, 3, 12, 16), 0.5)
+    torch.testing.assert_close(generator()(grey), torch.full((1, 3, 48, 64), 0.5))
+    torch.testing.assert_close(generator(global_skip="none")(grey), torch.full((1, 3, 48, 64), 0.5))
+
+
+def test_residual_blocks_begin_as_identities():
+    features = torch.randn(1, 8, 5, 7)
+    for block in generator().encoder[0][1:]:
+        assert torch.equal(block(features), features)
 
 
 def test_a_few_steps_bring_it_closer_than_bicubic():

@@ -8,25 +8,30 @@ from torch.nn import functional as F
 
 from ganlab import Plugin, hookimpl, resize
 
-GlobalSkip = Literal["none", "nearest", "bicubic"]
+LEAKY_GAIN = nn.init.calculate_gain("leaky_relu", 0.2)
+"""Keeps the size of features through a convolution and LeakyReLU(0.2)."""
+
+SKIP_OUTPUT_SCALE = 0.1
+"""What the network's answer is multiplied by before it is added to the resized input."""
 
 
 class EncoderDecoder(Plugin):
     """Convolutional encoder-decoder for super-resolution by 1, 2, 4, 8, ...
 
-    The encoder halves the LR image `depth` times (convolutions, then 2x2 max pooling), doubling the
-    channels each time; the decoder doubles the size up to HR by transposed convolutions, halving
-    the channels. Their kernel of 4 is a multiple of their stride of 2, so every output pixel
-    gets as many terms and there is no checkerboard pattern (Odena et al. 2016,
-    doi:10.23915/distill.00003). LeakyReLU(0.2) between, no norm, nothing clamps the output.
+    The encoder halves the LR image `depth` times by 2x2 max pooling, doubling the channels each
+    time; the decoder doubles the size up to HR by transposed convolutions, halving the channels.
+    Their kernel of 4 is a multiple of their stride of 2, so every output pixel gets as many terms
+    and there is no checkerboard pattern (Odena et al. 2016, doi:10.23915/distill.00003). Residual
+    blocks (arXiv:1512.03385) work at LR size and below; the HR end is a few channels wide. No norm,
+    LeakyReLU(0.2), nothing clamps the output.
 
-    Most work is done at LR size and below; the HR end is a few channels wide. An LR side that
-    2^depth does not divide is extended by copies of its last pixels, and the result cut, so any
-    size works. The convolutions pad with zeros: transposed ones know nothing else, and another
-    padding would cost one more copy of every layer.
+    An LR side that 2^depth does not divide is extended by copies of its last pixels, and the
+    result cut, so any size works. The convolutions pad with zeros: transposed ones know nothing
+    else, and another padding would cost one more copy of every layer.
 
-    Initialised after He et al. (arXiv:1502.01852). With a `global_skip` the last layer begins at
-    zero, and training starts at the resized input.
+    Initialised after He et al. (arXiv:1502.01852), residual blocks as identities (Fixup,
+    arXiv:1901.09321). With a `global_skip` the last layer begins at zero, so training starts at
+    the resized input, and its output is scaled by 0.1.
     """
 
     width: int = Field(64, ge=1)
@@ -35,15 +40,16 @@ class EncoderDecoder(Plugin):
     depth: int = Field(1, ge=1)
     """How often the LR image is halved by pooling."""
 
-    num_blocks: int = Field(2, ge=1)
-    """Convolutions per level, in the encoder and again in the decoder up to LR size."""
+    num_blocks: int = Field(2, ge=0)
+    """Residual blocks of two convolutions per level, in the encoder and again in the decoder up to
+    LR size."""
 
     skips: bool = False
     """Add the encoder's features to the decoder's where their sizes agree (as in U-Net,
     arXiv:1505.04597, but by a sum, which adds no parameters). Without, all detail must pass the
     pooling."""
 
-    global_skip: GlobalSkip = "bicubic"
+    global_skip: Literal["none", "nearest", "bicubic"] = "bicubic"
     """The resized input to which the network adds its answer; with `none` it draws the whole
     image."""
 
@@ -64,70 +70,41 @@ class EncoderDecoder(Plugin):
                 "added; use global_skip = 'none'",
                 "global_skip",
             )
-        return EncoderDecoderNet(
-            inputs,
-            outputs,
-            scale,
-            self.width,
-            self.depth,
-            self.num_blocks,
-            self.skips,
-            self.global_skip,
-        )
+        return EncoderDecoderNet(inputs, outputs, scale, self)
 
 
 class EncoderDecoderNet(nn.Module):
     """The network of EncoderDecoder: [N, C, h, w] to [N, C, scale * h, scale * w]."""
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        scale: int,
-        width: int,
-        depth: int,
-        num_blocks: int,
-        skips: bool,
-        global_skip: GlobalSkip,
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, scale: int, options: EncoderDecoder) -> None:
         super().__init__()
-        self.scale, self.depth, self.skips, self.global_skip = scale, depth, skips, global_skip
-        channels = [width * 2**level for level in range(depth + 1)]
+        self.scale, self.depth = scale, options.depth
+        self.skips, self.global_skip = options.skips, options.global_skip
+        num_blocks, width = options.num_blocks, options.width
+        channels = [width * 2**level for level in range(self.depth + 1)]
         self.encoder = nn.ModuleList(
-            _convolutions(before, after, num_blocks)
+            nn.Sequential(_convolution(before, after), *_blocks(after, num_blocks))
             for before, after in zip([inputs, *channels], channels, strict=False)
         )
         self.up = nn.ModuleList()
         self.decoder = nn.ModuleList()
-        for level in reversed(range(depth)):
+        for level in reversed(range(self.depth)):
             self.up.append(_doubling(channels[level + 1], channels[level]))
-            self.decoder.append(_convolutions(channels[level], channels[level], num_blocks))
+            self.decoder.append(nn.Sequential(*_blocks(channels[level], num_blocks)))
         self.to_hr = nn.Sequential()
         for _ in range(scale.bit_length() - 1):
             narrower = max(width // 2, 16)
-            self.to_hr.extend([_doubling(width, narrower), nn.LeakyReLU(0.2)])
+            self.to_hr.extend([_doubling(width, narrower, LEAKY_GAIN), nn.LeakyReLU(0.2)])
             width = narrower
-        self.last = nn.Conv2d(width, outputs, 3, padding=1)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                # a pixel of a doubled image gets 2x2 of the 4x4 taps of every input channel
-                fan_in = layer.in_channels * (4 if isinstance(layer, nn.ConvTranspose2d) else 9)
-                gain = nn.init.calculate_gain("leaky_relu", 0.2)
-                nn.init.normal_(layer.weight, std=gain / fan_in**0.5)
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
-        if self.global_skip != "none":
-            nn.init.zeros_(self.last.weight)
+        self.last = _convolution(width, outputs, 1.0 if self.global_skip == "none" else 0.0)
 
     def forward(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[-2:]
         step = 2**self.depth
-        features = lr
+        # around 0: brightness is no news to the skip, and as large as it is it would drown the rest
+        features = lr - 0.5
         if height % step or width % step:
-            features = F.pad(lr, (0, -width % step, 0, -height % step), mode="replicate")
+            features = F.pad(features, (0, -width % step, 0, -height % step), mode="replicate")
 
         encoded = []
         for level, block in enumerate(self.encoder):
@@ -140,19 +117,48 @@ class EncoderDecoderNet(nn.Module):
         size = (height * self.scale, width * self.scale)
         images: Tensor = self.last(self.to_hr(features))[..., : size[0], : size[1]]
 
-        if self.global_skip == "bicubic":
-            return images + resize(lr, size)
+        if self.global_skip == "none":
+            return images + 0.5
+        # Adam's first steps have one size whatever the gradient: unscaled, they overshoot the
+        # small difference from the resized input, and the features die out to make up for it
+        images = SKIP_OUTPUT_SCALE * images
         if self.global_skip == "nearest":
             return images + F.interpolate(lr, size=size, mode="nearest-exact")
-        return images
+        return images + resize(lr, size)
 
 
-def _convolutions(inputs: int, outputs: int, num: int) -> nn.Module:
-    layers: list[nn.Module] = []
-    for i in range(num):
-        layers += [nn.Conv2d(outputs if i else inputs, outputs, 3, padding=1), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers)
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            _convolution(channels, channels, LEAKY_GAIN),
+            nn.LeakyReLU(0.2),
+            _convolution(channels, channels, 0.0),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        result: Tensor = features + self.layers(features)
+        return result
 
 
-def _doubling(inputs: int, outputs: int) -> nn.Module:
-    return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+def _blocks(channels: int, num: int) -> list[nn.Module]:
+    return [_Residual(channels) for _ in range(num)]
+
+
+def _convolution(inputs: int, outputs: int, gain: float = 1.0) -> nn.Conv2d:
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1)
+    _initialise(layer, gain, fan_in=9 * inputs)
+    return layer
+
+
+def _doubling(inputs: int, outputs: int, gain: float = 1.0) -> nn.ConvTranspose2d:
+    layer = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+    # a pixel of the doubled image gets 2x2 of the 4x4 taps of every input channel
+    _initialise(layer, gain, fan_in=4 * inputs)
+    return layer
+
+
+def _initialise(layer: nn.Conv2d | nn.ConvTranspose2d, gain: float, fan_in: int) -> None:
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    nn.init.normal_(layer.weight, std=gain / fan_in**0.5)
