@@ -42,45 +42,38 @@ def register(recipe: Recipe, defaults: Iterable[object]) -> PluginManager:
     return manager
 
 
-def implementations(manager: PluginManager, hook: str) -> list[HookImpl]:
-    """Those of plugins, not the engine's own."""
+def implementations(manager: PluginManager, hook: str) -> list[tuple[Plugin, HookImpl]]:
+    """The plugins that implement a hook, the engine's own answer left out."""
     caller = getattr(manager.hook, hook)
-    return [impl for impl in caller.get_hookimpls() if isinstance(impl.plugin, Plugin)]
+    return [(i.plugin, i) for i in caller.get_hookimpls() if isinstance(i.plugin, Plugin)]
 
 
-def adversarial(manager: PluginManager) -> list[HookImpl]:
+def adversarial(manager: PluginManager) -> list[tuple[Plugin, HookImpl]]:
     """The generator losses that read logits."""
     return [
-        impl
-        for impl in implementations(manager, "generator_loss")
+        (plugin, impl)
+        for plugin, impl in implementations(manager, "generator_loss")
         if {"fake_logits", "real_logits"} & set(impl.argnames)
     ]
 
 
 def _check_names(manager: PluginManager) -> None:
-    try:
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        known = [name for name in vars(manager.hook) if not name.startswith("_")]
-        pending = [
-            hook
-            for name in vars(manager.hook)
-            if not name.startswith("_")
-            for hook in [getattr(manager.hook, name)]
-            if not hook.has_spec()
-        ]
-        hook = pending[0]
-        known = [n for n in known if getattr(manager.hook, n).has_spec()]
-        plugin = hook.get_hookimpls()[0].plugin
-        near = did_you_mean(hook.name, known)
-        raise plugin.error(f"no hook is named '{hook.name}'{near}") from error
+    """A misspelt hook would never be called, and nothing would say so."""
+    callers = list(vars(manager.hook).values())
+    for caller in callers:
+        if not caller.has_spec():
+            known = [other.name for other in callers if other.has_spec()]
+            plugin, _ = implementations(manager, caller.name)[0]
+            raise plugin.error(
+                f"no hook is named '{caller.name}'{did_you_mean(caller.name, known)}"
+            )
 
 
 def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
     """Exactly one plugin in each slot that a run needs, and none that could have no effect."""
     with_d = recipe.d_steps > 0
     for hook in (*_ONE, *(_ONE_WITH_D if with_d else ())):
-        names = [impl.plugin_name for impl in implementations(manager, hook)]
+        names = [plugin.name for plugin, _ in implementations(manager, hook)]
         if not names:
             why = " because d_steps is more than 0" if hook in _ONE_WITH_D else ""
             raise RecipeError(
@@ -95,18 +88,18 @@ def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
             )
     if not with_d:
         for hook in _ONLY_WITH_D:
-            for impl in implementations(manager, hook):
-                raise impl.plugin.error(
+            for plugin, _ in implementations(manager, hook):
+                raise plugin.error(
                     f"has no effect without a discriminator (it provides {hook}, and d_steps is "
-                    f"0); set d_steps = 1, or drop {impl.plugin_name}"
+                    f"0); set d_steps = 1, or drop {plugin.name}"
                 )
 
 
 def _check_chains(manager: PluginManager) -> None:
     for hook in _CHAINED:
-        for impl in implementations(manager, hook):
+        for plugin, impl in implementations(manager, hook):
             if not impl.wrapper:
-                raise impl.plugin.error(
+                raise plugin.error(
                     f"{hook} is chained: write it as @hookimpl(wrapper=True), with `x = yield`"
                 )
 
@@ -118,7 +111,7 @@ def _check_reach(manager: PluginManager, recipe: Recipe) -> None:
     if not losses:
         raise RecipeError(f"{recipe.file}: no plugin provides generator_loss: nothing trains it")
     if recipe.d_steps == 0 and with_logits:
-        plugin = with_logits[0].plugin
+        plugin, _ = with_logits[0]
         raise plugin.error("reads the discriminator's logits, and d_steps is 0; set d_steps = 1")
     if recipe.d_steps > 0 and not with_logits:
         raise RecipeError(
@@ -127,11 +120,11 @@ def _check_reach(manager: PluginManager, recipe: Recipe) -> None:
         )
     if recipe.d_steps == 0:
         return
-    loss = implementations(manager, "discriminator_loss")[0]
-    if not {"real_label", "fake_label"} & set(loss.argnames):
-        for impl in implementations(manager, "labels"):
-            raise impl.plugin.error(
-                f"changes the labels, which {loss.plugin_name} does not read; remove one of the two"
+    loss, impl = implementations(manager, "discriminator_loss")[0]
+    if not {"real_label", "fake_label"} & set(impl.argnames):
+        for plugin, _ in implementations(manager, "labels"):
+            raise plugin.error(
+                f"changes the labels, which {loss.name} does not read; remove one of the two"
             )
 
 

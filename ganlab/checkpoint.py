@@ -98,7 +98,7 @@ def _state(run: "Run") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "networks": {name: part.state_dict() for name, part in networks.items()},
         "plugins": {
-            name: plugin.state_dict()  # type: ignore[attr-defined]
+            name: plugin.state_dict()
             for name, plugin in run.recipe.plugins.items()
             if hasattr(plugin, "state_dict")  # torch's Stateful protocol
         },

@@ -107,8 +107,10 @@ def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     manager = register(recipe, (EngineDefaults(run), ImageEvaluation()))
     run.hook = manager.hook
     with_logits = adversarial(manager)
-    run.content_loss = manager.subset_hook_caller("generator_loss", [i.plugin for i in with_logits])
-    run.reads_real_logits = any("real_logits" in impl.argnames for impl in with_logits)
+    run.content_loss = manager.subset_hook_caller(
+        "generator_loss", [plugin for plugin, _ in with_logits]
+    )
+    run.reads_real_logits = any("real_logits" in impl.argnames for _, impl in with_logits)
     for plugin in recipe.plugins.values():
         plugin._streams = streams
         for schedule in plugin.schedules():

@@ -174,12 +174,12 @@ class Plugin(BaseModel):
         Its numbers depend on (seed, plugin name, iteration, step) alone: no other plugin's draws
         shift them.
         """
-        return self._streams and self._streams.generator(self.name)
+        return self._streams.generator(self.name) if self._streams else None
 
     @property
     def host_rng(self) -> torch.Generator | None:
         """Like `rng`, but always on the CPU: the same numbers whatever the device."""
-        return self._streams and self._streams.host_generator(self.name)
+        return self._streams.host_generator(self.name) if self._streams else None
 
     def schedules(self) -> Iterator[Schedule]:
         """The options that change over iterations."""

@@ -159,8 +159,8 @@ def _read_text(path: Path) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise RecipeError(f"{shown}:{line}: not UTF-8 text; save the file as UTF-8") from None
+        number = data[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{shown}:{number}: not UTF-8 text; save the file as UTF-8") from None
 
 
 def _locate(text: str, values: dict[str, Any]) -> dict[Key, int]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ganlab.checkpoint import load_checkpoint
+from ganlab.checkpoint import load_checkpoint, load_generator
 from ganlab.device import describe_environment, pick_device
-from ganlab.engine import Run, assemble, train
+from ganlab.engine import Run, assemble, open_run, train
 from ganlab.errors import Diverged, GanlabError, RecipeError
 from ganlab.folder import (
     RunFolder,
@@ -143,10 +143,17 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
             raise
         finally:
             journal.end()
-            figures = {"iteration": run.iteration, "of": recipe.iterations, "exit_code": code}
-            figures |= {"seconds": round(journal.seconds, 1), "message": message}
-            figures |= {"best": run.best, "bicubic": run.bicubic, "last": journal.evaluated}
-            folder.write_status(state, **figures)
+            folder.write_status(
+                state,
+                iteration=run.iteration,
+                of=recipe.iterations,
+                exit_code=code,
+                seconds=round(journal.seconds, 1),
+                message=message,
+                best=run.best,
+                bicubic=run.bicubic,
+                last=journal.evaluated,
+            )
     return code
 
 
@@ -207,9 +214,6 @@ def load_for_use(
 
     :raises GanlabError: when the run has written no weights yet.
     """
-    from ganlab.checkpoint import load_generator
-    from ganlab.engine import open_run
-
     folder = open_run_folder(path)
     run = open_run(load_recipe(folder.recipe), pick_device(device), folder)
     manifest = read_json(folder.manifest)

@@ -42,7 +42,9 @@ def trajectory(
     return points
 
 
-def assert_golden(points: list[tuple[float, float]], golden: dict[int, tuple[float, float]]) -> None:
+def assert_golden(
+    points: list[tuple[float, float]], golden: dict[int, tuple[float, float]]
+) -> None:
     for n, expected in golden.items():
         assert points[n - 1] == pytest.approx(expected, abs=1e-6), n
 
