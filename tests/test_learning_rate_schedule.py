@@ -61,7 +61,8 @@ def test_a_recipe_without_a_discriminator_is_scheduled_too():
     assert rates(run, plugin, range(3)) == pytest.approx([1e-3, 5e-4, 5e-4])
 
 
-def test_a_resumed_run_continues_where_it_was():
+@pytest.mark.parametrize("loaded_first", [False, True])
+def test_a_resumed_run_continues_where_it_was(loaded_first):
     plugin = make(kind="cosine", over=10, warmup=2)
     run = SimpleNamespace(G_optimizer=optimizer(), D_optimizer=None, iteration=0)
     plugin.run_start(run)
@@ -69,8 +70,13 @@ def test_a_resumed_run_continues_where_it_was():
     saved = run.G_optimizer.state_dict()
 
     again = SimpleNamespace(G_optimizer=optimizer(), D_optimizer=None, iteration=0)
-    plugin.run_start(again)
-    again.G_optimizer.load_state_dict(saved)  # a decayed lr must not become the base rate
+    # in either order a decayed rate must not become the base rate
+    if loaded_first:
+        again.G_optimizer.load_state_dict(saved)
+        plugin.run_start(again)
+    else:
+        plugin.run_start(again)
+        again.G_optimizer.load_state_dict(saved)
     assert rates(again, plugin, range(4, 8)) == whole[4:]
 
 
