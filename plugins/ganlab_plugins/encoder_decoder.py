@@ -38,7 +38,7 @@ class EncoderDecoder(Plugin):
     """Channels at LR size: twice as many a level down, half as many a level up (at least 16)."""
 
     depth: int = Field(1, ge=1)
-    """How often the LR image is halved by pooling."""
+    """How often the LR image is halved by pooling; 2 or more hardly learns without `skips`."""
 
     num_blocks: int = Field(2, ge=0)
     """Residual blocks of two convolutions per level, in the encoder and again in the decoder up to
