@@ -25,7 +25,7 @@ class Journal:
     """
 
     def __init__(self, folder: RunFolder, total: int, images: int, report_every: int) -> None:
-        """:param images: seen in one iteration, for the images/s shown."""
+        """:param images: that G learns from in one iteration, for the images/s shown."""
         self.folder = folder
         self.console = Console(stderr=True, soft_wrap=True)
         self._total, self._images, self._every = total, images, report_every

@@ -122,7 +122,7 @@ def check_same_recipe(recipe: Recipe, path: Path | str) -> None:
 def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     """Train until done or stopped, and write how it ended into status.json."""
     recipe = run.recipe
-    images = recipe.batch_size * (recipe.d_steps + recipe.g_steps)
+    images = recipe.batch_size * recipe.g_steps
     journal = Journal(folder, recipe.iterations, images, recipe.report_every)
     limits.run = run
     _announce(run, folder, journal)

@@ -1,0 +1,198 @@
+"""The commands as a user types them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from ganlab.cli import main
+from ganlab.images import read_image, split_alpha, write_png
+from ganlab.journal import read_lines
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny finished run, trained and judged on images of its own."""
+    folder = tmp_path_factory.mktemp("cli")
+    generator = torch.Generator().manual_seed(1)
+    (folder / "photos").mkdir()
+    for name, shape in (("a", (3, 64, 72)), ("b", (3, 61, 67)), ("grey", (1, 48, 48))):
+        image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        write_png(image, folder / "photos" / f"{name}.png")
+    recipe = folder / "tiny.toml"
+    recipe.write_text(
+        "iterations = 6\nbatch_size = 2\nd_steps = 0\nevaluate_every = 3\n[plugins]\n"
+        "image_folder = { path = 'photos', evaluation_path = 'photos/../photos', crop = 16 }\n"
+        "bicubic = {}\nencoder_decoder = { width = 4 }\npixel_loss = {}\n"
+    )
+    (folder / "held").mkdir()
+    write_png(read_image(folder / "photos" / "a.png"), folder / "held" / "a.png")
+    recipe.write_text(recipe.read_text().replace("photos/../photos", "held"))
+    result = invoke("run", recipe, "--runs", folder / "runs", "--name", "done")
+    assert result.exit_code == 0, result.output
+    return folder / "runs" / "done"
+
+
+def test_help_answers_without_torch() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from ganlab.cli import main;"
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0;"
+        "assert CliRunner().invoke(main, ['run', '--help']).exit_code == 0;"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(tiny: Path, ganlab: Command) -> None:
+    done = ganlab("run", tiny.name, cwd=tiny.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("done at iteration 4 of 4\n")
+    assert "writing to runs/tiny-1" in done.stderr
+    assert done.stderr.rstrip().endswith("next: ganlab upscale runs/tiny-1 IMAGE")
+
+
+def test_a_run_leaves_its_folder(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "recipe.toml", "manifest.json", "status.json", "stats.jsonl", "timing.jsonl",
+        "samples", "checkpoints", "generator.safetensors", "best.safetensors",
+    }  # fmt: skip
+    assert {p.name for p in (trained / "samples").iterdir()} == {"0000003.png", "0000006.png"}
+    lines = read_lines(trained / "stats.jsonl")
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert "evaluation/psnr_y" in lines[3]
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert (
+        manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
+        or "+" in (manifest["versions"]["torch"])
+    )
+    assert manifest["seed"] == 0
+    assert len(manifest["plugins"]["bicubic"]["sha256"]) == 64
+    assert manifest["plugins"]["bicubic"]["distribution"] == "ganlab"
+
+
+def test_a_second_run_gets_a_folder_of_its_own(tiny: Path) -> None:
+    runs = tiny.parent / "runs"
+    for _ in range(2):
+        assert invoke("run", tiny, "--runs", runs, "--max-iterations", 1).exit_code == 0
+    assert sorted(p.name for p in runs.iterdir()) == ["tiny-1", "tiny-2"]
+    again = invoke("run", tiny, "--runs", runs, "--name", "tiny-2")
+    assert again.exit_code == 2
+    assert "never overwritten" in again.stderr
+
+
+def test_max_iterations_stops_resumably(tiny: Path) -> None:
+    runs = tiny.parent / "runs"
+    stopped = invoke("run", tiny, "--runs", runs, "--max-iterations", 2)
+    assert stopped.exit_code == 0
+    assert stopped.stdout.startswith("stopped at iteration 2 of 4")
+    assert f"next: ganlab resume {runs / 'tiny-1'}" in stopped.stderr
+    resumed = invoke("run", tiny, "--resume", runs / "tiny-1")
+    assert resumed.stdout.startswith("done at iteration 4 of 4")
+
+
+def test_max_time_stops_resumably(tiny: Path) -> None:
+    runs = tiny.parent / "runs"
+    result = invoke("run", tiny, "--runs", runs, "--set", "iterations=1000000", "--max-time", "1s")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("stopped at iteration")
+
+
+def test_resuming_under_another_recipe_is_refused(tiny: Path) -> None:
+    runs = tiny.parent / "runs"
+    invoke("run", tiny, "--runs", runs, "--max-iterations", 2)
+    other = invoke("run", tiny, "--set", "seed=3", "--resume", runs / "tiny-1")
+    assert other.exit_code == 2
+    assert "another recipe" in other.stderr
+
+
+def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(tiny: Path) -> None:
+    result = invoke("run", tiny, "--dry-run", "--seed", 5, "--runs", tiny.parent / "runs")
+    assert result.exit_code == 0
+    assert "seed = 5" in result.stdout
+    assert not (tiny.parent / "runs").exists()
+    copy = tiny.with_name("copy.toml")
+    copy.write_text(result.stdout)
+    assert invoke("check", copy).exit_code == 0
+
+
+def test_eval_scores_every_image_beside_bicubic(trained: Path) -> None:
+    found = json.loads(
+        invoke("eval", trained, "--data", trained.parents[1] / "photos", "--json").stdout
+    )
+    assert set(found["images"]) == {"a.png", "b.png", "grey.png"}
+    for row in (*found["images"].values(), found["mean"]):
+        assert row["generator"].keys() == row["bicubic"].keys()
+        assert {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lr_psnr", "hf_ratio"} == set(
+            row["generator"]
+        )
+    mean = sum(r["generator"]["psnr_y"] for r in found["images"].values()) / 3
+    assert found["mean"]["generator"]["psnr_y"] == pytest.approx(mean)
+    shown = invoke("eval", trained, "--data", trained.parents[1] / "photos")
+    assert "mean of 3" in shown.stdout
+    assert "BT.601" in shown.stdout
+
+
+def test_eval_needs_no_training_data(trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    moved = shutil.copytree(trained, tmp_path / "moved")
+    text = (moved / "recipe.toml").read_text()
+    (moved / "recipe.toml").write_text(text.replace(str(trained.parents[1]), "/nowhere"))
+    assert invoke("eval", moved, "--data", trained.parents[1] / "photos").exit_code == 0
+
+
+@pytest.mark.parametrize("side", [(1, 1), (7, 13), (90, 31)])
+def test_upscale_takes_any_size(trained: Path, tmp_path: Path, side: tuple[int, int]) -> None:
+    write_png(torch.randint(0, 256, (3, *side), dtype=torch.uint8), tmp_path / "x.png")
+    result = invoke("upscale", trained, tmp_path / "x.png", "-o", tmp_path / "out", "--tile", 64)
+    assert result.exit_code == 0, result.output
+    assert read_image(tmp_path / "out" / "x.png").shape == (3, 4 * side[0], 4 * side[1])
+
+
+def test_upscale_keeps_alpha_and_overwrites_nothing(trained: Path, tmp_path: Path) -> None:
+    image = torch.randint(0, 256, (4, 20, 24), dtype=torch.uint8)
+    image[3] = 128
+    write_png(image, tmp_path / "x.png")
+    assert invoke("upscale", trained, tmp_path / "x.png", "-o", tmp_path).exit_code == 2
+    assert invoke("upscale", trained, tmp_path / "x.png", "-o", tmp_path / "o").exit_code == 0
+    colour, alpha = split_alpha(tmp_path / "o" / "x.png")
+    assert colour.shape == (3, 80, 96)
+    assert alpha is not None
+    assert alpha.unique().tolist() == [128]
+
+
+def test_plugins_lists_all_and_shows_one_with_its_paper() -> None:
+    listed = json.loads(invoke("plugins", "--json").stdout)
+    assert {"builtin", "bicubic", "wasserstein"} <= {plugin["name"] for plugin in listed}
+    shown = invoke("plugins", "gradient_penalty").stdout
+    assert "arXiv:1704.00028" in shown
+    assert "weight = 10.0" in shown
+    assert "schedule" in shown
+    penalties = json.loads(invoke("plugins", "--hook", "penalty", "--json").stdout)
+    assert [plugin["name"] for plugin in penalties] == ["gradient_penalty"]
+
+
+def test_runs_lists_what_was_run(trained: Path) -> None:
+    shown = invoke("runs", "--runs", trained.parent)
+    assert "done" in shown.stdout
+    found = json.loads(invoke("runs", "--runs", trained.parent, "--json").stdout)
+    assert (found[0]["state"], found[0]["iteration"]) == ("done", 6)
+    assert invoke("runs", "--runs", trained / "none").exit_code == 0
+
+
+def test_the_module_runs_too(tmp_path: Path, ganlab: Command) -> None:
+    done = ganlab("--version", cwd=tmp_path)
+    assert done.stdout.startswith("ganlab, version ")
