@@ -5,6 +5,7 @@ file counts only with a digest that matches, since torch.load does not notice fl
 """
 
 import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -69,7 +70,9 @@ def load_checkpoint(run: "Run", folder: Path) -> int:
 def save_generator(run: "Run", generator: nn.Module, path: Path) -> None:
     """Write a generator's weights alone, with its recipe, for `eval`, `upscale` and other tools."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in generator.state_dict().items()}
-    metadata = {"format": "pt", "recipe": resolved(run.recipe), "iteration": str(run.iteration)}
+    about = {"iteration": run.iteration, "recipe": resolved(run.recipe)}
+    # one key, since safetensors writes several in any order, and equal weights are equal bytes
+    metadata = {"ganlab": json.dumps(about)}
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata)
     temporary.replace(path)

@@ -129,7 +129,7 @@ def run(
         from ganlab.engine import assemble
 
         assemble(loaded, pick_device(device))
-        click.echo(resolved(loaded), nl=False)
+        click.echo(resolved(loaded, copied=False), nl=False)
         _next(f"ganlab run {recipe}")
     elif resumed:
         session.check_same_recipe(loaded, resumed)

@@ -67,12 +67,10 @@ def new_run_folder(recipe: Recipe, parent: Path, name: str | None = None) -> Run
     folder = RunFolder(_claim(parent, name, recipe.name))
     for part in (folder.samples, folder.checkpoints):
         part.mkdir()
-    rename = {}
     for key, source in recipe.sources.items():
         if source.beside_recipe:
-            rename[key] = f"./{key}.py"
             shutil.copyfile(source.file, folder.path / f"{key}.py")
-    write_text(folder.recipe, resolved(recipe, rename))
+    write_text(folder.recipe, resolved(recipe))
     return folder
 
 

@@ -87,20 +87,22 @@ def load_recipe(file: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     return recipe
 
 
-def resolved(recipe: Recipe, rename: dict[str, str] | None = None) -> str:
+def resolved(recipe: Recipe, copied: bool = True) -> str:
     """The recipe as TOML with every value spelled out; running it again is the same run.
 
-    :param rename: instance name -> its `use`, for plugin files copied elsewhere.
+    :param copied: plugin files stand beside it as `<instance name>.py`, as in a run folder.
     """
     document = tomlkit.document()
-    document.add(tomlkit.comment(f"Resolved from {recipe.file.name}: every value, defaults too."))
+    document.add(tomlkit.comment("Every value spelled out, defaults too."))
     for key, value in recipe.model_dump(mode="json").items():
         document.add(key, value)
     plugins = tomlkit.table()
     for name, plugin in recipe.plugins.items():
         options = tomlkit.inline_table()
         source = recipe.sources[name]
-        use = (rename or {}).get(name, source.name)
+        use = source.name
+        if source.beside_recipe:
+            use = f"./{name}.py" if copied else str(source.file)
         if use != name:
             options.append("use", use)
         for key, value in plugin.model_dump(mode="json", exclude_none=True, by_alias=True).items():

@@ -16,7 +16,10 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
-    write_png(torch.randint(0, 256, (3, 120, 140), dtype=torch.uint8), folder / "a.png")
+    for part in ("train", "valid"):
+        (folder / part).mkdir()
+        image = torch.randint(0, 256, (3, 120, 140), dtype=torch.uint8)
+        write_png(image, folder / part / "a.png")
     return folder
 
 
@@ -24,8 +27,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_recipe_passes_check(recipe: Path, photographs: Path) -> None:
     arguments = ["check", str(recipe)]
     if recipe.parent.name == "div2k":
-        for option in ("path", "evaluation_path"):
-            arguments += ["--set", f"image_folder.{option}={photographs}"]
+        for option, part in (("path", "train"), ("evaluation_path", "valid")):
+            arguments += ["--set", f"image_folder.{option}={photographs / part}"]
         arguments += ["--set", "srresnet={ width = 8, num_blocks = 1 }"]
         discriminator = "vgg" if recipe.stem == "srgan" else "patch"
         arguments += ["--set", f"{discriminator}_discriminator.width=8"]
