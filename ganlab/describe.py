@@ -15,6 +15,13 @@ from ganlab.folder import RunFolder
 from ganlab.plugin import Plugin, Schedule
 from ganlab.recipe_file import Origin, did_you_mean
 
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+    "enum": "one of",
+}
 HOOKS = tuple(n for n, f in vars(hookspecs).items() if hasattr(f, "ganlab_spec"))
 
 
@@ -51,11 +58,8 @@ def _options(plugin: type[Plugin]) -> list[dict[str, Any]]:
     options = []
     for name, field in plugin.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        bounds = {
-            key: properties.get(name, {})[key]
-            for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "enum")
-            if key in properties.get(name, {})
-        }
+        schema = properties.get(field.alias or name, {})
+        bounds = {key: schema[key] for key in _BOUNDS if key in schema}
         if isinstance(default, Schedule):
             default = default.model_dump()
         options.append(
@@ -91,7 +95,7 @@ def show(found: list[dict[str, Any]], whole: bool) -> None:
         console.print("\noptions:" if plugin["options"] else "\nno options", markup=False)
         for option in plugin["options"]:
             default = "required" if option["required"] else f"= {_toml(option['default'])}"
-            limits = "".join(f", {k} {v}" for k, v in option["bounds"].items())
+            limits = "".join(f", {_BOUNDS[k]} {_toml(v)}" for k, v in option["bounds"].items())
             changes = " (may be a schedule)" if option["schedule"] else ""
             console.print(f"  {option['name']} {default}{limits}{changes}", markup=False)
             console.print(f"      {option['description']}", markup=False)

@@ -3,12 +3,13 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 
 from ganlab.errors import Diverged
@@ -30,7 +31,7 @@ class Journal:
         self.console = Console(stderr=True, soft_wrap=True)
         self._total, self._images, self._every = total, images, report_every
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
-        self._progress: Progress | None = None
+        self._progress: _Bar | None = None
         self._began = self._reported = self._spoke = time.monotonic()
         self._first = self._last = 0
         self._seconds_before = 0.0
@@ -45,10 +46,11 @@ class Journal:
         self._first = self._last = iteration
         self._began = self._reported = time.monotonic()
         if self.console.is_terminal:
-            self._progress = Progress(
+            self._progress = _Bar(
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.description}"),
+                TextColumn("ETA"),
                 TimeRemainingColumn(),
                 console=self.console,
             )
@@ -119,19 +121,30 @@ class Journal:
         timing = {"iteration": iteration, "seconds": round(self.seconds, 3)}
         self._append(self.folder.timing, [json.dumps(timing)])
         losses = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        text = f"{losses}  {rate:.0f} images/s"
+        speed = f"{rate:.0f} images/s"
         if self._progress:
-            self._progress.update(self._task, description=text)
+            self._progress.losses = losses
+            self._progress.update(self._task, description=speed)
         elif now - self._spoke >= PLAIN_SECONDS:
             self._spoke = now
             done = max(iteration - self._first, 1)
             left = (self._total - iteration) * (now - self._began) / done
-            self.say(f"{iteration}/{self._total}  {text}  ETA {_clock(left)}")
+            self.say(f"{iteration}/{self._total}  {losses}  {speed}  ETA {_clock(left)}")
 
     def _append(self, path: Any, lines: list[str]) -> None:
         if lines:
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n".join(lines) + "\n")
+
+
+class _Bar(Progress):
+    """A progress bar with a line of losses below it."""
+
+    losses = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.losses, style="dim")
 
 
 def read_lines(path: Any) -> list[dict[str, Any]]:
