@@ -11,6 +11,7 @@ from rich.table import Table
 from ganlab.errors import RecipeError
 from ganlab.evaluation import judge_images, means
 from ganlab.images import list_images, read_image, split_alpha, write_png
+from ganlab.metrics import WINDOW
 from ganlab.resampling import resize, to_float, to_uint8
 from ganlab.session import load_for_use
 from ganlab.upscale import upscale
@@ -28,9 +29,8 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
     for path in list_images(data):
         name = str(path.relative_to(data))
         image = read_image(path, keep_grey=True)
-        if min(image.shape[-2:]) < 11 + 3 * loaded.scale:
+        if min(image.shape[-2:]) < WINDOW + 3 * loaded.scale:
             raise RecipeError(f"{path}: too small to score at x{loaded.scale}; leave it out")
-        loaded.streams.moment("evaluation", name)
         for judged in judge_images({name: image}, generator, loaded):
             rows[name] = {"generator": judged.scores, "bicubic": judged.bicubic_scores}
     mean = {who: means([row[who] for row in rows.values()]) for who in ("generator", "bicubic")}

@@ -16,6 +16,7 @@ from ganlab.recipe_file import did_you_mean
 
 _ONE = ("make_generator", "sample_real")
 _ONE_WITH_D = ("make_discriminator", "discriminator_loss")
+_AT_MOST_ONE = ("make_optimizer", "sample_batch")
 _ONLY_WITH_D = (*_ONE_WITH_D, "penalty", "labels", "augment", "discriminator_step")
 _CHAINED = ("degrade", "augment", "labels", "evaluation_generator")
 
@@ -72,9 +73,10 @@ def _check_names(manager: PluginManager) -> None:
 def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
     """Exactly one plugin in each slot that a run needs, and none that could have no effect."""
     with_d = recipe.d_steps > 0
-    for hook in (*_ONE, *(_ONE_WITH_D if with_d else ())):
+    required = (*_ONE, *(_ONE_WITH_D if with_d else ()))
+    for hook in (*required, *_AT_MOST_ONE):
         names = [plugin.name for plugin, _ in implementations(manager, hook)]
-        if not names:
+        if not names and hook in required:
             why = " because d_steps is more than 0" if hook in _ONE_WITH_D else ""
             raise RecipeError(
                 f"{recipe.file}: exactly one plugin must provide {hook}{why}; none does. "
@@ -82,8 +84,9 @@ def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
             )
         if len(names) > 1:
             both = " and ".join(names) + (" both do" if len(names) == 2 else " all do")
+            exactly = "exactly" if hook in required else "at most"
             raise RecipeError(
-                f"{recipe.file}: exactly one plugin must provide {hook}; here {both}. "
+                f"{recipe.file}: {exactly} one plugin must provide {hook}; here {both}. "
                 f"Drop one with `{names[0]} = false`"
             )
     if not with_d:
@@ -133,11 +136,16 @@ def check_sample_independence(recipe: Recipe, discriminator: nn.Module, images: 
 
     Measured, not guessed: on a probe batch, the gradient of one image's logits with respect to
     the other images must be zero. So it holds for anybody's discriminator.
+
+    :param images: at least two.
     """
     demanding = [plugin for plugin in recipe.plugins.values() if plugin.per_sample]
     if not demanding:
         return
     probe = copy.deepcopy(discriminator).train()  # batch norm would move its running statistics
+    for parameter in probe.parameters():
+        # a layer that begins at zero would hide what is before it
+        parameter.data += 0.01 * torch.randn_like(parameter)
     images = images.detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(probe(images)[0].sum(), images)
     if not gradient[1:].any():

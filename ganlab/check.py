@@ -8,15 +8,17 @@ import torch
 from ganlab.device import pick_device
 from ganlab.engine import Run, assemble, iterate
 from ganlab.errors import Diverged, RecipeError
+from ganlab.evaluation import evaluating, judge_images
 from ganlab.recipe import Recipe, load_recipe
 
 TINY_BATCH = 2
 
 
 def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[str]:
-    """Lines that say what was checked; an iteration is run on a batch of two.
+    """Lines that say what was checked.
 
-    With pretraining the adversarial phase is what is tried, for there most can go wrong.
+    An iteration is run on a batch of two, as of the first and of the last one of the recipe, since
+    pretraining comes before the game; and the smallest held-out image is judged.
 
     :raises RecipeError: with the first fault.
     :raises Diverged: when a loss of the first step is not finite.
@@ -29,21 +31,30 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
     small._plugins, small._sources, small._file = recipe.plugins, recipe.sources, recipe.file
     run = assemble(small, pick_device(device))
     yield f"one batch: condition {_shape(run.condition_shape)}, real {_shape(run.real_shape)}"
-    for iteration in (0, recipe.iterations - 1):
+    for iteration in sorted({0, recipe.iterations - 1}):
         run.iteration = iteration
         yield from _try(run)
+    if run.held_out:
+        name = min(run.held_out, key=lambda name: run.held_out[name].numel())
+        with evaluating(run.hook.evaluation_generator(generator=run.G)) as generator:
+            (judged,) = judge_images({name: run.held_out[name]}, generator, run)
+        yield f"{len(run.held_out)} held-out images; {name}: {_shown(judged.scores)}"
     yield "ok"
 
 
 def _try(run: Run) -> Iterator[str]:
     losses = iterate(run)
-    shown = "  ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+    shown = _shown({name: value.item() for name, value in losses.items()})
     bad = [name for name, value in losses.items() if not torch.isfinite(value)]
     if bad:
         raise Diverged(f"{run.recipe.file}: the first step gives {', '.join(bad)} not finite")
     if not losses:
         raise RecipeError(f"{run.recipe.file}: iteration {run.iteration} trains nothing")
     yield f"one step as of iteration {run.iteration}: {shown}"
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ganlab.errors import GanlabError
+from ganlab.folder import write_text
 from ganlab.recipe import resolved
 
 if TYPE_CHECKING:
@@ -39,12 +41,9 @@ def save_checkpoint(run: "Run", folder: Path) -> Path:
         _check_loadable(temporary)
     digest = _sha256(temporary)
     temporary.replace(path)
-    marker = path.with_suffix(".sha256")
-    marker_temporary = marker.with_suffix(".tmp2")
-    marker_temporary.write_text(f"{digest}  {path.name}\n")
-    marker_temporary.replace(marker)
+    write_text(path.with_suffix(".sha256"), f"{digest}  {path.name}\n")
     _sync_folder(folder)
-    for old in sorted(folder.glob("*.sha256"))[:-KEPT]:
+    for old in _markers(folder)[:-KEPT]:
         old.unlink()
         old.with_suffix(".pt").unlink(missing_ok=True)
     return path
@@ -53,13 +52,17 @@ def save_checkpoint(run: "Run", folder: Path) -> Path:
 def load_checkpoint(run: "Run", folder: Path) -> int:
     """Put the newest sound checkpoint into a freshly assembled run; returns its iteration.
 
-    A damaged one is named on stderr and the one before it used.
+    A damaged one is named on stderr and the one before it used. A run that was stopped before
+    its first checkpoint begins anew, which is the same run.
 
-    :raises GanlabError: when there is none, or it is of other networks or plugins.
+    :raises GanlabError: when all are damaged, or of other networks or plugins.
     """
-    for marker in sorted(folder.glob("*.sha256"), reverse=True):
+    markers = _markers(folder)
+    if not markers:
+        return 0
+    for marker in reversed(markers):
         path = marker.with_suffix(".pt")
-        if path.is_file() and _sha256(path) == marker.read_text().split()[0]:
+        if path.is_file() and marker.read_text().startswith(_sha256(path)):
             state = torch.load(path, map_location="cpu", weights_only=True)
             _restore(run, state, path)
             return run.iteration
@@ -87,6 +90,8 @@ def load_generator(generator: nn.Module, path: Path) -> None:
         raise GanlabError(f"{path}: no such weights; the run wrote none yet")
     try:
         generator.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise GanlabError(f"{path}: damaged: {error}") from None
     except RuntimeError as error:
         raise GanlabError(f"{path}: weights of another network: {error}") from None
 
@@ -98,6 +103,8 @@ def _state(run: "Run") -> dict[str, Any]:
     return {
         "iteration": run.iteration,
         "best": run.best,
+        "scores": run.scores,
+        "bicubic": run.bicubic,
         "threads": torch.get_num_threads(),
         "networks": {name: part.state_dict() for name, part in networks.items()},
         "plugins": {
@@ -130,7 +137,13 @@ def _restore(run: "Run", state: dict[str, Any], path: Path) -> None:
             "the last digits of float sums will differ",
             file=sys.stderr,
         )
-    run.iteration, run.best = state["iteration"], state["best"]
+    for name in ("iteration", "best", "scores", "bicubic"):
+        setattr(run, name, state[name])
+
+
+def _markers(folder: Path) -> list[Path]:
+    """The digests of the complete checkpoints, the oldest first."""
+    return sorted(folder.glob("*.sha256"), key=lambda path: int(path.stem))
 
 
 def _check_loadable(path: Path) -> None:

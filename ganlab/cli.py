@@ -6,6 +6,7 @@ answer at once.
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import click
 
 from ganlab import __version__
-from ganlab.errors import GanlabError, RecipeError
+from ganlab.errors import Diverged, GanlabError, RecipeError
 
 
 class Group(click.Group):
@@ -23,12 +24,13 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except RecipeError as error:
+        except (GanlabError, OSError) as error:
+            codes = {RecipeError: 2, Diverged: 3}
             print(error, file=sys.stderr)
-            ctx.exit(2)
-        except GanlabError as error:
-            print(error, file=sys.stderr)
-            ctx.exit(1)
+            ctx.exit(next((n for kind, n in codes.items() if isinstance(error, kind)), 1))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            ctx.exit(130)
 
 
 class Duration(click.ParamType):
@@ -120,6 +122,8 @@ def run(
     from ganlab import session
     from ganlab.recipe import load_recipe, resolved
 
+    if resumed and name:
+        raise RecipeError("--name has no effect with --resume: the run has its folder already")
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     loaded = load_recipe(recipe, overrides)
@@ -130,7 +134,7 @@ def run(
 
         assemble(loaded, pick_device(device))
         click.echo(resolved(loaded, copied=False), nl=False)
-        _next(f"ganlab run {recipe}")
+        _next(_run_command(recipe, overrides))
     elif resumed:
         session.check_same_recipe(loaded, resumed)
         _report(*session.resume(resumed, device, limits))
@@ -170,7 +174,7 @@ def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
 
     for line in check_recipe(recipe, overrides, device):
         click.echo(line)
-    _next(f"ganlab run {recipe}")
+    _next(_run_command(recipe, overrides))
 
 
 @main.command()
@@ -278,7 +282,13 @@ def _report(folder: Any, code: int) -> None:
         _next(f"ganlab resume {folder.path}")
     elif code == session.DONE:
         _next(f"ganlab upscale {folder.path} IMAGE")
+    elif code == session.DIVERGED:
+        _next(f"ganlab check {folder.path / 'recipe.toml'}")
     sys.exit(code)
+
+
+def _run_command(recipe: Path, overrides: tuple[str, ...]) -> str:
+    return shlex.join(["ganlab", "run", str(recipe), *(p for o in overrides for p in ("--set", o))])
 
 
 def _next(command: str) -> None:

@@ -32,10 +32,12 @@ def describe_plugins(name: str | None = None, hook: str | None = None) -> list[d
     """
     if hook is not None and hook not in HOOKS:
         raise RecipeError(f"--hook {hook}: no such hook{did_you_mean(hook, HOOKS)}")
+    if name is not None and name not in installed():
+        raise RecipeError(f"no plugin named '{name}'{did_you_mean(name, installed())}")
     names = sorted(installed()) if name is None else [name]
     found = []
     for each in names:
-        plugin, source = find_plugin(each, Origin(None, text=each))
+        plugin, source = find_plugin(each, Origin(None, text=each), Path())
         hooks = [h for h in HOOKS if hasattr(getattr(plugin, h, None), "ganlab_impl")]
         if hook is None or hook in hooks:
             text = inspect.getdoc(plugin) or ""
@@ -129,12 +131,12 @@ def show_runs(found: list[dict[str, Any]], parent: Path) -> None:
         return
     table = Table("run", "state", "iteration", "psnr_y", "bicubic", "seconds", box=None)
     for run in found:
-        last, bicubic = run.get("last") or {}, run.get("bicubic") or {}
+        scores, bicubic = run.get("scores") or {}, run.get("bicubic") or {}
         table.add_row(
             run["run"],
             run["state"],
             f"{run.get('iteration', '?')}/{run.get('of', '?')}",
-            f"{last['psnr_y']:.2f}" if "psnr_y" in last else "",
+            f"{scores['psnr_y']:.2f}" if "psnr_y" in scores else "",
             f"{bicubic['psnr_y']:.2f}" if "psnr_y" in bicubic else "",
             f"{run.get('seconds', 0):.0f}",
         )

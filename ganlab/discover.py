@@ -50,13 +50,14 @@ def installed() -> dict[str, EntryPoint]:
     return found
 
 
-def find_plugin(use: str, origin: Origin) -> tuple[type[Plugin], PluginSource]:
+def find_plugin(use: str, origin: Origin, folder: Path) -> tuple[type[Plugin], PluginSource]:
     """The class that a recipe's `use` means: an installed name, or './file.py' beside the recipe.
 
+    :param folder: of the recipe; code is run from there only, and said to be on stderr.
     :raises RecipeError: when there is none, or it is not one Plugin class.
     """
     if use.endswith(".py"):
-        return _from_file(use, origin)
+        return _from_file(use, origin, folder.resolve())
     point = installed().get(use)
     if point is None:
         near = did_you_mean(use, installed())
@@ -81,8 +82,7 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
     return (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
 
 
-def _from_file(use: str, origin: Origin) -> tuple[type[Plugin], PluginSource]:
-    folder = origin.folder.resolve()
+def _from_file(use: str, origin: Origin, folder: Path) -> tuple[type[Plugin], PluginSource]:
     file = (folder / use).resolve()
     if not file.is_relative_to(folder):
         raise RecipeError(
@@ -93,6 +93,7 @@ def _from_file(use: str, origin: Origin) -> tuple[type[Plugin], PluginSource]:
         near = did_you_mean(file.name, (p.name for p in folder.glob("*.py")))
         raise RecipeError(f"{origin}: no file '{use}' beside the recipe{near}")
     digest = _sha256(file)
+    print(f"runs code from {file}, sha256 {digest}", file=sys.stderr)
     module = _import(file, f"_ganlab_{file.stem}_{digest[:12]}", origin)
     classes = [
         value

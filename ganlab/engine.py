@@ -14,13 +14,14 @@ from ganlab.assembly import adversarial, check_sample_independence, register
 from ganlab.checkpoint import save_checkpoint, save_generator
 from ganlab.device import autocast
 from ganlab.errors import Diverged, RecipeError
-from ganlab.evaluation import ImageEvaluation, evaluating
+from ganlab.evaluation import ImageEvaluation, check_held_out, evaluating
 from ganlab.folder import RunFolder
 from ganlab.journal import Journal
 from ganlab.recipe import Recipe
 from ganlab.steps import EngineDefaults, merged
 from ganlab.streams import Streams
 
+PROBE = 2  # samples in the batch that shapes are learnt from; two show whether D mixes them
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 
 
@@ -44,10 +45,14 @@ class Run:
     D_optimizer: Optimizer | None = None
     iteration: int = 0
     """Iterations completed; inside an iteration, its number counted from 0."""
+    held_out: dict[str, Tensor] = field(default_factory=dict)
+    """The images to judge on: name -> uint8 [C, H, W]."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
+    bicubic: dict[str, float] = field(default_factory=dict)
+    """Of plain bicubic enlargement on the held-out images, once evaluated."""
     best: tuple[int, float] | None = None
     """Iteration and figure of the best evaluation so far."""
-    bicubic: dict[str, float] = field(default_factory=dict)
-    """The scores of plain bicubic enlargement on the held-out images, once evaluated."""
 
     @property
     def scale(self) -> int:
@@ -79,15 +84,15 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     """
     run = open_run(recipe, device, folder)
     with torch.no_grad():
-        batch = run.hook.sample_batch(batch_size=min(recipe.batch_size, 4), device=device)
+        batch = run.hook.sample_batch(batch_size=PROBE, device=device)
         shown = run.hook.augment(images=batch.real, condition=batch.condition)
-    run.condition_shape, run.real_shape = tuple(batch.condition.shape[1:]), tuple(shown.shape[1:])
+    run.condition_shape = tuple(batch.condition.shape[1:])
+    run.real_shape = tuple(batch.real.shape[1:])
     if recipe.d_steps:
-        run.D = _build(run, "make_discriminator")
+        run.D = build_network(run, "make_discriminator", tuple(shown.shape[1:]))
         check_sample_independence(recipe, run.D, shown)
         run.D_optimizer = run.hook.make_optimizer(module=run.D, role="discriminator")
-    run.real_shape = tuple(batch.real.shape[1:])
-    run.G = _build(run, "make_generator")
+    run.G = build_network(run, "make_generator", run.real_shape)
     run.G_optimizer = run.hook.make_optimizer(module=run.G, role="generator")
     with torch.no_grad(), evaluating(run.G), run.autocast():
         made = tuple(run.G(batch.condition).shape[1:])
@@ -96,6 +101,8 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
             f"{recipe.file}: the generator makes {made} from {run.condition_shape}, but real "
             f"samples are {run.real_shape}; do the scales agree?"
         )
+    run.held_out = merged(run, run.hook.evaluation_images())
+    check_held_out(run)
     run.hook.run_start(run=run)
     return run
 
@@ -118,11 +125,10 @@ def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     return run
 
 
-def _build(run: Run, hook: str) -> nn.Module:
+def build_network(run: Run, hook: str, real_shape: tuple[int, ...]) -> nn.Module:
     """A network whose initial weights are a function of the seed and its role alone."""
     run.streams.moment("weights", hook)
-    shapes = {"condition_shape": run.condition_shape, "real_shape": run.real_shape}
-    module = getattr(run.hook, hook)(**shapes)
+    module = getattr(run.hook, hook)(condition_shape=run.condition_shape, real_shape=real_shape)
     return module.to(run.device, run.dtype)
 
 
@@ -133,21 +139,21 @@ def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> s
     :returns: the reason, "" when the recipe's end was reached.
     :raises Diverged: when a loss is not finite; the last checkpoint is from before.
     """
-    assert run.folder
-    recipe, saved, judged = run.recipe, run.iteration, run.iteration
+    recipe, saved = run.recipe, run.iteration
     reason = ""
     while run.iteration < recipe.iterations and not (reason := stop()):
         losses = iterate(run)
         run.iteration += 1
         journal.record(run.iteration, losses)
-        if run.iteration % recipe.evaluate_every == 0:
-            judged = evaluate(run, journal)
-        if run.iteration % recipe.checkpoint_every == 0:
+        last = run.iteration == recipe.iterations
+        if last or run.iteration % recipe.evaluate_every == 0:
+            evaluate(run, journal)
+        if last or run.iteration % recipe.checkpoint_every == 0:
             saved = save(run, journal)
-    if judged != run.iteration and reason != "signal":
-        evaluate(run, journal)
     if saved != run.iteration:
         save(run, journal)
+        if reason != "signal":
+            evaluate(run, journal, planned=False)
     run.hook.run_end(run=run)
     return reason
 
@@ -178,29 +184,43 @@ def iterate(run: Run) -> dict[str, Tensor]:
     return losses
 
 
-def evaluate(run: Run, journal: Journal) -> int:
-    """Judge the generator, write its weights, and keep them when they are the best so far."""
+def evaluate(run: Run, journal: Journal, planned: bool = True) -> None:
+    """Judge the generator, write its weights, and keep them when they are the best so far.
+
+    :param planned: else it is for the person who stopped the run, and leaves nothing behind that
+        would tell the resumed run from one that was never stopped.
+    """
     assert run.folder
+    _require_finite(run, journal)
     generator = run.hook.evaluation_generator(generator=run.G)
     run.streams.moment("evaluation")
     with evaluating(generator):
-        figures = merged(run.hook.evaluate(run=run, generator=generator))
+        figures = merged(run, run.hook.evaluate(run=run, generator=generator))
     save_generator(run, generator, run.folder.weights("last"))
+    run.scores = figures
+    if figures:
+        journal.evaluation(run.iteration, figures, planned)
     figure = figures.get(run.recipe.best_metric)
-    if figure is not None and (run.best is None or figure > run.best[1]):
+    if planned and figure is not None and (run.best is None or figure > run.best[1]):
         run.best = (run.iteration, figure)
         save_generator(run, generator, run.folder.weights("best"))
-    if figures:
-        journal.evaluation(run.iteration, figures)
-    return run.iteration
 
 
 def save(run: Run, journal: Journal) -> int:
-    """Checkpoint the run; what the journal holds is written, and known to be finite, before."""
+    """Checkpoint the run; what the journal holds is on the disk before."""
     assert run.folder
+    _require_finite(run, journal)
+    journal.sync()
+    save_checkpoint(run, run.folder.checkpoints)
+    return run.iteration
+
+
+def _require_finite(run: Run, journal: Journal) -> None:
+    """Let no checkpoint and no weights for use hold what has diverged.
+
+    :raises Diverged: naming the first loss, or the network, that is not finite.
+    """
     journal.flush()
     for name, network in (("G", run.G), ("D", run.D)):
         if network and not all(p.isfinite().all() for p in network.parameters()):
             raise Diverged(f"iteration {run.iteration}: the weights of {name} are not finite")
-    save_checkpoint(run, run.folder.checkpoints)
-    return run.iteration

@@ -10,9 +10,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from ganlab.errors import RecipeError
 from ganlab.images import write_png
-from ganlab.metrics import high_frequency_ratio, psnr, ssim
-from ganlab.plugin import hookimpl
+from ganlab.metrics import WINDOW, high_frequency_ratio, psnr, ssim
+from ganlab.plugin import Plugin, hookimpl
+from ganlab.recipe_file import did_you_mean
 from ganlab.resampling import resize, to_float, to_uint8
 from ganlab.upscale import upscale
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 STRIP_SIDE = 128  # HR pixels of the crops shown
 STRIP_IMAGES = 6
+SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "hf_ratio", "lr_psnr")
 COLUMNS = ("LR, nearest", "bicubic", "SR", "HR")
 
 
@@ -54,6 +57,7 @@ def judge_images(
     """
     scale = run.scale
     for name, image in images.items():
+        run.streams.moment("evaluation", name)  # what is drawn depends on no other image
         height, width = (side - side % scale for side in image.shape[-2:])
         hr = image[None, :, :height, :width].to(run.device)
         grey = hr.shape[1] == 1
@@ -78,30 +82,46 @@ def means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 @contextmanager
 def evaluating(generator: nn.Module) -> Iterator[nn.Module]:
-    """A generator in eval mode, put back as it was."""
-    training = generator.training
+    """A generator in eval mode, each of its parts put back as it was."""
+    modes = {module: module.training for module in generator.modules()}
     generator.eval()
     try:
         with torch.no_grad():
             yield generator
     finally:
-        generator.train(training)
+        for module, training in modes.items():
+            module.training = training
+
+
+def check_held_out(run: "Run") -> None:
+    """Refuse at assembly what would stop the run at its first evaluation.
+
+    :raises RecipeError: for an image too small to score, or a best metric that nobody computes.
+    """
+    smallest = WINDOW + 3 * run.scale
+    for name, image in run.held_out.items():
+        if min(image.shape[-2:]) < smallest:
+            raise RecipeError(
+                f"{run.recipe.file}: the held-out image {name} is too small to score at "
+                f"x{run.scale}; it must have at least {smallest} pixels a side"
+            )
+    others = [i for i in run.hook.evaluate.get_hookimpls() if isinstance(i.plugin, Plugin)]
+    if not others and run.recipe.best_metric not in SCORES:
+        near = did_you_mean(run.recipe.best_metric, SCORES)
+        raise RecipeError(
+            f"{run.recipe.file}: best_metric = '{run.recipe.best_metric}' is not computed"
+            f"{near or '; there are ' + ', '.join(SCORES)}"
+        )
 
 
 class ImageEvaluation:
     """The engine's own `evaluate`: scores on the held-out images of the data plugin, a strip."""
 
-    def __init__(self) -> None:
-        self._images: dict[str, Tensor] | None = None
-
     @hookimpl
     def evaluate(self, run: "Run", generator: nn.Module) -> dict[str, float]:
-        if self._images is None:
-            found = run.hook.evaluation_images()
-            self._images = {name: image for images in found for name, image in images.items()}
-        if not self._images:
+        if not run.held_out:
             return {}
-        judged = list(judge_images(self._images, generator, run, not run.bicubic))
+        judged = list(judge_images(run.held_out, generator, run, not run.bicubic))
         if run.folder:
             path = run.folder.samples / f"{run.iteration:07d}.png"
             write_png(strip(judged[:STRIP_IMAGES], run.scale), path)

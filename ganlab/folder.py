@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,17 @@ class RunFolder:
         return read_json(self.status)
 
 
-def new_run_folder(recipe: Recipe, parent: Path, name: str | None = None) -> RunFolder:
-    """Make the folder of a new run and write its resolved recipe, plugin files copied beside it.
+@contextmanager
+def new_run_folder(recipe: Recipe, parent: Path, name: str | None = None) -> Iterator[RunFolder]:
+    """Make the folder of a new run, with its resolved recipe and plugin files beside it.
+
+    What fails inside the `with` block takes the folder away again.
 
     :raises RecipeError: when `name` is taken or not a plain name.
     """
     if name is not None and (Path(name).name != name or name in ("", ".", "..")):
         raise RecipeError(f"--name {name}: it must be a plain folder name")
+    found = parent.is_dir()
     parent.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(_claim(parent, name, recipe.name))
     for part in (folder.samples, folder.checkpoints):
@@ -71,7 +75,14 @@ def new_run_folder(recipe: Recipe, parent: Path, name: str | None = None) -> Run
         if source.beside_recipe:
             shutil.copyfile(source.file, folder.path / f"{key}.py")
     write_text(folder.recipe, resolved(recipe))
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder.path)
+        if not found:
+            with suppress(OSError):  # another run has begun in it
+                parent.rmdir()
+        raise
 
 
 def open_run_folder(path: Path | str) -> RunFolder:

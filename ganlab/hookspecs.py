@@ -71,9 +71,9 @@ def make_optimizer(module: nn.Module, role: str) -> torch.optim.Optimizer:  # ty
 
 @hookspec
 def evaluation_images() -> dict[str, Tensor]:  # type: ignore[empty-body]
-    """Held-out images, never trained on. Collected; called once, when first evaluated.
+    """Held-out images, never trained on. Collected; called once, at assembly.
 
-    :returns: name -> uint8 [C, H, W] on the CPU, any size; a file's name without its folder.
+    :returns: name -> uint8 [3, H, W], or [1, H, W] for a grey one, on the CPU, any size.
     """
 
 
@@ -84,7 +84,7 @@ def evaluation_images() -> dict[str, Tensor]:  # type: ignore[empty-body]
 def sample_real(batch_size: int, device: torch.device) -> Tensor:  # type: ignore[empty-body]
     """Draw real samples: the data source. One, required.
 
-    Called before every D step and every G step, and once with `batch_size` 1 at assembly. Which
+    Called before every D step and every G step, and once with `batch_size` 2 at assembly. Which
     samples come must depend on `self.host_rng` or `self.rng` alone.
 
     :returns: [batch_size, ...] on `device`, floating point; images are HR crops in 0..1.

@@ -2,8 +2,9 @@
 
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from ganlab.errors import Diverged
-from ganlab.folder import RunFolder
+from ganlab.folder import RunFolder, write_text
 
 PLAIN_SECONDS = 5.0  # between two plain lines, when stderr is not a terminal
 
@@ -35,8 +36,6 @@ class Journal:
         self._began = self._reported = self._spoke = time.monotonic()
         self._first = self._last = 0
         self._seconds_before = 0.0
-        self.evaluated: dict[str, float] = {}
-        """The figures of the last evaluation."""
 
     def begin(self, iteration: int) -> None:
         """Drop what was written after this iteration by a run that was killed; start the clock."""
@@ -105,12 +104,17 @@ class Journal:
             raise Diverged(fault)
         self._report(last, figures)
 
-    def evaluation(self, iteration: int, figures: dict[str, float]) -> None:
-        """Write an evaluation's figures, and say them."""
+    def sync(self) -> None:
+        """Have all lines on the disk before a checkpoint says that they are."""
         self.flush()
-        self.evaluated = figures
+        with self.folder.stats.open("a") as file:
+            os.fsync(file.fileno())
+
+    def evaluation(self, iteration: int, figures: dict[str, float], written: bool = True) -> None:
+        """Say an evaluation's figures, and write them when it was planned."""
+        self.flush()
         named = {f"evaluation/{name}": value for name, value in figures.items()}
-        self._append(self.folder.stats, [_line(iteration, named)])
+        self._append(self.folder.stats, [_line(iteration, named)] if written else [])
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self.say(f"evaluation at {iteration}: {shown}")
 
@@ -164,10 +168,16 @@ def _whole_lines(path: Any) -> list[str]:
 
 
 def _keep_until(path: Any, iteration: int) -> None:
-    lines = _whole_lines(path)
-    keep: Callable[[str], bool] = lambda line: json.loads(line)["iteration"] <= iteration  # noqa: E731
-    kept = [line for line in lines if keep(line)]
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    """Cut a .jsonl file after an iteration, or where a crash has garbled it."""
+    kept = []
+    for line in _whole_lines(path):
+        try:
+            if json.loads(line)["iteration"] > iteration:
+                break
+        except ValueError:
+            break
+        kept.append(line)
+    write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _last_seconds(folder: RunFolder) -> float:

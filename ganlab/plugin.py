@@ -45,7 +45,8 @@ class Schedule(BaseModel):
 
     It starts at `from`, moves to `to` in `over` iterations beginning at iteration `after`, and
     stays there. Tensor hooks read `.value`, a 0-d float64 tensor that the engine refills before
-    every iteration (0-d, so it promotes nothing; a tensor, so a captured graph sees it change).
+    every iteration: 0-d, so it leaves the dtype of images alone (a 0-d loss becomes float64); a
+    tensor, so a captured graph sees it change.
     """
 
     model_config = ConfigDict(
@@ -107,6 +108,16 @@ class Schedule(BaseModel):
             self.value.fill_(self.at(iteration))
 
 
+def _schedules(value: Any) -> Iterator[Schedule]:
+    if isinstance(value, Schedule):
+        yield value
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _schedules(inner)
+    elif isinstance(value, dict):
+        yield from _schedules(list(value.values()))
+
+
 def _not_negative(schedule: Schedule) -> Schedule:
     if min(schedule.start, schedule.end) < 0:
         raise ValueError("must be at least 0")
@@ -155,8 +166,6 @@ class Plugin(BaseModel):
 
     per_sample: ClassVar[bool] = False
     """Needs a discriminator that judges each image alone (no batch norm); checked at load."""
-    capturable: ClassVar[bool] = True
-    """Its tensor hooks may run inside torch.compile or a CUDA graph."""
 
     _name: str = PrivateAttr("")
     _streams: Streams | None = PrivateAttr(None)
@@ -183,11 +192,7 @@ class Plugin(BaseModel):
 
     def schedules(self) -> Iterator[Schedule]:
         """The options that change over iterations."""
-        return (
-            value
-            for field in type(self).model_fields
-            if isinstance(value := getattr(self, field), Schedule)
-        )
+        return _schedules([getattr(self, field) for field in type(self).model_fields])
 
     def error(self, fault: str, option: str | None = None) -> RecipeError:
         """An error to raise for what the user wrote, headed by the file and line of the option."""

@@ -1,6 +1,8 @@
 """From a recipe file to checked settings and plugins; complaints about options are worded here."""
 
 import json
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -102,7 +104,8 @@ def resolved(recipe: Recipe, copied: bool = True) -> str:
         source = recipe.sources[name]
         use = source.name
         if source.beside_recipe:
-            use = f"./{name}.py" if copied else str(source.file)
+            beside = os.path.relpath(source.file, recipe.file.resolve().parent)
+            use = f"./{name}.py" if copied else f"./{beside}"
         if use != name:
             options.append("use", use)
         for key, value in plugin.model_dump(mode="json", exclude_none=True, by_alias=True).items():
@@ -128,6 +131,8 @@ def _settings(table: RecipeTable) -> Recipe:
 
 def _plugin(table: RecipeTable, name: str, options: Any) -> tuple[Plugin, PluginSource]:
     place = table.origin("plugins", name)
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", name):
+        raise RecipeError(f"{place}: '{name}' is no name: letters, digits, _ and - only")
     if not isinstance(options, dict):
         shown = json.dumps(options)
         raise RecipeError(
@@ -137,7 +142,9 @@ def _plugin(table: RecipeTable, name: str, options: Any) -> tuple[Plugin, Plugin
     use = options.pop("use", name)
     if not isinstance(use, str):
         raise RecipeError(f"{place}: plugins.{name}: use must be a plugin's name in quotes")
-    plugin_class, source = find_plugin(use, table.origin("plugins", name, "use"))
+    origin = table.origin("plugins", name, "use")
+    folder = (origin.file or table.file).parent
+    plugin_class, source = find_plugin(use, origin, folder)
     folders = {key: table.origin("plugins", name, key).folder for key in options}
     try:
         plugin = plugin_class.model_validate_json(json.dumps(options), context={"folders": folders})

@@ -13,13 +13,15 @@ from ganlab.errors import RecipeError
 
 Key = tuple[str, ...]
 
-MAX_BYTES = 64 * 1024  # a 40 kB dotted key keeps tomllib busy for 13 s
-MAX_LINE_BYTES = 1024
+MAX_BYTES = 64 * 1024
+# a dotted key of 40 kB keeps tomllib busy for 13 s
+MAX_KEY_PARTS = 32
 
 _PART = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
 _DOTTED = rf"{_PART}(?:\s*\.\s*{_PART})*"
 _HEADER = re.compile(rf"\s*\[\s*({_DOTTED})\s*\]\s*(?:#.*)?$")
 _ENTRY = re.compile(rf"\s*({_DOTTED})\s*=")
+_LONG_KEY = re.compile(rf"(?<![\w-])(?:{_PART}\s*\.\s*){{{MAX_KEY_PARTS},}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +53,20 @@ class RecipeTable:
 
     def origin(self, *key: str) -> Origin:
         """Of the value at this key, or of the nearest table around it."""
-        for length in range(len(key), 0, -1):
-            if found := self.origins.get(key[:length]):
-                return found
-        return Origin(self.file)
+        return _nearest(self.origins, key) or Origin(self.file)
 
     def merge(self, values: dict[str, Any], origins: dict[Key, Origin], at: Key = ()) -> None:
-        """Lay values over these: tables merge, `plugins.x = false` drops, all else replaces."""
+        """Lay values over these: tables merge, `plugins.x = false` drops, all else replaces.
+
+        :param origins: of the values laid over; a key without one is where its table is.
+        """
         target = self.values
         for part in at:
             target = target.setdefault(part, {})
         for name, value in values.items():
             key = (*at, name)
-            where = origins.get(key) or self.origin(*key)
+            where = _nearest(origins, key)
+            assert where
             if value is False and at == ("plugins",):
                 if name not in target:
                     raise RecipeError(
@@ -71,14 +74,18 @@ class RecipeTable:
                         f"inherited{did_you_mean(name, target)}"
                     )
                 del target[name]
-                self.origins = {k: o for k, o in self.origins.items() if k[:2] != key}
+                self._forget(key)
             elif isinstance(value, dict) and isinstance(target.get(name, {}), dict):
                 target.setdefault(name, {})
                 self.origins[key] = where
                 self.merge(value, origins, key)
             else:
                 target[name] = value
+                self._forget(key)
                 self.origins[key] = where
+
+    def _forget(self, key: Key) -> None:
+        self.origins = {k: o for k, o in self.origins.items() if k[: len(key)] != key}
 
 
 def read_recipe(path: Path, overrides: Iterable[str] = ()) -> RecipeTable:
@@ -104,10 +111,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def _nearest(origins: dict[Key, Origin], key: Key) -> Origin | None:
+    return next((origins[key[:n]] for n in range(len(key), -1, -1) if key[:n] in origins), None)
+
+
 def _lineage(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict, dict]]:
     """The files of a recipe, the most basic first."""
     values, lines = _parse(path)
-    origins = {key: Origin(path, line) for key, line in lines.items()}
+    origins = {(): Origin(path)} | {key: Origin(path, line) for key, line in lines.items()}
     base = values.pop("extends", None)
     if base is None:
         return [(path, values, origins)]
@@ -153,14 +164,15 @@ def _read_text(path: Path) -> str:
         raise RecipeError(f"{shown}: cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
         raise RecipeError(f"{shown}: {len(data)} bytes; a recipe has at most {MAX_BYTES}")
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if len(line) > MAX_LINE_BYTES:
-            raise RecipeError(f"{shown}:{number}: a line has at most {MAX_LINE_BYTES} bytes")
     try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         number = data[: error.start].count(b"\n") + 1
         raise RecipeError(f"{shown}:{number}: not UTF-8 text; save the file as UTF-8") from None
+    if found := _LONG_KEY.search(text):
+        number = text[: found.start()].count("\n") + 1
+        raise RecipeError(f"{shown}:{number}: a key has at most {MAX_KEY_PARTS} parts")
+    return text
 
 
 def _locate(text: str, values: dict[str, Any]) -> dict[Key, int]:
@@ -238,14 +250,21 @@ def _set(table: RecipeTable, override: str) -> None:
         key = ("plugins", *key)
     if key[0] == "plugins" and len(key) > 2 and key[1] not in plugins:
         raise RecipeError(
-            f"{origin}: the recipe has no plugin '{key[1]}'{did_you_mean(key[1], plugins)} "
+            f"{origin}: the recipe has no plugin '{key[1]}'{did_you_mean(key[1], plugins) or '.'} "
             f"Add one with --set '{key[1]}={{}}'"
         )
     if key[0] == "plugins" and len(key) == 1:
         raise RecipeError(f"{origin}: set one plugin at a time, such as gradient_penalty.weight=5")
     *tables, name = key
-    origins = {key[:n]: origin for n in range(len(tables) + 1, len(key) + 1)}
-    table.merge({name: value}, origins, tuple(tables))
+    inner: Any = table.values
+    for part in tables:
+        inner = inner.get(part, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(
+                f"{origin}: {part} is {inner!r}, no table; set it whole, such as "
+                f"{'.'.join(key[:-1]).removeprefix('plugins.')}={{ from = 1, to = 0, over = 100 }}"
+            )
+    table.merge({name: value}, {key: origin}, tuple(tables))
 
 
 def _value(written: str) -> Any:

@@ -13,7 +13,7 @@ import torch
 
 from ganlab.checkpoint import load_checkpoint, load_generator
 from ganlab.device import describe_environment, pick_device
-from ganlab.engine import Run, assemble, open_run, train
+from ganlab.engine import Run, assemble, build_network, open_run, train
 from ganlab.errors import Diverged, GanlabError, RecipeError
 from ganlab.folder import (
     RunFolder,
@@ -24,7 +24,7 @@ from ganlab.folder import (
     write_json,
 )
 from ganlab.journal import Journal
-from ganlab.recipe import Recipe, load_recipe
+from ganlab.recipe import Recipe, load_recipe, resolved
 
 DONE, FAILED, USAGE, DIVERGED, SIGTERMED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 
@@ -33,10 +33,20 @@ class Limits:
     """When to stop before the recipe's end: a signal, an iteration, a number of seconds."""
 
     def __init__(self, max_iterations: int | None, max_seconds: float | None) -> None:
-        self.max_iterations = max_iterations
-        self.deadline = time.monotonic() + max_seconds if max_seconds else None
+        self.max_iterations, self.max_seconds = max_iterations, max_seconds
+        self.deadline: float | None = None
         self.signal: int | None = None
         self.run: Run | None = None
+
+    def begin(self, run: Run) -> None:
+        """Start the clock: data decoded and networks built are not training time."""
+        self.run = run
+        if self.max_seconds:
+            self.deadline = time.monotonic() + self.max_seconds
+        if self.max_iterations and run.iteration >= self.max_iterations:
+            raise RecipeError(
+                f"--max-iterations {self.max_iterations}: the run is at {run.iteration} already"
+            )
 
     def __call__(self) -> str:
         if self.signal is not None:
@@ -70,10 +80,11 @@ def start(
 ) -> tuple[RunFolder, int]:
     """Run a recipe in a new folder; returns the folder and the exit code.
 
-    :raises RecipeError: before the folder is made, when the recipe cannot run.
+    :raises RecipeError: when the recipe cannot run; the folder is taken away again.
     """
-    run = assemble(recipe, pick_device(device))
-    run.folder = folder = new_run_folder(recipe, parent, name)
+    where = pick_device(device)
+    with new_run_folder(recipe, parent, name) as folder:
+        run = assemble(recipe, where, folder)
     manifest = describe_environment(run.device) | {
         "seed": recipe.seed,
         "condition_shape": run.condition_shape,
@@ -109,10 +120,8 @@ def check_same_recipe(recipe: Recipe, path: Path | str) -> None:
     """
     folder = open_run_folder(path)
     theirs = load_recipe(folder.recipe)
-    same = theirs.model_dump() == recipe.model_dump() and {
-        name: plugin.model_dump() for name, plugin in theirs.plugins.items()
-    } == {name: plugin.model_dump() for name, plugin in recipe.plugins.items()}
-    if not same:
+    code = [{n: s.sha256 for n, s in r.sources.items()} for r in (theirs, recipe)]
+    if resolved(theirs) != resolved(recipe) or code[0] != code[1]:
         raise RecipeError(
             f"--resume {path}: that run was made by another recipe, {folder.recipe}; "
             f"continue it with `ganlab resume {path}`"
@@ -124,7 +133,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     recipe = run.recipe
     images = recipe.batch_size * recipe.g_steps
     journal = Journal(folder, recipe.iterations, images, recipe.report_every)
-    limits.run = run
+    limits.begin(run)
     _announce(run, folder, journal)
     state, code, message = "failed", FAILED, ""
     with limits.heeding_signals():
@@ -140,6 +149,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
             print(f"diverged: {error}; the last checkpoint is from before", file=sys.stderr)
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
+            code = int(error.code or 0) if isinstance(error, SystemExit) else code
             raise
         finally:
             journal.end()
@@ -152,7 +162,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
                 message=message,
                 best=run.best,
                 bicubic=run.bicubic,
-                last=journal.evaluated,
+                scores=run.scores,
             )
     return code
 
@@ -162,9 +172,6 @@ def _announce(run: Run, folder: RunFolder, journal: Journal) -> None:
     counts = f"G {_count(run.G):,} parameters" + (f", D {_count(run.D):,}" if run.D else "")
     journal.say(f"{recipe.name}: {run.device}, seed {recipe.seed}, {recipe.precision}, {counts}")
     journal.say("plugins: " + ", ".join(recipe.plugins))
-    for name, source in recipe.sources.items():
-        if source.beside_recipe:
-            journal.say(f"runs code from {source.file} as {name}: sha256 {source.sha256}")
     if recipe.precision == "bfloat16" and run.device.type != "cuda":
         journal.say("bfloat16 is for CUDA; running in float32 here")
     if run.iteration:
@@ -197,10 +204,10 @@ def summary(folder: RunFolder) -> str:
     """What a finished sitting prints on stdout: scores beside bicubic, and where things are."""
     status = folder.read_status()
     lines = [f"{status['state']} at iteration {status['iteration']} of {status['of']}"]
-    last, bicubic = status.get("last") or {}, status.get("bicubic") or {}
-    if last:
+    scores, bicubic = status.get("scores") or {}, status.get("bicubic") or {}
+    if scores:
         lines.append(f"{'held-out images':<18}{'generator':>10}{'bicubic':>10}")
-        for name, value in last.items():
+        for name, value in scores.items():
             beside = f"{bicubic[name]:>10.4g}" if name in bicubic else ""
             lines.append(f"{name:<18}{value:>10.4g}{beside}")
     lines.append(f"run folder: {folder.path}")
@@ -221,7 +228,6 @@ def load_for_use(
         raise GanlabError(f"{folder.manifest}: damaged or absent; the generator's shape is unknown")
     run.condition_shape = tuple(manifest["condition_shape"])
     run.real_shape = tuple(manifest["real_shape"])
-    shapes = {"condition_shape": run.condition_shape, "real_shape": run.real_shape}
-    generator = run.hook.make_generator(**shapes).to(run.device, run.dtype).eval()
+    generator = build_network(run, "make_generator", run.real_shape).eval()
     load_generator(generator, folder.weights(which))
     return run, generator, folder

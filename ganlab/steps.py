@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ganlab.errors import RecipeError
 from ganlab.plugin import Batch, hookimpl
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ def discriminator_losses(run: "Run", batch: Batch) -> tuple[Losses, Losses]:
         fake_label=fake_label,
     )
     penalties = hook.penalty(discriminator=D, real=real, fake=fake, condition=batch.condition)
-    losses = merged([{"D/adversarial": adversarial}, *penalties])
-    return losses, {"D/real_logits": real_logits.mean(), "D/fake_logits": fake_logits.mean()}
+    losses = merged(run, [{"D/adversarial": adversarial}, *penalties])
+    watched = {"D/real_logits": real_logits, "D/fake_logits": fake_logits}
+    return losses, {name: logits.detach().mean() for name, logits in watched.items()}
 
 
 def generator_losses(run: "Run", batch: Batch, adversarial: bool = True) -> Losses:
@@ -44,13 +46,15 @@ def generator_losses(run: "Run", batch: Batch, adversarial: bool = True) -> Loss
     fake = fake.to(batch.real.dtype)
     images = {"fake": fake, "real": batch.real, "condition": batch.condition}
     if run.D is None or not adversarial:
-        return merged(run.content_loss(fake_logits=None, real_logits=None, **images))
+        return merged(run, run.content_loss(fake_logits=None, real_logits=None, **images))
     fake_logits = judge(run, hook.augment(images=fake, condition=batch.condition))
     real_logits = None
     if run.reads_real_logits:
         with torch.no_grad():
             real_logits = judge(run, hook.augment(images=batch.real, condition=batch.condition))
-    return merged(hook.generator_loss(fake_logits=fake_logits, real_logits=real_logits, **images))
+    return merged(
+        run, hook.generator_loss(fake_logits=fake_logits, real_logits=real_logits, **images)
+    )
 
 
 def judge(run: "Run", images: Tensor) -> Tensor:
@@ -60,15 +64,18 @@ def judge(run: "Run", images: Tensor) -> Tensor:
     return logits.to(images.dtype)
 
 
-def merged(terms: Sequence[dict[str, Value]]) -> dict[str, Value]:
+def merged(run: "Run", terms: Sequence[dict[str, Value]]) -> dict[str, Value]:
     """One dict of what several plugins returned.
 
-    :raises ValueError: when two of them use one name.
+    :raises RecipeError: when two of them use one name.
     """
     result: dict[str, Value] = {}
     for term in terms:
         if twice := result.keys() & term.keys():
-            raise ValueError(f"two plugins returned {', '.join(sorted(twice))}; use self.name")
+            raise RecipeError(
+                f"{run.recipe.file}: two plugins returned {', '.join(sorted(twice))}; give one "
+                "another name in the recipe, or build the name from self.name"
+            )
         result |= term
     return result
 

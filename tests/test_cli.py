@@ -108,6 +108,30 @@ def test_max_time_stops_resumably(tiny: Path) -> None:
     result = invoke("run", tiny, "--runs", runs, "--set", "iterations=1000000", "--max-time", "1s")
     assert result.exit_code == 0
     assert result.stdout.startswith("stopped at iteration")
+    again = invoke("resume", runs / "tiny-1", "--max-time", "0.1s")
+    assert again.exit_code == 0
+    assert "resuming at iteration" in again.stderr
+    assert read_lines(runs / "tiny-1" / "stats.jsonl")
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(tiny: Path) -> None:
+    runs = tiny.parent / "runs"
+    assert invoke("run", tiny, "--runs", runs, "--max-time", "0.000001s").exit_code == 0
+    again = invoke("resume", runs / "tiny-1")
+    assert again.stdout.startswith("done at iteration 4 of 4"), again.output
+
+
+@pytest.mark.parametrize("part", ["generator.safetensors", "stats.jsonl"])
+def test_a_truncated_file_of_a_run_is_named_not_dumped(
+    trained: Path, tmp_path: Path, part: str
+) -> None:
+    import shutil
+
+    hurt = shutil.copytree(trained, tmp_path / "hurt") / part
+    hurt.write_bytes(hurt.read_bytes()[:40])
+    result = invoke("eval", hurt.parent, "--data", trained.parents[1] / "photos")
+    assert result.exit_code == (1 if part.startswith("generator") else 0)
+    assert "Traceback" not in result.output
 
 
 def test_resuming_under_another_recipe_is_refused(tiny: Path) -> None:

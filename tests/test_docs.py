@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,6 @@ def test_a_recipe_shown_loads(page: str, text: str, tmp_path: Path) -> None:
     if "[plugins]" not in text:  # lines from the middle of a recipe
         text = f"iterations = 1\n[plugins]\n{text}"
     (tmp_path / "shown.toml").write_text(text)
-    assert tomllib.loads(text)["plugins"].keys() >= set()
     assert load_recipe(tmp_path / "shown.toml").plugins
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ganlab.engine import Run, assemble, iterate
@@ -81,6 +82,30 @@ def test_pretraining_leaves_the_discriminator_alone_then_wakes_it(tiny: Path) ->
         assert "G/pixel_loss" in losses
 
 
+def test_what_a_step_returns_holds_no_graph(tiny: Path) -> None:
+    assert not any(value.requires_grad for value in iterate(build(tiny)).values())
+
+
+def test_an_evaluation_draws_the_same_noise_whatever_was_evaluated_before(
+    tiny: Path, tmp_path: Path
+) -> None:
+    from ganlab.evaluation import evaluating, judge_images
+
+    (tmp_path / "grain.py").write_text(
+        "import torch\nfrom ganlab import Plugin, hookimpl\n\n\nclass Grain(Plugin):\n"
+        "    @hookimpl(wrapper=True)\n    def degrade(self):\n        images = yield\n"
+        "        return images + 0.1 * torch.randn(images.shape, generator=self.rng)\n"
+    )
+    tiny.write_text(tiny.read_text() + 'grain = { use = "./grain.py" }\n')
+    run = build(tiny)
+    images = {name: torch.full((3, 40, 40), 90, dtype=torch.uint8) for name in "ab"}
+    with evaluating(run.G) as generator:
+        whole = [j.scores for j in judge_images(images, generator, run)]
+        alone = [j.scores for j in judge_images({"b": images["b"]}, generator, run, False)]
+    assert alone[0] == whole[1]
+    assert whole[0] != whole[1]
+
+
 def test_without_discriminator_steps_none_is_built(tiny: Path) -> None:
     drop = [f"{name}=false" for name in ("patch_discriminator", "wasserstein", "gradient_penalty")]
     run = build(tiny, "d_steps=0", *drop)
@@ -156,20 +181,33 @@ def test_a_stream_seed_is_pinned_across_versions_and_machines() -> None:
     assert stream_seed(0, "torch", 0) == 8225976424698969207
 
 
-def test_a_run_that_diverges_stops_and_no_checkpoint_holds_a_weight_that_is_not_finite(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_run_that_diverges_stops_and_nothing_it_wrote_holds_a_weight_that_is_not_finite(
+    tiny: Path, tmp_path: Path
 ) -> None:
     from ganlab import session
 
-    monkeypatch.chdir(tmp_path)
-    overrides = ["adam={ learning_rate = 1e20 }", "iterations=20", "checkpoint_every=1"]
+    (tmp_path / "burst.py").write_text(
+        "from ganlab import Plugin, Schedule, hookimpl\n\n\nclass Burst(Plugin):\n"
+        "    size: Schedule = Schedule.model_validate({'from': 0, 'to': 1e300, 'after': 4})\n\n"
+        "    @hookimpl\n    def generator_loss(self, fake):\n"
+        "        return {'G/burst': (fake.mean() * self.size.value).square()}\n"
+    )
+    tiny.write_text(tiny.read_text() + 'burst = { use = "./burst.py" }\n')
+    overrides = ["iterations=20", "checkpoint_every=1", "evaluate_every=1", "report_every=50"]
     recipe = load_recipe(tiny, overrides)
-    folder, code = session.start(recipe, "cpu", session.Limits(None, None), tmp_path / "runs")
+    limits = session.Limits(None, None)
+    folder, code = session.start(recipe, "cpu", limits, tmp_path / "runs")
     assert code == 3
     assert folder.read_status()["state"] == "diverged"
-    for path in folder.checkpoints.glob("*.pt"):
-        state = torch.load(path, weights_only=True)
-        assert all(v.isfinite().all() for v in state["networks"]["G"].values())
+    assert "G/burst" in folder.read_status()["message"]
+    paths = list(folder.checkpoints.glob("*.pt"))
+    assert paths
+    for path in paths:
+        networks = torch.load(path, weights_only=True)["networks"]
+        for name in ("G", "D"):
+            assert all(v.isfinite().all() for v in networks[name].values())
+    weights = load_file(folder.weights("last"))
+    assert all(v.isfinite().all() for v in weights.values())
 
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:

@@ -86,7 +86,15 @@ def test_a_path_is_relative_to_the_file_that_states_it(
     plugin = load_recipe(inner / "deep.toml").plugins["image_folder"]
     assert plugin.path == tmp_path / "a"  # type: ignore[attr-defined]
     assert plugin.evaluation_path == inner / "b"  # type: ignore[attr-defined]
+    (inner / "over.toml").write_text(
+        'extends = "../folder.toml"\n[plugins]\nimage_folder = { path = "mine" }\n'
+    )
+    plugin = load_recipe(inner / "over.toml").plugins["image_folder"]
+    assert plugin.path == inner / "mine"  # type: ignore[attr-defined]
     monkeypatch.chdir(inner)
+    overrides = ['image_folder={ path = "d" }']
+    plugin = load_recipe(tmp_path / "folder.toml", overrides).plugins["image_folder"]
+    assert plugin.path == inner / "d"  # type: ignore[attr-defined]
     plugin = load_recipe(tmp_path / "folder.toml", ["image_folder.path=c"]).plugins["image_folder"]
     assert plugin.path == inner / "c"  # type: ignore[attr-defined]
 

@@ -170,6 +170,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert_same_run(whole, folder / "runs" / "damaged")
 
 
+def test_a_run_stopped_off_schedule_and_resumed_is_the_same_run(folder: Path, whole: Path) -> None:
+    here(folder, "run", "game.toml", "--name", "stopped", "--max-iterations", 23)
+    here(folder, "resume", "stopped")
+    assert_same_run(whole, folder / "runs" / "stopped")
+
+
+def test_an_empty_digest_and_a_garbled_line_do_not_stop_a_resume(folder: Path, whole: Path) -> None:
+    here(folder, "run", "game.toml", "--name", "crashed", "--max-iterations", 33)
+    run = folder / "runs" / "crashed"
+    (run / "checkpoints" / "0000033.sha256").write_text("")
+    lines = (run / "stats.jsonl").read_text().splitlines(keepends=True)
+    (run / "stats.jsonl").write_text("".join(lines[:-1]) + "\0\0\0\n")
+    errors = here(folder, "resume", "crashed")
+    assert "resuming at iteration 30" in errors
+    assert_same_run(whole, run)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_ends_with_a_checkpoint_and_its_exit_code(
     folder: Path, whole: Path, number: signal.Signals, code: int
@@ -198,14 +215,15 @@ def test_a_run_that_is_done_is_not_resumed(folder: Path, whole: Path) -> None:
 
 
 def test_two_processes_never_share_a_run_folder(folder: Path, whole: Path) -> None:
-    from ganlab.errors import GanlabError
     from ganlab.folder import RunFolder
 
-    with RunFolder(whole).lock(), pytest.raises(GanlabError, match="in use"):
-        code = "from ganlab.folder import *; RunFolder(Path('.')).lock().__enter__()"
-        held = subprocess.run([sys.executable, "-c", code], cwd=whole, capture_output=True)
-        assert b"in use" in held.stderr
-        raise GanlabError(held.stderr.decode().strip().splitlines()[-1])
+    code = "from ganlab.folder import *; RunFolder(Path('.')).lock().__enter__()"
+    command = [sys.executable, "-c", code]
+    with RunFolder(whole).lock():
+        held = subprocess.run(command, cwd=whole, capture_output=True, text=True)
+    assert "is in use by another process" in held.stderr
+    free = subprocess.run(command, cwd=whole, capture_output=True, text=True)
+    assert free.returncode == 0, free.stderr
 
 
 def test_the_weights_written_for_use_are_those_of_the_checkpoint(whole: Path) -> None:

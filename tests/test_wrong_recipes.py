@@ -128,7 +128,11 @@ SLIPS = [
     ("plugin file with an error", "wasserstein = {}", 'w = {use = "./broken.py"}', 10, ["oops"]),
     ("plugin with a misspelt hook", "wasserstein = {}", 'w = {use = "./hook.py"}', 10, ["'penalty'"]),
     ("plugin with a wrong argument", "wasserstein = {}", 'w = {use = "./arg.py"}', 10, ["reel"]),
-    ("a line too long", "wasserstein = {}", "# " + "x" * 2000, 10, ["at most"]),
+    ("a key without end", "wasserstein = {}", "a" + ".a" * 40 + " = 1", 10, ["at most"]),
+    ("a name that is a path", "wasserstein = {}", '"../x" = { use = "wasserstein" }', 10, ["'../x'"]),
+    ("a metric that nobody computes", "d_steps = 1", 'best_metric = "pnsr_y"', None, ["psnr_y"]),
+    ("two optimizers", "wasserstein = {}", "wasserstein = {}\nadam = {}\na = { use = 'adam' }", None, ["at most one", "make_optimizer"]),
+    ("two terms of one name", "pixel_loss", "adversarial = { use = 'pixel_loss' }\npixel_loss", None, ["two plugins returned G/adversarial"]),
 ]  # fmt: skip
 
 FILES = {
@@ -154,7 +158,8 @@ def complaint(*arguments: str) -> str:
     """The message of a command that must refuse, checked for what holds of every message."""
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 2, result.output
-    message = result.stderr.strip()
+    lines = [ln for ln in result.stderr.splitlines() if not ln.startswith("runs code from")]
+    message = "\n".join(lines)
     assert "Traceback" not in message
     assert "pydantic" not in message
     assert len(message.splitlines()) == 1, message
@@ -202,6 +207,43 @@ def test_a_circle_of_two_files_is_named(folder: Path) -> None:
     assert re.search("circle: a.toml -> b.toml -> a.toml", complaint("check", "a.toml"))
 
 
+def test_a_fault_in_a_value_laid_over_a_base_is_placed_where_it_was_written(folder: Path) -> None:
+    (folder / "base.toml").write_text(GOOD)
+    (folder / "child.toml").write_text(
+        'extends = "base.toml"\n[plugins]\ngradient_penalty = { weight = -1 }\n'
+    )
+    assert complaint("check", "child.toml").startswith("child.toml:3: ")
+
+
+def test_a_held_out_image_too_small_to_score_is_refused_before_training(folder: Path) -> None:
+    import torch
+
+    from ganlab.images import write_png
+
+    for name, side in (("train", 64), ("valid", 20)):
+        (folder / name).mkdir()
+        write_png(torch.zeros(3, side, side, dtype=torch.uint8), folder / name / "a.png")
+    data = 'image_folder = { path = "train", evaluation_path = "valid", crop = 32 }'
+    old = "dead_leaves = { crop = 32, num_images = 2, size = 64 }"
+    (folder / "slip.toml").write_text(GOOD.replace(old, data))
+    assert "a.png is too small" in complaint("check", "slip.toml")
+
+
+def test_a_discriminator_that_mixes_is_found_at_batch_size_one_and_behind_a_zero_layer(
+    folder: Path,
+) -> None:
+    (folder / "mixing.py").write_text(
+        "from torch import nn\nfrom ganlab import Plugin, hookimpl\n\n\n"
+        "class Mixing(Plugin):\n    @hookimpl\n    def make_discriminator(self):\n"
+        "        last = nn.Conv2d(3, 1, 1)\n        nn.init.zeros_(last.weight)\n"
+        "        return nn.Sequential(nn.BatchNorm2d(3), last)\n"
+    )
+    text = GOOD.replace("batch_size = 2", "batch_size = 1")
+    old = "patch_discriminator = { width = 8, num_layers = 2 }"
+    (folder / "slip.toml").write_text(text.replace(old, 'd = { use = "./mixing.py" }'))
+    assert "without batch norm, and d has 1" in complaint("check", "slip.toml")
+
+
 def test_a_fault_in_an_extended_file_is_placed_there(folder: Path) -> None:
     (folder / "base.toml").write_text(GOOD.replace("weight = 10.0", "weight = -1"))
     (folder / "child.toml").write_text('extends = "base.toml"\niterations = 3\n')
@@ -219,6 +261,7 @@ def test_a_fault_in_an_extended_file_is_placed_there(folder: Path) -> None:
         ("gradient_penalty", ["key=value"]),
         ("plugins=3", ["one plugin at a time"]),
         ("ema=false", ["ema"]),
+        ("gradient_penalty.weight.from=1", ["no table", "gradient_penalty.weight={ from = 1"]),
     ],
 )
 def test_a_wrong_override_is_refused_and_named(

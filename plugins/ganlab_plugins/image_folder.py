@@ -75,7 +75,9 @@ class ImageFolder(Plugin):
         if len(set(names)) < number:
             common = os.path.commonpath(chosen)
             names = ["-".join(file.relative_to(common).parts) for file in chosen]
-        return {name: self._read(file) for name, file in zip(names, chosen, strict=True)}
+        return {
+            name: self._read(file, keep_grey=True) for name, file in zip(names, chosen, strict=True)
+        }
 
     def _open(self) -> ImageStore:
         # listed now, so that a slip shows before the training and not at its first evaluation
@@ -139,9 +141,9 @@ class ImageFolder(Plugin):
         except ImageError as fault:
             raise self.error(str(fault), option) from None
 
-    def _read(self, file: Path) -> Tensor:
+    def _read(self, file: Path, keep_grey: bool = False) -> Tensor:
         try:
-            return read_image(file, alpha=self.alpha)
+            return read_image(file, keep_grey, self.alpha)
         except ImageError as fault:
             raise self.error(str(fault)) from None
 
