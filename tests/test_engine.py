@@ -82,6 +82,22 @@ def test_pretraining_leaves_the_discriminator_alone_then_wakes_it(tiny: Path) ->
         assert "G/pixel_loss" in losses
 
 
+def test_a_generator_loss_that_names_real_logits_gets_them_without_a_gradient(
+    tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "paired.py").write_text(
+        "from ganlab import Plugin, hookimpl\n\n\nclass Paired(Plugin):\n"
+        "    @hookimpl\n    def generator_loss(self, fake_logits, real_logits):\n"
+        "        assert not real_logits.requires_grad and fake_logits.requires_grad\n"
+        "        return {'G/paired': (real_logits - fake_logits).mean()}\n"
+    )
+    assert not build(tiny).reads_real_logits
+    tiny.write_text(tiny.read_text() + 'paired = { use = "./paired.py" }\n')
+    losses = iterate(build(tiny))
+    gap = losses["D/real_logits"] - losses["D/fake_logits"]
+    assert losses["G/paired"].item() == pytest.approx(gap.item(), abs=0.05)
+
+
 def test_what_a_step_returns_holds_no_graph(tiny: Path) -> None:
     assert not any(value.requires_grad for value in iterate(build(tiny)).values())
 
