@@ -17,6 +17,7 @@ from ganlab.errors import Diverged, RecipeError
 from ganlab.evaluation import ImageEvaluation, check_held_out, evaluating
 from ganlab.folder import RunFolder
 from ganlab.journal import Journal
+from ganlab.plugin import Schedule
 from ganlab.recipe import Recipe
 from ganlab.steps import EngineDefaults, merged
 from ganlab.streams import Streams
@@ -45,6 +46,8 @@ class Run:
     D_optimizer: Optimizer | None = None
     iteration: int = 0
     """Iterations completed; inside an iteration, its number counted from 0."""
+    schedules: list[Schedule] = field(default_factory=list)
+    """The options of plugins that change over iterations."""
     held_out: dict[str, Tensor] = field(default_factory=dict)
     """The images to judge on: name -> uint8 [C, H, W]."""
     scores: dict[str, float] = field(default_factory=dict)
@@ -122,6 +125,7 @@ def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
         plugin._streams = streams
         for schedule in plugin.schedules():
             schedule.to(device)
+            run.schedules += [schedule] if schedule.moves else []
     return run
 
 
@@ -135,11 +139,11 @@ def build_network(run: Run, hook: str, real_shape: tuple[int, ...]) -> nn.Module
 def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> str:
     """Iterate until the recipe's end or until `stop()` gives a reason; the state is saved.
 
-    :param stop: "" to go on; "signal" saves and leaves, any other reason is judged first.
+    :param stop: "" to go on; "signal" saves and leaves, at any other reason G is judged too.
     :returns: the reason, "" when the recipe's end was reached.
     :raises Diverged: when a loss is not finite; the last checkpoint is from before.
     """
-    recipe, saved = run.recipe, run.iteration
+    recipe, saved, judged = run.recipe, run.iteration, -1
     reason = ""
     while run.iteration < recipe.iterations and not (reason := stop()):
         losses = iterate(run)
@@ -147,13 +151,13 @@ def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> s
         journal.record(run.iteration, losses)
         last = run.iteration == recipe.iterations
         if last or run.iteration % recipe.evaluate_every == 0:
-            evaluate(run, journal)
+            judged = evaluate(run, journal)
         if last or run.iteration % recipe.checkpoint_every == 0:
             saved = save(run, journal)
     if saved != run.iteration:
         save(run, journal)
-        if reason != "signal":
-            evaluate(run, journal, planned=False)
+    if reason not in ("", "signal") and judged != run.iteration:
+        evaluate(run, journal, planned=False)
     run.hook.run_end(run=run)
     return reason
 
@@ -165,9 +169,8 @@ def iterate(run: Run) -> dict[str, Tensor]:
     """
     recipe, hook = run.recipe, run.hook
     run.streams.moment(run.iteration)
-    for plugin in recipe.plugins.values():
-        for schedule in plugin.schedules():
-            schedule.advance(run.iteration)
+    for schedule in run.schedules:
+        schedule.advance(run.iteration)
     hook.iteration_start(run=run)
     losses: dict[str, Tensor] = {}
     for role, count, step in (
@@ -184,7 +187,7 @@ def iterate(run: Run) -> dict[str, Tensor]:
     return losses
 
 
-def evaluate(run: Run, journal: Journal, planned: bool = True) -> None:
+def evaluate(run: Run, journal: Journal, planned: bool = True) -> int:
     """Judge the generator, write its weights, and keep them when they are the best so far.
 
     :param planned: else it is for the person who stopped the run, and leaves nothing behind that
@@ -204,6 +207,7 @@ def evaluate(run: Run, journal: Journal, planned: bool = True) -> None:
     if planned and figure is not None and (run.best is None or figure > run.best[1]):
         run.best = (run.iteration, figure)
         save_generator(run, generator, run.folder.weights("best"))
+    return run.iteration
 
 
 def save(run: Run, journal: Journal) -> int:

@@ -99,6 +99,8 @@ def test_max_iterations_stops_resumably(tiny: Path) -> None:
     assert stopped.exit_code == 0
     assert stopped.stdout.startswith("stopped at iteration 2 of 4")
     assert f"next: ganlab resume {runs / 'tiny-1'}" in stopped.stderr
+    # though 2 is a checkpoint and no evaluation: whoever stops a run wants to use it
+    assert (runs / "tiny-1" / "generator.safetensors").is_file()
     resumed = invoke("run", tiny, "--resume", runs / "tiny-1")
     assert resumed.stdout.startswith("done at iteration 4 of 4")
 

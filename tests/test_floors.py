@@ -99,7 +99,7 @@ def test_no_tracked_file_names_a_download_address_or_a_lock() -> None:
         pytest.skip("not a git checkout")
     names = listed.stdout.splitlines()
     assert not [n for n in names if n == "uv.lock" or n.startswith("pylock")]
-    address = re.compile(r"https?://\S+\.(whl|tar\.gz|tgz)|index-url")
+    address = re.compile(r"\.(whl|tar\.gz|tgz)\b|index[-_]url")
     for name in names:
         if name.endswith((".toml", ".txt", ".md", ".cfg")):
             assert not address.search((ROOT / name).read_text()), name
