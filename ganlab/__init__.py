@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ganlab.engine import Run
     from ganlab.errors import Diverged, GanlabError, RecipeError
+    from ganlab.evaluation import Judged
     from ganlab.image_store import ImageStore
     from ganlab.images import (
         ImageError,
@@ -20,69 +21,101 @@ if TYPE_CHECKING:
         write_png,
     )
     from ganlab.metrics import high_frequency_ratio, luma, psnr, ssim
+    from ganlab.penalties import LazyPenalty, PatchReduce, input_gradient
     from ganlab.plugin import Batch, NonNegativeSchedule, Plugin, RecipePath, Schedule, hookimpl
     from ganlab.resampling import resize, resize_exact, round_to_8_bits, to_float, to_uint8
-    from ganlab.steps import generator_losses
+    from ganlab.steps import discriminator_losses, discriminators, generator_losses, shown
+    from ganlab.weights import fill_network, load_weights, read_weights, weights_file
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Batch": "plugin",
+    "DISTSNetwork": "perceptual",
     "Diverged": "errors",
     "GanlabError": "errors",
     "ImageError": "images",
     "ImageStore": "image_store",
+    "Judged": "evaluation",
+    "LPIPSNetwork": "perceptual",
+    "LazyPenalty": "penalties",
     "NonNegativeSchedule": "plugin",
+    "PatchReduce": "penalties",
     "Plugin": "plugin",
     "RecipeError": "errors",
     "RecipePath": "plugin",
     "Run": "engine",
     "Schedule": "plugin",
+    "VGGFeatures": "perceptual",
     "cache_folder": "images",
+    "discriminator_losses": "steps",
+    "discriminators": "steps",
+    "fill_network": "weights",
     "generator_losses": "steps",
     "high_frequency_ratio": "metrics",
     "hookimpl": "plugin",
+    "input_gradient": "penalties",
     "list_images": "images",
+    "load_weights": "weights",
     "luma": "metrics",
     "psnr": "metrics",
+    "random_patches": "patches",
     "read_image": "images",
+    "read_weights": "weights",
     "resize": "resampling",
     "resize_exact": "resampling",
     "round_to_8_bits": "resampling",
+    "shown": "steps",
     "split_alpha": "images",
     "ssim": "metrics",
     "to_float": "resampling",
     "to_uint8": "resampling",
+    "weights_file": "weights",
     "write_png": "images",
 }
 
 __all__ = [
     "Batch",
+    "DISTSNetwork",
     "Diverged",
     "GanlabError",
     "ImageError",
     "ImageStore",
+    "Judged",
+    "LPIPSNetwork",
+    "LazyPenalty",
     "NonNegativeSchedule",
+    "PatchReduce",
     "Plugin",
     "RecipeError",
     "RecipePath",
     "Run",
     "Schedule",
+    "VGGFeatures",
     "cache_folder",
+    "discriminator_losses",
+    "discriminators",
+    "fill_network",
     "generator_losses",
     "high_frequency_ratio",
     "hookimpl",
+    "input_gradient",
     "list_images",
+    "load_weights",
     "luma",
     "psnr",
+    "random_patches",
     "read_image",
+    "read_weights",
     "resize",
     "resize_exact",
     "round_to_8_bits",
+    "shown",
     "split_alpha",
     "ssim",
     "to_float",
     "to_uint8",
+    "weights_file",
     "write_png",
 ]
 

@@ -1,7 +1,6 @@
 """Plugins registered on hooks, and what a set of plugins must satisfy to be an experiment."""
 
 import copy
-from collections.abc import Iterable
 
 import pluggy
 import torch
@@ -15,21 +14,20 @@ from ganlab.recipe import Recipe
 from ganlab.recipe_file import did_you_mean
 
 _ONE = ("make_generator", "sample_real")
-_ONE_WITH_D = ("make_discriminator", "discriminator_loss")
+_WITH_D = ("make_discriminator", "discriminator_loss")
 _AT_MOST_ONE = ("make_optimizer", "sample_batch")
-_ONLY_WITH_D = (*_ONE_WITH_D, "penalty", "labels", "augment", "discriminator_step")
+_ONLY_WITH_D = (*_WITH_D, "penalty", "labels", "augment", "discriminator_step")
 _CHAINED = ("degrade", "augment", "labels", "evaluation_generator")
 
 
-def register(recipe: Recipe, defaults: Iterable[object]) -> PluginManager:
+def register(recipe: Recipe, defaults: object) -> PluginManager:
     """A plugin manager of its own for this recipe, the engine's defaults first.
 
     :raises RecipeError: when a plugin does not fit the contract or the set is no experiment.
     """
     manager = PluginManager("ganlab")
     manager.add_hookspecs(hookspecs)
-    for default in defaults:
-        manager.register(default, name=f"engine {type(default).__name__}")
+    manager.register(defaults, name="the engine's defaults")
     for name, plugin in recipe.plugins.items():
         try:
             manager.register(plugin, name=name)
@@ -47,6 +45,11 @@ def implementations(manager: PluginManager, hook: str) -> list[tuple[Plugin, Hoo
     """The plugins that implement a hook, the engine's own answer left out."""
     caller = getattr(manager.hook, hook)
     return [(i.plugin, i) for i in caller.get_hookimpls() if isinstance(i.plugin, Plugin)]
+
+
+def providers(manager: PluginManager, hook: str) -> list[tuple[Plugin, HookImpl]]:
+    """The plugins that answer a hook themselves, and do not merely wrap another's answer."""
+    return [(plugin, impl) for plugin, impl in implementations(manager, hook) if not impl.wrapper]
 
 
 def adversarial(manager: PluginManager) -> list[tuple[Plugin, HookImpl]]:
@@ -73,21 +76,30 @@ def _check_names(manager: PluginManager) -> None:
 def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
     """Exactly one plugin in each slot that a run needs, and none that could have no effect."""
     with_d = recipe.d_steps > 0
-    required = (*_ONE, *(_ONE_WITH_D if with_d else ()))
+    if not with_d and recipe.num_discriminators != 1:
+        raise RecipeError(
+            f"{recipe.file}: num_discriminators = {recipe.num_discriminators} has no effect: "
+            "d_steps is 0, so there is no discriminator; leave it out"
+        )
+    required = (*_ONE, *(_WITH_D if with_d else ()))
     for hook in (*required, *_AT_MOST_ONE):
-        names = [plugin.name for plugin, _ in implementations(manager, hook)]
-        if not names and hook in required:
-            why = " because d_steps is more than 0" if hook in _ONE_WITH_D else ""
+        wanted = recipe.num_discriminators if hook == "make_discriminator" and with_d else 1
+        names = [plugin.name for plugin, _ in providers(manager, hook)]
+        exactly = "exactly" if hook in required else "at most"
+        count = "one plugin" if wanted == 1 else f"{wanted} plugins"
+        rule = f"{recipe.file}: {exactly} {count} must provide {hook}"
+        if len(names) < wanted and hook in required:
+            why = " because d_steps is more than 0" if hook in _WITH_D and wanted == 1 else ""
+            here = f"here {_all_do(names)}" if names else "none does"
             raise RecipeError(
-                f"{recipe.file}: exactly one plugin must provide {hook}{why}; none does. "
-                f"`ganlab plugins --hook {hook}` lists those that can"
+                f"{rule}{why}; {here}. `ganlab plugins --hook {hook}` lists those that can"
             )
-        if len(names) > 1:
-            both = " and ".join(names) + (" both do" if len(names) == 2 else " all do")
-            exactly = "exactly" if hook in required else "at most"
+        if len(names) > wanted:
+            train = ""
+            if hook == "make_discriminator":
+                train = f", or train against all of them with `num_discriminators = {len(names)}`"
             raise RecipeError(
-                f"{recipe.file}: {exactly} one plugin must provide {hook}; here {both}. "
-                f"Drop one with `{names[0]} = false`"
+                f"{rule}; here {_all_do(names)}. Drop one with `{names[0]} = false`{train}"
             )
     if not with_d:
         for hook in _ONLY_WITH_D:
@@ -96,6 +108,10 @@ def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
                     f"has no effect without a discriminator (it provides {hook}, and d_steps is "
                     f"0); set d_steps = 1, or drop {plugin.name}"
                 )
+
+
+def _all_do(names: list[str]) -> str:
+    return " and ".join(names) + {1: " alone does", 2: " both do"}.get(len(names), " all do")
 
 
 def _check_chains(manager: PluginManager) -> None:
@@ -123,12 +139,25 @@ def _check_reach(manager: PluginManager, recipe: Recipe) -> None:
         )
     if recipe.d_steps == 0:
         return
-    loss, impl = implementations(manager, "discriminator_loss")[0]
+    loss, impl = providers(manager, "discriminator_loss")[0]
     if not {"real_label", "fake_label"} & set(impl.argnames):
         for plugin, _ in implementations(manager, "labels"):
             raise plugin.error(
                 f"changes the labels, which {loss.name} does not read; remove one of the two"
             )
+
+
+def doubts(recipe: Recipe) -> list[str]:
+    """What a recipe may well not mean, though it can run: objectives and penalties at odds."""
+    plugins = recipe.plugins.values()
+    wanting = [plugin.name for plugin in plugins if plugin.wants_bounded_slope]
+    bounding = [plugin.name for plugin in plugins if plugin.bounds_slope]
+    if wanting and not bounding:
+        return [
+            f"{wanting[0]} wants a discriminator of bounded slope, and nothing bounds it: its loss "
+            "can fall for ever; add a gradient penalty, weight clipping or spectral norm"
+        ]
+    return []
 
 
 def check_sample_independence(recipe: Recipe, discriminator: nn.Module, images: Tensor) -> None:

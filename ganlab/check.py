@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ganlab.assembly import doubts
 from ganlab.device import pick_device
 from ganlab.engine import Run, assemble, iterate
 from ganlab.errors import Diverged, RecipeError
@@ -25,6 +26,8 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
     """
     recipe = load_recipe(file, overrides)
     yield f"{file}: {len(recipe.plugins)} plugins, every key and value is known"
+    for doubt in doubts(recipe):
+        yield f"note: {doubt}"
     small = Recipe.model_validate(
         recipe.model_dump() | {"batch_size": min(recipe.batch_size, TINY_BATCH)}
     )

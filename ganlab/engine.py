@@ -10,16 +10,16 @@ from pluggy import HookCaller, HookRelay
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ganlab.assembly import adversarial, check_sample_independence, register
+from ganlab.assembly import adversarial, check_sample_independence, implementations, register
 from ganlab.checkpoint import save_checkpoint, save_generator
 from ganlab.device import autocast
 from ganlab.errors import Diverged, RecipeError
-from ganlab.evaluation import ImageEvaluation, check_held_out, evaluating
+from ganlab.evaluation import check_held_out, evaluating, judge_run
 from ganlab.folder import RunFolder
 from ganlab.journal import Journal
 from ganlab.plugin import Schedule
 from ganlab.recipe import Recipe
-from ganlab.steps import EngineDefaults, merged
+from ganlab.steps import EngineDefaults, discriminators, merged
 from ganlab.streams import Streams
 
 PROBE = 2  # samples in the batch that shapes are learnt from; two show whether D mixes them
@@ -37,12 +37,15 @@ class Run:
     folder: RunFolder | None = None
     hook: HookRelay = field(init=False)
     content_loss: HookCaller = field(init=False)
+    """The generator losses that read no logits; `adversarial_loss` is the others."""
+    adversarial_loss: HookCaller = field(init=False)
     reads_real_logits: bool = field(init=False)
     condition_shape: tuple[int, ...] = field(init=False)
     real_shape: tuple[int, ...] = field(init=False)
     G: nn.Module = field(init=False)
     G_optimizer: Optimizer = field(init=False)
     D: nn.Module | None = None
+    """A ModuleList when the recipe has several discriminators."""
     D_optimizer: Optimizer | None = None
     iteration: int = 0
     """Iterations completed; inside an iteration, its number counted from 0."""
@@ -93,7 +96,8 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     run.real_shape = tuple(batch.real.shape[1:])
     if recipe.d_steps:
         run.D = build_network(run, "make_discriminator", tuple(shown.shape[1:]))
-        check_sample_independence(recipe, run.D, shown)
+        for D in discriminators(run):
+            check_sample_independence(recipe, D, shown)
         run.D_optimizer = run.hook.make_optimizer(module=run.D, role="discriminator")
     run.G = build_network(run, "make_generator", run.real_shape)
     run.G_optimizer = run.hook.make_optimizer(module=run.G, role="generator")
@@ -114,12 +118,13 @@ def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     """A run with its plugins on their hooks, and no data or network touched yet."""
     streams = Streams(recipe.seed, device)
     run = Run(recipe, device, _DTYPES[recipe.precision], streams, folder)
-    manager = register(recipe, (EngineDefaults(run), ImageEvaluation()))
+    manager = register(recipe, EngineDefaults(run))
     run.hook = manager.hook
     with_logits = adversarial(manager)
-    run.content_loss = manager.subset_hook_caller(
-        "generator_loss", [plugin for plugin, _ in with_logits]
-    )
+    adversaries = [plugin for plugin, _ in with_logits]
+    others = [p for p, _ in implementations(manager, "generator_loss") if p not in adversaries]
+    run.content_loss = manager.subset_hook_caller("generator_loss", adversaries)
+    run.adversarial_loss = manager.subset_hook_caller("generator_loss", others)
     run.reads_real_logits = any("real_logits" in impl.argnames for _, impl in with_logits)
     for plugin in recipe.plugins.values():
         plugin._streams = streams
@@ -132,8 +137,11 @@ def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
 def build_network(run: Run, hook: str, real_shape: tuple[int, ...]) -> nn.Module:
     """A network whose initial weights are a function of the seed and its role alone."""
     run.streams.moment("weights", hook)
-    module = getattr(run.hook, hook)(condition_shape=run.condition_shape, real_shape=real_shape)
-    return module.to(run.device, run.dtype)
+    made = getattr(run.hook, hook)(condition_shape=run.condition_shape, real_shape=real_shape)
+    if isinstance(made, list):  # of discriminators; pluggy asks the last of the recipe first
+        made = made[0] if len(made) == 1 else nn.ModuleList(reversed(made))
+    module: nn.Module = made.to(run.device, run.dtype)
+    return module
 
 
 def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> str:
@@ -196,15 +204,15 @@ def evaluate(run: Run, journal: Journal, planned: bool = True) -> int:
     assert run.folder
     _require_finite(run, journal)
     generator = run.hook.evaluation_generator(generator=run.G)
-    run.streams.moment("evaluation")
     with evaluating(generator):
-        figures = merged(run, run.hook.evaluate(run=run, generator=generator))
+        figures = judge_run(run, generator)
     save_generator(run, generator, run.folder.weights("last"))
     run.scores = figures
     if figures:
         journal.evaluation(run.iteration, figures, planned)
     figure = figures.get(run.recipe.best_metric)
-    if planned and figure is not None and (run.best is None or figure > run.best[1]):
+    sign = 1 if run.recipe.best_is == "highest" else -1
+    if planned and figure is not None and (not run.best or sign * (figure - run.best[1]) > 0):
         run.best = (run.iteration, figure)
         save_generator(run, generator, run.folder.weights("best"))
     return run.iteration

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ganlab.errors import RecipeError
 from ganlab.images import write_png
 from ganlab.metrics import WINDOW, high_frequency_ratio, psnr, ssim
-from ganlab.plugin import Plugin, hookimpl
 from ganlab.recipe_file import did_you_mean
 from ganlab.resampling import resize, to_float, to_uint8
+from ganlab.steps import merged
 from ganlab.upscale import upscale
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ def judge_images(
         for picture in made[: 1 + score_bicubic]:
             again = to_uint8(_degraded(run, picture))
             shown = _grey(picture) if grey else picture
-            scores.append(_scores(shown, hr, scale) | {"lr_psnr": _mean(psnr(again, made[2], 0))})
+            own = _scores(shown, hr, scale) | {"lr_psnr": _mean(psnr(again, made[2], 0))}
+            with torch.no_grad():
+                others = run.hook.score_images(run=run, sr=shown, hr=hr, lr=made[2])
+            scores.append(merged(run, [own, *others]))
         sr8, enlarged8, lr8 = (m[0].cpu() for m in made)
         yield Judged(name, image[:, :height, :width], lr8, sr8, enlarged8, *scores)
 
@@ -105,7 +108,8 @@ def check_held_out(run: "Run") -> None:
                 f"{run.recipe.file}: the held-out image {name} is too small to score at "
                 f"x{run.scale}; it must have at least {smallest} pixels a side"
             )
-    others = [i for i in run.hook.evaluate.get_hookimpls() if isinstance(i.plugin, Plugin)]
+    hooks = (run.hook.evaluate, run.hook.score_images)
+    others = [impl for hook in hooks for impl in hook.get_hookimpls()]
     if not others and run.recipe.best_metric not in SCORES:
         near = did_you_mean(run.recipe.best_metric, SCORES)
         raise RecipeError(
@@ -114,20 +118,22 @@ def check_held_out(run: "Run") -> None:
         )
 
 
-class ImageEvaluation:
-    """The engine's own `evaluate`: scores on the held-out images of the data plugin, a strip."""
+def judge_run(run: "Run", generator: nn.Module) -> dict[str, float]:
+    """All that a run knows of its generator: means over the held-out images, plugins' figures.
 
-    @hookimpl
-    def evaluate(self, run: "Run", generator: nn.Module) -> dict[str, float]:
-        if not run.held_out:
-            return {}
-        judged = list(judge_images(run.held_out, generator, run, not run.bicubic))
-        if run.folder:
-            path = run.folder.samples / f"{run.iteration:07d}.png"
-            write_png(strip(judged[:STRIP_IMAGES], run.scale), path)
-        if not run.bicubic:
-            run.bicubic = means([item.bicubic_scores for item in judged])
-        return means([j.scores for j in judged])
+    Writes the strip of samples, and keeps bicubic's means the first time.
+
+    :param generator: in eval mode.
+    """
+    judged = list(judge_images(run.held_out, generator, run, not run.bicubic))
+    if judged and run.folder:
+        path = run.folder.samples / f"{run.iteration:07d}.png"
+        write_png(strip(judged[:STRIP_IMAGES], run.scale), path)
+    if not run.bicubic:
+        run.bicubic = means([item.bicubic_scores for item in judged])
+    run.streams.moment("evaluation")
+    others = run.hook.evaluate(run=run, generator=generator, judged=judged)
+    return merged(run, [means([item.scores for item in judged]), *others])
 
 
 def strip(judged: list[Judged], scale: int) -> Tensor:

@@ -32,6 +32,7 @@ from ganlab.plugin import Batch, hookspec
 
 if TYPE_CHECKING:
     from ganlab.engine import Run
+    from ganlab.evaluation import Judged
 
 Shape = tuple[int, ...]
 
@@ -51,9 +52,12 @@ def make_generator(condition_shape: Shape, real_shape: Shape) -> nn.Module:  # t
     """
 
 
-@hookspec(firstresult=True)
+@hookspec
 def make_discriminator(condition_shape: Shape, real_shape: Shape) -> nn.Module:  # type: ignore[empty-body]
-    """Build the discriminator. One, required when `d_steps` > 0.
+    """Build a discriminator. As many plugins as the recipe's `num_discriminators`, usually one.
+
+    With several, each loss and penalty that asks a discriminator is the mean over them. A wrapper
+    receives and returns the list of modules, as `spectral_norm` does.
 
     :param condition_shape: of one sample of the condition.
     :param real_shape: of one sample of what it is shown: a real image after `augment`.
@@ -143,13 +147,19 @@ def discriminator_loss(  # type: ignore[empty-body]
 
 @hookspec
 def penalty(  # type: ignore[empty-body]
-    discriminator: nn.Module, real: Tensor, fake: Tensor, condition: Tensor
+    discriminator: nn.Module,
+    real: Tensor,
+    fake: Tensor,
+    condition: Tensor,
+    real_logits: Tensor,
+    fake_logits: Tensor,
 ) -> dict[str, Tensor]:
     """Terms to add to the discriminator's loss. Collected, summed.
 
     D step, in at least float32, outside autocast. `discriminator` is the uncompiled module.
 
     :param real, fake: what D was shown, so after `augment`; neither requires a gradient.
+    :param real_logits, fake_logits: what it answered, with their gradient to D.
     :returns: log name ("D/gradient_penalty") -> 0-d tensor, already weighted.
     """
 
@@ -220,9 +230,24 @@ def evaluation_generator(generator: nn.Module) -> nn.Module:  # type: ignore[emp
 
 
 @hookspec
-def evaluate(run: "Run", generator: nn.Module) -> dict[str, float]:  # type: ignore[empty-body]
-    """Judge the generator. Collected; every `evaluate_every` iterations and at the end.
+def score_images(run: "Run", sr: Tensor, hr: Tensor, lr: Tensor) -> dict[str, float]:  # type: ignore[empty-body]
+    """Score one image against its reference, beside PSNR and SSIM. Collected.
+
+    Called for every held-out image, for the generator's answer and once for bicubic's; `ganlab
+    eval` calls it too. Without gradients.
+
+    :param sr, hr: uint8 [1, C, H, W] on the run's device, borders not cut; C is 1 for grey.
+    :param lr: uint8 [1, 3, h, w], what the generator saw.
+    :returns: name -> number; the mean over the images is written to stats.jsonl.
+    """
+
+
+@hookspec
+def evaluate(run: "Run", generator: nn.Module, judged: "list[Judged]") -> dict[str, float]:  # type: ignore[empty-body]
+    """Judge the generator as a whole. Collected; every `evaluate_every` iterations and at the end.
 
     :param generator: from `evaluation_generator`, in eval mode, without gradients.
+    :param judged: the held-out images with what was made of them (`.name`, `.hr`, `.lr`, `.sr`,
+        `.bicubic`: uint8 [C, H, W] on the CPU; `.scores`); empty where there are none.
     :returns: name -> number, written to stats.jsonl.
     """

@@ -167,6 +167,12 @@ class Plugin(BaseModel):
     per_sample: ClassVar[bool] = False
     """Needs a discriminator that judges each image alone (no batch norm); checked at load."""
 
+    wants_bounded_slope: ClassVar[bool] = False
+    """An objective that means something only while the discriminator's slope is bounded."""
+
+    bounds_slope: ClassVar[bool] = False
+    """Bounds the discriminator's slope, softly or hard: a penalty, clipping, a norm of weights."""
+
     _name: str = PrivateAttr("")
     _streams: Streams | None = PrivateAttr(None)
     _place: Callable[[str | None], str] | None = PrivateAttr(None)
@@ -193,6 +199,27 @@ class Plugin(BaseModel):
     def schedules(self) -> Iterator[Schedule]:
         """The options that change over iterations."""
         return _schedules([getattr(self, field) for field in type(self).model_fields])
+
+    def scale_of(
+        self,
+        condition_shape: tuple[int, ...],
+        real_shape: tuple[int, ...],
+        supported: tuple[int, ...],
+    ) -> int:
+        """How many times larger a generator must make its images, from the shapes it is told.
+
+        :raises RecipeError: when it is none of the supported factors, or the axes differ in it.
+        """
+        (_, height, width), (_, *size) = condition_shape, real_shape
+        scale = size[0] // height
+        if size != [height * scale, width * scale] or scale not in supported:
+            *most, last = map(str, supported)
+            factors = f"{', '.join(most)} or {last}" if most else last
+            raise self.error(
+                f"makes images {factors} times as large, not {size[0]} x {size[1]} from "
+                f"{height} x {width}; choose another scale or generator"
+            )
+        return scale
 
     def error(self, fault: str, option: str | None = None) -> RecipeError:
         """An error to raise for what the user wrote, headed by the file and line of the option."""

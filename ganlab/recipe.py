@@ -36,6 +36,8 @@ class Recipe(BaseModel):
     """Discriminator updates an iteration; 0 trains without a discriminator."""
     g_steps: int = Field(1, ge=1)
     """Generator updates an iteration, each on a fresh batch."""
+    num_discriminators: int = Field(1, ge=1)
+    """How many plugins make a discriminator; every loss is the mean over them."""
     seed: int = Field(0, ge=0)
     """Every random stream is a function of it."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -47,7 +49,9 @@ class Recipe(BaseModel):
     report_every: int = Field(50, ge=1)
     """Iterations between reading the losses from the device, and between plain log lines."""
     best_metric: str = "psnr_y"
-    """The evaluation figure (higher is better) by which the best generator is kept."""
+    """The evaluation figure by which the best generator is kept."""
+    best_is: Literal["highest", "lowest"] = "highest"
+    """Which value of that figure is the best: PSNR wants the highest, LPIPS the lowest."""
 
     _plugins: dict[str, Plugin] = PrivateAttr(default_factory=dict)
     _sources: dict[str, PluginSource] = PrivateAttr(default_factory=dict)

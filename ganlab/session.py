@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ganlab.assembly import doubts
 from ganlab.checkpoint import load_checkpoint, load_generator
 from ganlab.device import describe_environment, pick_device
 from ganlab.engine import Run, assemble, build_network, open_run, train
@@ -174,6 +175,8 @@ def _announce(run: Run, folder: RunFolder, journal: Journal) -> None:
     journal.say("plugins: " + ", ".join(recipe.plugins))
     if recipe.precision == "bfloat16" and run.device.type != "cuda":
         journal.say("bfloat16 is for CUDA; running in float32 here")
+    for doubt in doubts(recipe):
+        journal.say(f"note: {doubt}")
     if run.iteration:
         journal.say(f"resuming at iteration {run.iteration}")
     journal.say(f"writing to {folder.path}")

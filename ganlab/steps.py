@@ -19,49 +19,83 @@ Value = TypeVar("Value")
 
 def discriminator_losses(run: "Run", batch: Batch) -> tuple[Losses, Losses]:
     """D's losses on one batch, and what else to log. No gradient reaches G."""
-    G, D, hook = run.G, run.D, run.hook
+    hook = run.hook
+    real, fake = shown(run, batch)
+    watched: list[Losses] = []
+
+    def losses(D: nn.Module) -> Losses:
+        logits = {
+            "real_logits": judge(run, D, real),
+            "fake_logits": judge(run, D, fake),
+        }
+        watched.append({f"D/{name}": value.detach().mean() for name, value in logits.items()})
+        real_label, fake_label = hook.labels(**logits)
+        adversarial = hook.discriminator_loss(
+            real_label=real_label, fake_label=fake_label, **logits
+        )
+        penalties = hook.penalty(
+            discriminator=D, real=real, fake=fake, condition=batch.condition, **logits
+        )
+        return merged(run, [{"D/adversarial": adversarial}, *penalties])
+
+    return mean([losses(D) for D in discriminators(run)]), mean(watched)
+
+
+def shown(run: "Run", batch: Batch) -> tuple[Tensor, Tensor]:
+    """What D sees of a batch: the real and the fake images after `augment`, without gradient."""
+    augment = run.hook.augment
     with torch.no_grad(), run.autocast():
-        fake = G(batch.condition)
-    real = hook.augment(images=batch.real, condition=batch.condition)
-    fake = hook.augment(images=fake.to(real.dtype), condition=batch.condition)
-    real_logits, fake_logits = judge(run, real), judge(run, fake)
-    real_label, fake_label = hook.labels(real_logits=real_logits, fake_logits=fake_logits)
-    adversarial = hook.discriminator_loss(
-        real_logits=real_logits,
-        fake_logits=fake_logits,
-        real_label=real_label,
-        fake_label=fake_label,
-    )
-    penalties = hook.penalty(discriminator=D, real=real, fake=fake, condition=batch.condition)
-    losses = merged(run, [{"D/adversarial": adversarial}, *penalties])
-    watched = {"D/real_logits": real_logits, "D/fake_logits": fake_logits}
-    return losses, {name: logits.detach().mean() for name, logits in watched.items()}
+        fake = run.G(batch.condition)
+    with torch.no_grad():
+        real = augment(images=batch.real, condition=batch.condition)
+        return real, augment(images=fake.to(real.dtype), condition=batch.condition)
 
 
 def generator_losses(run: "Run", batch: Batch, adversarial: bool = True) -> Losses:
     """G's losses on one batch; without `adversarial` the content losses alone, and no D."""
-    G, hook = run.G, run.hook
+    augment = run.hook.augment
     with run.autocast():
-        fake = G(batch.condition)
+        fake = run.G(batch.condition)
     fake = fake.to(batch.real.dtype)
     images = {"fake": fake, "real": batch.real, "condition": batch.condition}
+    content = run.content_loss(fake_logits=None, real_logits=None, **images)
     if run.D is None or not adversarial:
-        return merged(run, run.content_loss(fake_logits=None, real_logits=None, **images))
-    fake_logits = judge(run, hook.augment(images=fake, condition=batch.condition))
-    real_logits = None
+        return merged(run, content)
+    fake_shown = augment(images=fake, condition=batch.condition)
     if run.reads_real_logits:
         with torch.no_grad():
-            real_logits = judge(run, hook.augment(images=batch.real, condition=batch.condition))
-    return merged(
-        run, hook.generator_loss(fake_logits=fake_logits, real_logits=real_logits, **images)
-    )
+            real_shown = augment(images=batch.real, condition=batch.condition)
+
+    def losses(D: nn.Module) -> Losses:
+        fake_logits, real_logits = judge(run, D, fake_shown), None
+        if run.reads_real_logits:
+            with torch.no_grad():
+                real_logits = judge(run, D, real_shown)
+        terms = run.adversarial_loss(fake_logits=fake_logits, real_logits=real_logits, **images)
+        return merged(run, terms)
+
+    return merged(run, [mean([losses(D) for D in discriminators(run)]), *content])
 
 
-def judge(run: "Run", images: Tensor) -> Tensor:
+def judge(run: "Run", D: nn.Module, images: Tensor) -> Tensor:
     """D's logits, in the precision of the images even when D itself ran in bfloat16."""
     with run.autocast():
-        logits = run.D(images)  # type: ignore[misc]
+        logits: Tensor = D(images)
     return logits.to(images.dtype)
+
+
+def discriminators(run: "Run") -> list[nn.Module]:
+    """The one discriminator, or each of several; none in a run without."""
+    if run.D is None:
+        return []
+    return list(run.D) if isinstance(run.D, nn.ModuleList) else [run.D]
+
+
+def mean(several: list[Losses]) -> Losses:
+    """What several discriminators gave, the mean of each term."""
+    if len(several) == 1:
+        return several[0]
+    return {name: torch.stack([one[name] for one in several]).mean() for name in several[0]}
 
 
 def merged(run: "Run", terms: Sequence[dict[str, Value]]) -> dict[str, Value]:

@@ -23,6 +23,7 @@ class GradientPenalty(Plugin):
     """
 
     per_sample: ClassVar[bool] = True
+    bounds_slope: ClassVar[bool] = True
 
     weight: NonNegativeSchedule = Schedule.constant(10.0)
     """The paper's lambda."""

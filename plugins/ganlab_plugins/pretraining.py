@@ -33,11 +33,11 @@ class Pretraining(Plugin):
                 "iterations",
             )
 
-    @hookimpl
+    @hookimpl(tryfirst=True)
     def discriminator_step(self, run: "Run") -> dict[str, Tensor] | None:
         return {} if run.iteration < self.iterations else None
 
-    @hookimpl
+    @hookimpl(tryfirst=True)
     def generator_step(self, run: "Run", batch: Batch) -> dict[str, Tensor] | None:
         if run.iteration >= self.iterations:
             return None

@@ -34,13 +34,8 @@ class SRResNet(Plugin):
     def make_generator(
         self, condition_shape: tuple[int, ...], real_shape: tuple[int, ...]
     ) -> nn.Module:
-        (inputs, height, width), (outputs, *size) = condition_shape, real_shape
-        scale = size[0] // height
-        if size != [height * scale, width * scale] or scale not in SUPPORTED_SCALES:
-            raise self.error(
-                f"makes images 1, 2, 3, 4 or 8 times as large, not {size[0]} x {size[1]} from "
-                f"{height} x {width}; choose another scale or generator"
-            )
+        scale = self.scale_of(condition_shape, real_shape, SUPPORTED_SCALES)
+        inputs, outputs = condition_shape[0], real_shape[0]
         return SRResNetNet(inputs, outputs, scale, self.width, self.num_blocks, self.norm)
 
 

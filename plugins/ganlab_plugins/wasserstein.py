@@ -1,5 +1,7 @@
 """Wasserstein loss: the critic's mean gap between real and fake."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
@@ -13,6 +15,8 @@ class Wasserstein(Plugin):
     estimate of the Wasserstein distance only while the critic is 1-Lipschitz: add
     gradient_penalty, without which its loss falls without bound. It reads no labels.
     """
+
+    wants_bounded_slope: ClassVar[bool] = True
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on the generator's term; the critic's loss is not weighted."""
