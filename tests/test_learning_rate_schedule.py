@@ -35,6 +35,14 @@ def rates(run, plugin, iterations):
         ({"kind": "cosine", "over": 90, "end": 0.2}, {0: 1.0, 45: 0.6, 90: 0.2, 91: 0.2}),
         ({"kind": "step", "milestones": [5, 8]}, {4: 1.0, 5: 0.5, 7: 0.5, 8: 0.25, 99: 0.25}),
         ({"kind": "step", "milestones": [5], "factor": 0.1}, {4: 1.0, 5: 0.1}),
+        (
+            {"kind": "step", "milestones": [5, 8], "factors": [0.1, 5.0]},
+            {4: 1.0, 5: 0.1, 7: 0.1, 8: 0.5, 99: 0.5},
+        ),
+        (
+            {"kind": "cosine", "over": 90, "after": 10, "end": 0.2, "cycles": 2},
+            {9: 1.0, 55: 0.6, 100: 1.0, 145: 0.6, 190: 0.2, 500: 0.2},
+        ),
         ({"kind": "constant", "warmup": 4}, {0: 0.25, 1: 0.5, 3: 1.0, 4: 1.0, 99: 1.0}),
         ({"kind": "linear", "over": 8, "warmup": 2}, {0: 0.5, 1: 7 / 8, 4: 0.5}),
     ],
@@ -100,6 +108,9 @@ def test_a_rate_that_a_captured_graph_reads_is_changed_in_place():
         ({"kind": "step", "milestones": [5], "over": 9}, "does not read over"),
         ({"kind": "constant", "warmup": 9, "after": 3}, "does not read after"),
         ({"kind": "step", "milestones": [8, 5]}, "milestones must rise"),
+        ({"kind": "step", "milestones": [5], "factors": [1.0, 2.0]}, "one factor for each"),
+        ({"kind": "step", "milestones": [5], "factors": [1.0], "factor": 0.1}, "leave one out"),
+        ({"kind": "linear", "over": 5, "cycles": 2}, "does not read cycles"),
     ],
 )
 def test_an_option_without_effect_is_refused_with_a_remedy(options, fault):

@@ -1,6 +1,7 @@
 """Learning rates that change over the run."""
 
-from typing import TYPE_CHECKING, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -16,8 +17,8 @@ _NEEDS = {"constant": {"warmup"}, "linear": {"over"}, "cosine": {"over"}, "step"
 _READS = {
     "constant": set[str](),
     "linear": {"after", "end"},
-    "cosine": {"after", "end"},
-    "step": {"factor"},
+    "cosine": {"after", "end", "cycles"},
+    "step": {"factor", "factors"},
 }
 
 
@@ -25,8 +26,9 @@ class LearningRateSchedule(Plugin):
     """Multiplies every learning rate of both optimizers by a factor of the iteration alone.
 
     With `p = clamp((iteration - after) / over, 0, 1)`: `linear` is `1 + (end - 1) p`, `cosine` is
-    `end + (1 - end) (1 + cos(pi p)) / 2` (SGDR without restarts, arXiv:1608.03983), `step` is
-    `factor ^ (milestones reached)`. On top comes the warm-up, `(iteration + 1) / warmup` in the
+    `end + (1 - end) (1 + cos(pi p)) / 2` (SGDR, arXiv:1608.03983; it
+    restarts `cycles` times), `step` is
+    `factor ^ (milestones reached)`, or the product of the `factors` reached. On top comes the warm-up, `(iteration + 1) / warmup` in the
     first `warmup` iterations. Iterations count from 0. The base rates are those the optimizers
     were made with, and are saved with them (`initial_lr`): a resumed run continues exactly.
     """
@@ -43,11 +45,17 @@ class LearningRateSchedule(Plugin):
     end: float = Field(0.0, ge=0, le=1)
     """Share of the base rate that `linear` and `cosine` end at, and keep."""
 
+    cycles: int = Field(1, ge=1)
+    """How often `cosine` comes down in `over` iterations, each time from the full rate."""
+
     milestones: tuple[int, ...] = ()
     """Iterations at which `step` multiplies the rate by `factor`."""
 
     factor: float = Field(0.5, gt=0, le=1)
     """What `step` multiplies by at each milestone."""
+
+    factors: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """In place of `factor`, one number for each milestone; above 1 where a phase begins anew."""
 
     warmup: int = Field(0, ge=0)
     """Iterations over which the rate rises linearly to its full value; 0 is none."""
@@ -65,6 +73,13 @@ class LearningRateSchedule(Plugin):
             raise ValueError(
                 f"kind = '{self.kind}' does not read {', '.join(sorted(idle))}; leave it out"
             )
+        if self.factors and len(self.factors) != len(self.milestones):
+            raise ValueError(
+                f"there are {len(self.milestones)} milestones and {len(self.factors)} factors; "
+                "give one factor for each milestone"
+            )
+        if self.factors and "factor" in changed:
+            raise ValueError("factor and factors are two ways to say one thing; leave one out")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError("milestones must rise")
         return self
@@ -73,9 +88,12 @@ class LearningRateSchedule(Plugin):
         """What the base learning rates are multiplied by at an iteration, counted from 0."""
         warm = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
         if self.kind == "step":
-            return warm * self.factor ** sum(m <= iteration for m in self.milestones)
+            reached = sum(m <= iteration for m in self.milestones)
+            return warm * math.prod((self.factors or (self.factor,) * reached)[:reached])
         if self.kind == "constant" or self.over is None:
             return warm
+        if self.after + self.over <= iteration < self.after + self.over * self.cycles:
+            iteration = self.after + (iteration - self.after) % self.over
         decay = Schedule.model_validate(
             {
                 "from": 1.0,
