@@ -26,11 +26,11 @@ class LearningRateSchedule(Plugin):
     """Multiplies every learning rate of both optimizers by a factor of the iteration alone.
 
     With `p = clamp((iteration - after) / over, 0, 1)`: `linear` is `1 + (end - 1) p`, `cosine` is
-    `end + (1 - end) (1 + cos(pi p)) / 2` (SGDR, arXiv:1608.03983; it
-    restarts `cycles` times), `step` is
-    `factor ^ (milestones reached)`, or the product of the `factors` reached. On top comes the warm-up, `(iteration + 1) / warmup` in the
-    first `warmup` iterations. Iterations count from 0. The base rates are those the optimizers
-    were made with, and are saved with them (`initial_lr`): a resumed run continues exactly.
+    `end + (1 - end) (1 + cos(pi p)) / 2`, `cycles` times (SGDR, arXiv:1608.03983), `step` is
+    `factor ^ (milestones reached)`, or the product of the `factors` reached. On top comes the
+    warm-up, `(iteration + 1) / warmup` in the first `warmup` iterations. Iterations count from 0.
+    The base rates are those the optimizers were made with, and are saved with them
+    (`initial_lr`): a resumed run continues exactly.
     """
 
     kind: Literal["constant", "linear", "cosine", "step"]
