@@ -1,0 +1,50 @@
+"""Weight clipping: every weight of the critic stays in a small box."""
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ganlab import Plugin, discriminators, hookimpl
+
+if TYPE_CHECKING:
+    from ganlab import Run
+
+Losses = dict[str, Tensor]
+
+
+class WeightClipping(Plugin):
+    """Weight clipping of the first WGAN (Arjovsky et al. 2017, arXiv:1701.07875).
+
+    After every update of the discriminator each of its parameters, biases too, is clamped to
+    -limit..limit, which bounds its slope by a constant that nobody knows. "A clearly terrible way
+    to enforce a Lipschitz constraint", says the paper; gradient_penalty is the usual remedy. The
+    paper trains with RMSProp at 5e-5 and 5 critic steps.
+    """
+
+    bounds_slope: ClassVar[bool] = True
+
+    limit: float = Field(0.01, gt=0)
+    """The paper's c: the largest absolute value of a parameter."""
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        for plugin in run.recipe.plugins.values():
+            if plugin is not self and plugin.bounds_slope:
+                raise self.error(
+                    f"the discriminator's slope is bounded twice, by {self.name} and by "
+                    f"{plugin.name}; remove one of them"
+                )
+
+    # outermost, so that it comes after the additional step of a lazy penalty too
+    @hookimpl(wrapper=True, tryfirst=True)
+    def discriminator_step(self, run: "Run") -> Generator[None, Losses, Losses]:
+        losses = yield
+        if losses:  # without losses D did not step
+            with torch.no_grad():
+                for discriminator in discriminators(run):
+                    for parameter in discriminator.parameters():
+                        parameter.clamp_(-self.limit, self.limit)
+        return losses
