@@ -1,12 +1,12 @@
 """A run: assembled from a recipe, then the loop. The steps themselves are in steps.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pluggy import HookCaller, HookRelay
+from pluggy import HookCaller, HookRelay, PluginManager
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,7 +17,7 @@ from ganlab.errors import Diverged, RecipeError
 from ganlab.evaluation import check_held_out, evaluating, judge_run
 from ganlab.folder import RunFolder
 from ganlab.journal import Journal
-from ganlab.plugin import Schedule
+from ganlab.plugin import Plugin, Schedule
 from ganlab.recipe import Recipe
 from ganlab.steps import EngineDefaults, discriminators, merged
 from ganlab.streams import Streams
@@ -35,6 +35,7 @@ class Run:
     dtype: torch.dtype
     streams: Streams
     folder: RunFolder | None = None
+    manager: PluginManager = field(init=False, repr=False)
     hook: HookRelay = field(init=False)
     content_loss: HookCaller = field(init=False)
     """The generator losses that read no logits; `adversarial_loss` is the others."""
@@ -64,6 +65,12 @@ class Run:
     def scale(self) -> int:
         """How many times larger an image the generator makes."""
         return self.real_shape[-1] // self.condition_shape[-1]
+
+    def generator_losses_of(self, plugins: Iterable[Plugin]) -> HookCaller:
+        """The hook `generator_loss` of just these plugins."""
+        kept = list(plugins)
+        others = [p for p, _ in implementations(self.manager, "generator_loss") if p not in kept]
+        return self.manager.subset_hook_caller("generator_loss", others)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision in which networks run."""
@@ -119,12 +126,12 @@ def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     streams = Streams(recipe.seed, device)
     run = Run(recipe, device, _DTYPES[recipe.precision], streams, folder)
     manager = register(recipe, EngineDefaults(run))
-    run.hook = manager.hook
+    run.manager, run.hook = manager, manager.hook
     with_logits = adversarial(manager)
     adversaries = [plugin for plugin, _ in with_logits]
-    others = [p for p, _ in implementations(manager, "generator_loss") if p not in adversaries]
-    run.content_loss = manager.subset_hook_caller("generator_loss", adversaries)
-    run.adversarial_loss = manager.subset_hook_caller("generator_loss", others)
+    plugins = recipe.plugins.values()
+    run.adversarial_loss = run.generator_losses_of(adversaries)
+    run.content_loss = run.generator_losses_of(p for p in plugins if p not in adversaries)
     run.reads_real_logits = any("real_logits" in impl.argnames for _, impl in with_logits)
     for plugin in recipe.plugins.values():
         plugin._streams = streams

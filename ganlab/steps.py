@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from pluggy import HookCaller
 from torch import Tensor, nn
 
 from ganlab.errors import RecipeError
@@ -51,16 +52,21 @@ def shown(run: "Run", batch: Batch) -> tuple[Tensor, Tensor]:
         return real, augment(images=fake.to(real.dtype), condition=batch.condition)
 
 
-def generator_losses(run: "Run", batch: Batch, adversarial: bool = True) -> Losses:
-    """G's losses on one batch; without `adversarial` the content losses alone, and no D."""
+def generator_losses(
+    run: "Run", batch: Batch, adversarial: bool = True, content: HookCaller | None = None
+) -> Losses:
+    """G's losses on one batch; without `adversarial` the content losses alone, and no D.
+
+    :param content: the content losses to take; all of the recipe when left out.
+    """
     augment = run.hook.augment
     with run.autocast():
         fake = run.G(batch.condition)
     fake = fake.to(batch.real.dtype)
     images = {"fake": fake, "real": batch.real, "condition": batch.condition}
-    content = run.content_loss(fake_logits=None, real_logits=None, **images)
+    content_terms = (content or run.content_loss)(fake_logits=None, real_logits=None, **images)
     if run.D is None or not adversarial:
-        return merged(run, content)
+        return merged(run, content_terms)
     fake_shown = augment(images=fake, condition=batch.condition)
     if run.reads_real_logits:
         with torch.no_grad():
@@ -74,7 +80,7 @@ def generator_losses(run: "Run", batch: Batch, adversarial: bool = True) -> Loss
         terms = run.adversarial_loss(fake_logits=fake_logits, real_logits=real_logits, **images)
         return merged(run, terms)
 
-    return merged(run, [mean([losses(D) for D in discriminators(run)]), *content])
+    return merged(run, [mean([losses(D) for D in discriminators(run)]), *content_terms])
 
 
 def judge(run: "Run", D: nn.Module, images: Tensor) -> Tensor:

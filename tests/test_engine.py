@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ganlab.engine import Run, assemble, iterate
-from ganlab.errors import Diverged
+from ganlab.errors import Diverged, RecipeError
 from ganlab.recipe import load_recipe
 from ganlab.streams import Streams, stream_seed
 
@@ -68,6 +68,18 @@ def test_exactly_the_planned_optimizer_steps_happen(tiny: Path, d_steps: int, g_
     iterate(run)
     iterate(run)
     assert taken == {"D": 2 * d_steps, "G": 2 * g_steps}
+
+
+def test_pretraining_takes_the_content_losses_that_it_names(tiny: Path) -> None:
+    second = 'second = { use = "pixel_loss", kind = "mse" }\n'
+    tiny.write_text(tiny.read_text() + second + "pretraining = { iterations = 1 }\n")
+    assert set(iterate(build(tiny))) == {"G/pixel_loss", "G/second"}
+    run = build(tiny, 'pretraining.losses=["second"]')
+    assert set(iterate(run)) == {"G/second"}
+    run.iteration += 1
+    assert {"G/pixel_loss", "G/second", "G/adversarial"} < set(iterate(run))
+    with pytest.raises(RecipeError, match="'wasserstein' is no content loss of this recipe"):
+        build(tiny, 'pretraining.losses=["wasserstein"]')
 
 
 def test_pretraining_leaves_the_discriminator_alone_then_wakes_it(tiny: Path) -> None:

@@ -39,7 +39,7 @@ class ImageFolder(Plugin):
     so that a finished run can be used without its data.
     """
 
-    path: RecipePath
+    path: RecipePath = Field(examples=["photographs"])
     """Folder of training images (HR)."""
     evaluation_path: RecipePath | None = None
     """Folder of held-out images. It may lie inside `path`: its images are not trained on."""

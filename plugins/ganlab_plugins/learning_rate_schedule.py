@@ -33,10 +33,10 @@ class LearningRateSchedule(Plugin):
     (`initial_lr`): a resumed run continues exactly.
     """
 
-    kind: Literal["constant", "linear", "cosine", "step"]
+    kind: Literal["constant", "linear", "cosine", "step"] = Field(examples=["cosine"])
     """The form of the decay; `constant` is warm-up alone."""
 
-    over: int | None = Field(None, ge=1)
+    over: int | None = Field(None, ge=1, examples=[10])
     """Iterations that `linear` and `cosine` take to come down to `end`."""
 
     after: int = Field(0, ge=0)

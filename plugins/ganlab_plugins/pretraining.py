@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pluggy import HookCaller
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from ganlab import Batch, Plugin, generator_losses, hookimpl
@@ -19,13 +20,28 @@ class Pretraining(Plugin):
     state when the adversarial phase begins.
     """
 
-    iterations: int = Field(ge=1)
+    iterations: int = Field(ge=1, examples=[1])
     """How many iterations, from the first, run without the discriminator."""
+
+    losses: tuple[str, ...] = ()
+    """Names of the content losses to pretrain on; left out, all of the recipe."""
+
+    _content: HookCaller | None = PrivateAttr(None)
 
     @hookimpl
     def run_start(self, run: "Run") -> None:
-        if not run.content_loss.get_hookimpls():
+        content = [impl.plugin for impl in run.content_loss.get_hookimpls()]
+        if not content:
             raise self.error("there is no content loss to pretrain on; add one, such as pixel_loss")
+        names = [plugin.name for plugin in content]
+        for name in self.losses:
+            if name not in names:
+                raise self.error(
+                    f"'{name}' is no content loss of this recipe; there are {', '.join(names)}",
+                    "losses",
+                )
+        chosen = [p for p in content if not self.losses or p.name in self.losses]
+        self._content = run.generator_losses_of(chosen)
         if self.iterations > run.recipe.iterations:
             raise self.error(
                 f"iterations = {self.iterations} is more than the whole run's "
@@ -41,4 +57,5 @@ class Pretraining(Plugin):
     def generator_step(self, run: "Run", batch: Batch) -> dict[str, Tensor] | None:
         if run.iteration >= self.iterations:
             return None
-        return run.descend(run.G_optimizer, generator_losses(run, batch, adversarial=False))
+        losses = generator_losses(run, batch, adversarial=False, content=self._content)
+        return run.descend(run.G_optimizer, losses)
