@@ -1,0 +1,175 @@
+"""DiffAugment: differentiable augmentation of all that the discriminator sees."""
+
+from collections.abc import Generator
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ganlab import Plugin, hookimpl
+
+Kind = Literal["color", "translation", "cutout"]
+
+_OPTIONS: dict[Kind, tuple[str, ...]] = {
+    "color": ("brightness", "saturation", "contrast"),
+    "translation": ("translation",),
+    "cutout": ("cutout",),
+}
+
+
+class DiffAugment(Plugin):
+    """Differentiable augmentation for data-efficient GANs (Zhao et al. 2020, arXiv:2006.10738).
+
+    Every image that D sees, real and fake, in the D step and in the G step, is changed by draws of
+    its own, one per image; the generator's gradient passes through. With U(a, b) uniform:
+
+    - `color`: `x + U(-b, b)`; then `m + (x - m) U(1 - s, 1 + s)`, m the mean of a pixel's channels;
+      then the same with `U(1 - c, 1 + c)` and m the mean of the whole image.
+    - `translation`: a shift by a whole number of pixels up to a share of each side, filled.
+    - `cutout`: a rectangle of a share of each side is filled; its centre lies anywhere.
+
+    The defaults are the published code's, whose images are in -1..1. Here they are in 0..1, so that
+    its brightness of 0.5 is 0.25, and its fill of 0 is 0.5: grey. The two are then one function but
+    for that change of range (with black, 0 here, they would not be). Nothing is clamped.
+
+    Channels are groups of three (or one grey channel): a condition appended by
+    conditional_discriminator, listed before, gets the same draws. Where real and fake get
+    different draws, losses that compare their features pixel by pixel see the shift, too.
+    """
+
+    policy: list[Kind] = Field(["color", "translation", "cutout"], min_length=1)
+    """What is done, in this order."""
+
+    brightness: float = Field(0.25, ge=0)
+    """Largest change of brightness, for images in 0..1."""
+
+    saturation: float = Field(1.0, ge=0, le=1)
+    """Largest relative change of the colours' distance from grey."""
+
+    contrast: float = Field(0.5, ge=0, le=1)
+    """Largest relative change of the distance from the image's mean."""
+
+    translation: float = Field(0.125, ge=0, le=1)
+    """Largest shift, as a share of a side, rounded down to pixels."""
+
+    cutout: float = Field(0.5, ge=0, le=1)
+    """Sides of the rectangle, as a share of the image's, rounded down to pixels."""
+
+    fill: float = 0.5
+    """Value of what a shift or the cutout leaves empty; 0.5 is the published one."""
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> "DiffAugment":
+        if len(set(self.policy)) < len(self.policy):
+            raise ValueError("policy names one kind twice; name it once")
+        idle = [name for kind in _OPTIONS if kind not in self.policy for name in _OPTIONS[kind]]
+        if self.policy == ["color"]:
+            idle.append("fill")
+        for name in idle:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with this policy; leave it out")
+        return self
+
+    @hookimpl(wrapper=True)
+    def augment(self) -> Generator[None, Tensor, Tensor]:
+        images = yield
+        change = {"color": self._color, "translation": self._translation, "cutout": self._cutout}
+        for kind in self.policy:
+            images = change[kind](images)
+        return images
+
+    def _color(self, images: Tensor) -> Tensor:
+        num_channels = images.shape[1]
+        if num_channels != 1 and num_channels % 3:
+            raise self.error(
+                f"color changes RGB images, and these have {num_channels} channels; leave color "
+                "out of the policy",
+                "policy",
+            )
+        brightness = self._uniform(images) * self.brightness
+        saturation = 1 + self._uniform(images) * self.saturation
+        contrast = 1 + self._uniform(images) * self.contrast
+        return color(images, brightness, saturation, contrast)
+
+    def _translation(self, images: Tensor) -> Tensor:
+        down, right = (
+            self._integers(images, -largest, largest)
+            for largest in (_share(side, self.translation) for side in images.shape[2:])
+        )
+        return shift(images, down, right, self.fill)
+
+    def _cutout(self, images: Tensor) -> Tensor:
+        sides = [_share(side, self.cutout) for side in images.shape[2:]]
+        # as published: the centre of an even side may lie on the far edge
+        top, left = (
+            self._integers(images, 0, whole - side % 2) - side // 2
+            for whole, side in zip(images.shape[2:], sides, strict=True)
+        )
+        return cut(images, top, left, (sides[0], sides[1]), self.fill)
+
+    def _uniform(self, images: Tensor) -> Tensor:
+        """One number in -1..1 for each image."""
+        n, device, dtype = len(images), images.device, images.dtype
+        return 2 * torch.rand(n, generator=self.rng, device=device, dtype=dtype) - 1
+
+    def _integers(self, images: Tensor, low: int, high: int) -> Tensor:
+        """One integer for each image, both ends included."""
+        return torch.randint(
+            low, high + 1, (len(images),), generator=self.rng, device=images.device
+        )
+
+
+def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+    """Change brightness, saturation and contrast of every image by its own number, in this order.
+
+    :param images: [N, C, H, W], C = 1 or groups of three channels, each group an image.
+    :param brightness, saturation, contrast: [N]; 0, 1 and 1 change nothing.
+    """
+    num_channels = 1 if images.shape[1] == 1 else 3
+    groups = images.unflatten(1, (-1, num_channels))  # [N, groups, channels, H, W]
+    brightness, saturation, contrast = (
+        draw.view(-1, 1, 1, 1, 1) for draw in (brightness, saturation, contrast)
+    )
+    groups = groups + brightness
+    groups = torch.lerp(groups.mean(2, keepdim=True), groups, saturation)
+    groups = torch.lerp(groups.mean((2, 3, 4), keepdim=True), groups, contrast)
+    return groups.flatten(1, 2)
+
+
+def shift(images: Tensor, down: Tensor, right: Tensor, fill: float) -> Tensor:
+    """Move every image by its own whole number of pixels.
+
+    :param down, right: [N], integers; negative ones move up and left.
+    """
+    sides = images.shape[2:]
+    rows, columns = (
+        torch.arange(side, device=images.device) - by[:, None]
+        for side, by in zip(sides, (down, right), strict=True)
+    )
+    within = (_inside(rows, sides[0])[:, :, None] & _inside(columns, sides[1])[:, None])[:, None]
+    num = torch.arange(len(images), device=images.device)[:, None, None]
+    rows, columns = rows.clamp(0, sides[0] - 1), columns.clamp(0, sides[1] - 1)
+    moved = images.movedim(1, 3)[num, rows[:, :, None], columns[:, None]].movedim(3, 1)
+    return torch.where(within, moved, fill)
+
+
+def cut(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], fill: float) -> Tensor:
+    """Fill a rectangle in every image, the part of it that lies in the image.
+
+    :param top, left: [N], integers, of the rectangle's first pixel.
+    :param size: (height, width) of the rectangle.
+    """
+    rows, columns = (
+        _inside(torch.arange(side, device=images.device) - first[:, None], extent)
+        for side, first, extent in zip(images.shape[2:], (top, left), size, strict=True)
+    )
+    return torch.where((rows[:, :, None] & columns[:, None])[:, None], fill, images)
+
+
+def _inside(positions: Tensor, side: int) -> Tensor:
+    return (positions >= 0) & (positions < side)
+
+
+def _share(side: int, share: float) -> int:
+    return int(side * share + 1e-6)  # 0.29 * 100 is 28.999...
