@@ -4,13 +4,17 @@ import pytest
 import torch
 from ganlab_plugins.gradient_penalty import GradientPenalty
 from ganlab_plugins.patch_discriminator import PatchDiscriminator
+from ganlab_plugins.unet_discriminator import UnetDiscriminator
 from ganlab_plugins.vgg_discriminator import VGGDiscriminator
+from pydantic import ValidationError
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ganlab import RecipeError
 
-NORMS = ("none", "batch", "instance", "spectral")
+NORMS = ("none", "batch", "instance", "layer", "spectral")
+OF_ONE_IMAGE = ("none", "instance", "layer", "spectral")
 
 
 def patch(size=32, channels=3, **options):
@@ -21,6 +25,11 @@ def patch(size=32, channels=3, **options):
 def vgg(size=64, channels=3, **options):
     torch.manual_seed(0)
     return VGGDiscriminator(**{"width": 4} | options).make_discriminator((channels, size, size))
+
+
+def unet(size=32, channels=3, **options):
+    torch.manual_seed(0)
+    return UnetDiscriminator(**{"width": 4} | options).make_discriminator((channels, size, size))
 
 
 def sample(n=1, height=32, width=None, channels=3):
@@ -39,6 +48,7 @@ def size_of(module):
         ("spectral", 2_764_737),
         ("batch", 2_764_737 - 896 + 2 * 896),
         ("instance", 2_764_737 - 896),
+        ("layer", 2_764_737 + 2 * 896),
     ],
 )
 def test_patch_discriminator_has_the_published_number_of_parameters(norm, expected):
@@ -116,7 +126,7 @@ def test_a_crop_too_small_for_vgg_discriminator_is_refused_with_a_remedy(size, o
 
 
 @pytest.mark.parametrize("make", [patch, vgg])
-@pytest.mark.parametrize("norm", ["none", "instance", "spectral"])
+@pytest.mark.parametrize("norm", OF_ONE_IMAGE)
 def test_images_of_a_batch_do_not_meet_without_batch_norm(make, norm):
     D = make(64, norm=norm).eval()  # in training, spectral norm sharpens its estimate at each call
     batch = sample(4, 64)
@@ -145,6 +155,25 @@ def test_spectral_norm_holds_every_layer_to_a_slope_of_1(make):
 
 
 @pytest.mark.parametrize("make", [patch, vgg])
+def test_layer_norm_is_over_channels_and_pixels_of_one_image(make):
+    D = make(64, norm="layer")
+    layers = list(D)
+    norms = [i for i, layer in enumerate(layers) if isinstance(layer, nn.GroupNorm)]
+    assert len(norms) == (3 if make is patch else 9)
+    features = D[: norms[0]](sample(3, 64))
+    normalised = D[: norms[0] + 1](sample(3, 64))
+    torch.testing.assert_close(normalised, F.layer_norm(features, features.shape[1:]))
+    # a bias is not taken away again, for it differs between the channels
+    assert all(layers[i - 1].bias is not None for i in norms)
+
+
+def test_layer_norm_in_vgg_discriminator_adds_its_biases():
+    assert (
+        size_of(vgg(128, width=64, norm="layer")) == 14_499_401 + 64 + 2 * 128 + 2 * 256 + 4 * 512
+    )
+
+
+@pytest.mark.parametrize("make", [patch, vgg])
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_parameter_of_a_discriminator_learns(make, norm):
     D = make(64, norm=norm)
@@ -153,7 +182,7 @@ def test_every_parameter_of_a_discriminator_learns(make, norm):
 
 
 @pytest.mark.parametrize("make", [patch, vgg])
-@pytest.mark.parametrize("norm", ["none", "instance", "spectral"])
+@pytest.mark.parametrize("norm", OF_ONE_IMAGE)
 def test_a_gradient_penalty_reaches_every_weight(make, norm):
     D = make(64, norm=norm)
     penalty = GradientPenalty().penalty(D, sample(2, 64), 1 - sample(2, 64))
@@ -176,3 +205,118 @@ def test_spectral_norm_is_torchs_own():
     expected = set(spectral_norm(nn.Conv2d(3, 4, 4)).state_dict())
     first = {key for key in patch(norm="spectral").state_dict() if key.startswith("0.")}
     assert {key.removeprefix("0.") for key in first} == expected
+
+
+def halved(images):
+    """The mean of the up to 3x3 pixels around every second one."""
+    ones = torch.ones_like(images)
+    kernel = torch.ones(3, 1, 3, 3)
+    sums, counts = (F.conv2d(x, kernel, stride=2, padding=1, groups=3) for x in (images, ones))
+    return sums / counts
+
+
+@pytest.mark.parametrize(("downsample", "times"), [(1, 0), (2, 1), (4, 2)])
+def test_a_patch_discriminator_of_a_coarser_scale_judges_a_smaller_image(downsample, times):
+    D, plain = patch(64, num_layers=1, downsample=downsample), patch(64, num_layers=1)
+    images = smaller = sample(2, 50, 37)
+    for _ in range(times):
+        smaller = halved(smaller)
+    torch.testing.assert_close(D(images), plain(smaller))
+    assert size_of(D) == size_of(plain)
+
+
+def test_three_scales_are_the_discriminator_of_pix2pixhd():
+    scales = [patch(96, width=64, norm="instance", downsample=2**i) for i in range(3)]
+    assert [tuple(D(sample(1, 256)).shape[-2:]) for D in scales] == [(30, 30), (14, 14), (6, 6)]
+    # 896 biases before instance norm, which would change nothing, are in the published count
+    assert sum(size_of(D) + 896 for D in scales) == 3 * 2_764_737
+
+
+@pytest.mark.parametrize("downsample", [2, 4])
+def test_the_smallest_crop_grows_with_the_downsampling(downsample):
+    smallest = 24 * downsample - (downsample - 1)  # halving rounds up
+    logits = patch(smallest, downsample=downsample)(sample(1, smallest))
+    assert logits.shape == (1, 1, 1, 1)
+    with pytest.raises(RecipeError, match=r"23 x 23 after downsample.*or less downsampling"):
+        patch(smallest - 1, downsample=downsample)
+
+
+@pytest.mark.parametrize("downsample", [0, 3, 6])
+def test_a_downsampling_that_is_no_power_of_2_is_refused_with_a_remedy(downsample):
+    with pytest.raises(ValidationError, match=r"use 1, 2, 4 or 8|greater than or equal to 1"):
+        PatchDiscriminator(downsample=downsample)
+
+
+def test_unet_discriminator_has_the_published_number_of_parameters():
+    assert size_of(unet(64, width=64)) == 4_376_897
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 40)])
+def test_unet_discriminator_judges_every_pixel(height, width):
+    logits = unet()(sample(2, height, width))
+    assert logits.shape == (2, 1, height, width)
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("size", [(36, 32), (32, 36), (7, 8)])
+def test_unet_discriminator_refuses_other_sides_with_a_remedy(size):
+    with pytest.raises(RecipeError, match="not a multiple of 8; use a crop that is"):
+        UnetDiscriminator().make_discriminator((3, *size))
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_unet_discriminator_adds_features_of_the_same_size(skips):
+    D = unet(skips=skips).eval()
+    features, down = sample(2), []
+    for conv in (D.conv0, D.conv1, D.conv2, D.conv3):
+        features = F.leaky_relu(conv(features), 0.2)
+        down.append(features)
+    for conv, same in zip((D.conv4, D.conv5, D.conv6), reversed(down[:3]), strict=True):
+        twice = [2 * side for side in features.shape[-2:]]
+        features = F.interpolate(features, twice, mode="bilinear", align_corners=False)
+        features = F.leaky_relu(conv(features), 0.2) + (same if skips else 0)
+    for conv in (D.conv7, D.conv8):
+        features = F.leaky_relu(conv(features), 0.2)
+    torch.testing.assert_close(D(sample(2)), D.conv9(features))
+
+
+def test_unet_discriminator_normalises_all_but_its_ends():
+    D = unet()
+    normalised = {name for name, m in D.named_children() if hasattr(m, "parametrizations")}
+    assert normalised == {f"conv{i}" for i in range(1, 9)}
+    assert {name for name, m in D.named_children() if m.bias is not None} == {"conv0", "conv9"}
+
+
+def test_images_of_a_batch_do_not_meet_in_unet_discriminator():
+    D, batch = unet().eval(), sample(4)
+    one_by_one = torch.cat([D(image[None]) for image in batch])
+    torch.testing.assert_close(D(batch), one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_of_unet_discriminator_learns_and_a_penalty_reaches_its_weights():
+    D = unet()
+    D(sample(2)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in D.parameters())
+    D.zero_grad()
+    GradientPenalty().penalty(D, sample(2), 1 - sample(2))["D/gradient_penalty"].backward()
+    weights = [p for p in D.parameters() if p.dim() > 1]
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in weights)
+
+
+def test_unet_discriminator_reads_the_names_of_published_checkpoints():
+    D, published = unet(), {}
+    for name, value in unet().state_dict().items():
+        for old, new in (
+            ("weight_orig", "parametrizations.weight.original"),
+            ("weight_u", "parametrizations.weight.0._u"),
+            ("weight_v", "parametrizations.weight.0._v"),
+        ):
+            name = name.replace(new, old)
+        published[name] = value
+    old_layer = nn.utils.spectral_norm(nn.Conv2d(4, 8, 4, bias=False))
+    names = {f"conv1.{name}": value.shape for name, value in old_layer.state_dict().items()}
+    assert names == {k: v.shape for k, v in published.items() if k.startswith("conv1.")}
+    for parameter in D.parameters():
+        nn.init.zeros_(parameter)
+    D.load_state_dict(published)
+    assert torch.equal(D.eval()(sample()), unet().eval()(sample()))

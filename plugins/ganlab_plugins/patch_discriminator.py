@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ganlab import Plugin, hookimpl
 
-Norm = Literal["none", "batch", "instance", "spectral"]
+Norm = Literal["none", "batch", "instance", "layer", "spectral"]
 
 
 class PatchDiscriminator(Plugin):
@@ -22,8 +22,13 @@ class PatchDiscriminator(Plugin):
     3 layers of width 64 have 2,764,737 parameters for RGB, as has the "PatchGAN-70" of KAIR and
     pix2pix. Before batch and instance norm the convolutions have no bias, since the norm takes
     it away again (pix2pix keeps 896 such idle numbers before instance norm); instance norm has no
-    scale and shift, as in pix2pix. `spectral` is arXiv:1802.05957 on every convolution. Torch's
-    default initialisation. Batch norm mixes the images of a batch: not for gradient_penalty.
+    scale and shift, as in pix2pix. `layer` is over channels and pixels together, with a scale and a
+    shift per channel: of one image alone, as WGAN-GP (arXiv:1704.00028) asks. `spectral` is
+    arXiv:1802.05957 on every convolution. Torch's default initialisation. Batch norm mixes the
+    images of a batch: not for gradient_penalty.
+
+    Several instances with `downsample` 1, 2 and 4 are the multi-scale discriminator of pix2pixHD
+    (arXiv:1711.11585).
     """
 
     width: int = Field(64, ge=1)
@@ -35,37 +40,64 @@ class PatchDiscriminator(Plugin):
     norm: Norm = "none"
     """What normalises the layers between the first and the last; `spectral` takes these too."""
 
+    downsample: int = Field(1, ge=1)
+    """Judge images that many times smaller, a power of 2: halved by means over 3 x 3 pixels."""
+
+    @field_validator("downsample")
+    @classmethod
+    def _downsample_is_a_power_of_2(cls, value: int) -> int:
+        if value.bit_count() != 1:
+            raise ValueError(f"{value} is not a power of 2; use 1, 2, 4 or 8")
+        return value
+
     @hookimpl
     def make_discriminator(self, real_shape: tuple[int, ...]) -> nn.Module:
         num_channels, *size = real_shape
         # 4x4 with padding 1: stride 2 halves a side (rounding down), each stride 1 takes 1 away
         smallest = 3 * 2**self.num_layers
-        if min(size) < smallest:
+        # a mean at every second pixel, the border's among them: halves a side, rounding up
+        seen = [-(-side // self.downsample) for side in size]
+        if min(seen) < smallest:
+            reason, remedy = "", "use fewer layers or a larger crop"
+            if self.downsample > 1:
+                reason = f" after downsample = {self.downsample}"
+                remedy = "use fewer layers, a larger crop or less downsampling"
             raise self.error(
                 f"num_layers = {self.num_layers} needs images of at least {smallest} x {smallest} "
-                f"pixels and gets {size[0]} x {size[1]}; use fewer layers or a larger crop",
+                f"pixels and gets {seen[0]} x {seen[1]}{reason}; {remedy}",
                 "num_layers",
             )
-        return patch_discriminator(num_channels, self.width, self.num_layers, self.norm)
+        layers = patch_discriminator(num_channels, self.width, self.num_layers, self.norm)
+        halvings = self.downsample.bit_length() - 1
+        return nn.Sequential(*(_halving() for _ in range(halvings)), *layers)
 
 
-def patch_discriminator(num_channels: int, width: int, num_layers: int, norm: Norm) -> nn.Module:
-    """The network of PatchDiscriminator, as a plain sequence of layers."""
+def patch_discriminator(
+    num_channels: int, width: int, num_layers: int, norm: Norm
+) -> list[nn.Module]:
+    """The layers of PatchDiscriminator's network."""
 
     def conv(inputs: int, outputs: int, stride: int, bias: bool = True) -> nn.Module:
         layer = nn.Conv2d(inputs, outputs, 4, stride, padding=1, bias=bias)
         return spectral_norm(layer) if norm == "spectral" else layer
 
-    layers = [conv(num_channels, width, 2), nn.LeakyReLU(0.2)]
+    layers: list[nn.Module] = [conv(num_channels, width, 2), nn.LeakyReLU(0.2)]
     channels = width
     for i in range(1, num_layers + 1):
         wider = width * min(2**i, 8)
         stride = 2 if i < num_layers else 1
-        layers.append(conv(channels, wider, stride, bias=norm in ("none", "spectral")))
+        layers.append(conv(channels, wider, stride, bias=norm not in ("batch", "instance")))
         if norm == "batch":
             layers.append(nn.BatchNorm2d(wider))
         elif norm == "instance":
             layers.append(nn.InstanceNorm2d(wider))
+        elif norm == "layer":
+            layers.append(nn.GroupNorm(1, wider))
         layers.append(nn.LeakyReLU(0.2))
         channels = wider
-    return nn.Sequential(*layers, conv(channels, 1, 1))
+    return [*layers, conv(channels, 1, 1)]
+
+
+def _halving() -> nn.Module:
+    # pixels beyond the border are left out of the mean, as in pix2pixHD
+    return nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)

@@ -1,5 +1,7 @@
 """VGG-style discriminator: judges an image as a whole."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -9,7 +11,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ganlab import Plugin, hookimpl
 
 Layout = Literal["vgg", "srgan"]
-Norm = Literal["batch", "instance", "spectral", "none"]
+Norm = Literal["batch", "instance", "layer", "spectral", "none"]
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "instance": nn.InstanceNorm2d,
+    "layer": partial(nn.GroupNorm, 1),
+}
 
 
 class VGGDiscriminator(Plugin):
@@ -23,7 +31,9 @@ class VGGDiscriminator(Plugin):
 
     The linear layers fix the image size: it is that of the crop, after `augment`. Most parameters
     sit there. Batch norm, as published, mixes the images of a batch: with gradient_penalty use
-    `norm = "none"`. Before a norm convolutions have no bias. Torch's default initialisation.
+    `norm = "none"`, or `"layer"`, which is over channels and pixels of one image together
+    (arXiv:1607.06450) with a scale and a shift per channel. Before batch and instance norm
+    convolutions have no bias. Torch's default initialisation.
     """
 
     layout: Layout = "vgg"
@@ -76,13 +86,12 @@ def _convolutions(
     for i in range(num_pairs):
         wider = width * min(2**i, 8)
         for inputs, kernel, stride in [(channels, 3, 1), (wider, 4 if layout == "vgg" else 3, 2)]:
-            normalised = norm in ("batch", "instance") and len(layers) > 0
-            conv = nn.Conv2d(inputs, wider, kernel, stride, padding=1, bias=not normalised)
+            normalised = norm in NORMS and len(layers) > 0
+            bias = not normalised or norm == "layer"  # the other norms would take it away again
+            conv = nn.Conv2d(inputs, wider, kernel, stride, padding=1, bias=bias)
             layers.append(spectral_norm(conv) if norm == "spectral" else conv)
             if normalised:
-                layers.append(
-                    nn.BatchNorm2d(wider) if norm == "batch" else nn.InstanceNorm2d(wider)
-                )
+                layers.append(NORMS[norm](wider))
             layers.append(nn.LeakyReLU(0.2))
         channels = wider
     return layers
