@@ -3,6 +3,7 @@
 import pytest
 import torch
 from ganlab_plugins.hinge import Hinge
+from ganlab_plugins.lsgan import LSGAN
 from ganlab_plugins.relativistic_average import RelativisticAverage
 from ganlab_plugins.relativistic_paired import RelativisticPaired
 from pydantic import ValidationError
@@ -47,6 +48,8 @@ def leaf(values):
 @pytest.mark.parametrize(
     ("objective", "real", "d", "g"),
     [
+        (LSGAN(), REAL, 41.73375, 17.69625),
+        (LSGAN(halved=False), REAL, 83.4675, 35.3925),
         (Hinge(), REAL, 6.75, -3.125),
         (RelativisticPaired(), REAL, 4.822435, 4.597435),
         (RelativisticPaired(), RELATIVISTIC_REAL, 4.314827, 4.589828),
@@ -54,11 +57,42 @@ def leaf(values):
         (RelativisticAverage(halved=True), RELATIVISTIC_REAL, 2.195057, 2.470057),
         (RelativisticAverage(detach_means=True), RELATIVISTIC_REAL, 4.390114, 4.940114),
     ],
-    ids=["hinge", "rpgan", "rpgan 2", "ragan", "ragan halved", "ragan detached"],
+    ids=[
+        "lsgan",
+        "lsgan of BasicSR",
+        "hinge",
+        "rpgan",
+        "rpgan 2",
+        "ragan",
+        "ragan halved",
+        "ragan detached",
+    ],
 )
 def test_the_losses_on_tf_gans_logits_are_the_published_ones(objective, real, d, g):
     assert of_d(objective, real, FAKE).item() == pytest.approx(d, abs=1.5e-6)
     assert of_g(objective, real, FAKE).item() == pytest.approx(g, abs=1.5e-6)
+
+
+def test_least_squares_pull_to_the_targets_of_choice():
+    objective = LSGAN(real_target=2.0, fake_target=-1.0, generator_target=0.5, halved=False)
+    real, fake = torch.tensor([[1.0], [2.0]]), torch.tensor([[-1.0], [2.0]])
+    assert of_d(objective, real, fake).item() == (1 + 0) / 2 + (0 + 9) / 2
+    assert of_g(objective, real, fake).item() == (2.25 + 2.25) / 2
+
+
+def test_a_label_lies_between_the_targets_of_least_squares():
+    # the label 0.9 asks for a + 0.9 (b - a): 1.7 between -1 and 2, where the loss is least
+    real, fake = leaf(torch.tensor([[1.7]])), leaf(torch.tensor([[-1.0]]))
+    objective = LSGAN(real_target=2.0, fake_target=-1.0)
+    loss = of_d(objective, real, fake, torch.tensor([[0.9]]))
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    plain = LSGAN(halved=False)
+    assert of_d(plain, real, fake, torch.tensor([[0.7]])).item() == pytest.approx(1 + 1)
+
+
+def test_equal_targets_of_least_squares_are_refused_with_a_remedy():
+    with pytest.raises(ValidationError, match="nothing to tell apart; change one"):
+        LSGAN(real_target=0.0)
 
 
 def test_relativistic_least_squares_aim_at_plus_and_minus_one():
@@ -83,6 +117,7 @@ def test_the_relativistic_generator_plays_the_discriminator_with_the_sides_excha
 
 
 ALL = [
+    LSGAN(),
     Hinge(),
     RelativisticPaired(),
     *(RelativisticAverage(base=base) for base in ("bce", "lsgan", "hinge")),
@@ -92,7 +127,7 @@ ALL = [
 IDS = [f"{i}-{objective.name}" for i, objective in enumerate(ALL)]
 
 
-@pytest.mark.parametrize("objective", ALL[1:], ids=IDS[1:])
+@pytest.mark.parametrize("objective", ALL[2:], ids=IDS[2:])
 def test_what_is_relative_ignores_a_constant_on_all_logits(objective):
     for loss in (of_d, of_g):
         shifted = loss(objective, REAL + 3.7, FAKE + 3.7)
@@ -180,7 +215,7 @@ def test_hinge_learns_nothing_beyond_the_margin():
     assert fake.grad.flatten().tolist() == [0, 0.5]
 
 
-@pytest.mark.parametrize("kind", [Hinge, RelativisticPaired, RelativisticAverage])
+@pytest.mark.parametrize("kind", [LSGAN, Hinge, RelativisticPaired, RelativisticAverage])
 def test_the_weight_is_the_generators_alone(kind):
     plain, heavy = kind(), kind(weight=Schedule.constant(0.005))
     assert of_d(heavy, REAL, FAKE) == of_d(plain, REAL, FAKE)
@@ -214,7 +249,8 @@ def with_objective(tiny, objective):
 
 
 @pytest.mark.parametrize(
-    "objective", ["hinge = {}", "relativistic_paired = {}", "relativistic_average = {}"]
+    "objective",
+    ["lsgan = {}", "hinge = {}", "relativistic_paired = {}", "relativistic_average = {}"],
 )
 def test_it_trains_through_the_engine(tiny, objective):
     run = assemble(load_recipe(with_objective(tiny, objective)), CPU)
@@ -235,6 +271,6 @@ def test_an_objective_without_labels_refuses_what_changes_labels(tiny, objective
 
 
 def test_trap_an_unknown_option_is_an_error_and_not_a_silent_default():
-    for kind in (Hinge, RelativisticPaired, RelativisticAverage):
+    for kind in (LSGAN, Hinge, RelativisticPaired, RelativisticAverage):
         with pytest.raises(ValidationError, match="gp_loss_weight"):
             kind(gp_loss_weight=50.0)
