@@ -31,9 +31,11 @@ class Consensus(Plugin):
 
     @hookimpl
     def run_start(self, run: "Run") -> None:
-        for implementation in run.hook.penalty.get_hookimpls():
-            other = implementation.plugin.name
-            raise self.error(f"damps the game without the penalty of {other}; remove one of them")
+        for other in (implementation.plugin for implementation in run.hook.penalty.get_hookimpls()):
+            if isinstance(other, Plugin):
+                raise self.error(
+                    f"damps the game without the penalty of {other.name}; remove one of them"
+                )
 
     @hookimpl
     def discriminator_step(self, run: "Run", batch: Batch) -> Losses:

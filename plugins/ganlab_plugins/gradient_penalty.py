@@ -1,12 +1,12 @@
 """Gradient penalty: hold the slope of the critic between real and fake at a target."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
+from ganlab import NonNegativeSchedule, PatchReduce, Plugin, Schedule, hookimpl, input_gradient
 
 
 class GradientPenalty(Plugin):
@@ -35,7 +35,7 @@ class GradientPenalty(Plugin):
     one_sided: bool = False
     """Punish only slopes above the target (WGAN-LP, arXiv:1709.08894)."""
 
-    patch_reduce: Literal["mean", "sum"] = "mean"
+    patch_reduce: PatchReduce = "mean"
     """How a patch map becomes one score. `mean` keeps the meaning of `weight` for every map size.
     `sum` is what BasicSR and MMagic do: the slope grows with the h * w of the map, so the
     mean logit is held to a slope of target / (h * w), ever flatter for larger crops."""
@@ -50,18 +50,10 @@ class GradientPenalty(Plugin):
     def penalty(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         one_per_image = [len(real)] + [1] * (real.dim() - 1)
         u = torch.rand(one_per_image, generator=self.rng, device=real.device, dtype=real.dtype)
-        between = torch.lerp(fake.detach(), real.detach(), u)
-
-        def score(images: Tensor) -> Tensor:
-            per_image = discriminator(images).flatten(1)
-            # an image's gradient is untouched by the sum over images, for D mixes none
-            return (per_image.mean(1) if self.patch_reduce == "mean" else per_image.sum(1)).sum()
-
-        # torch.func.grad and not torch.autograd.grad: equal in eager mode, but it alone survives
-        # torch.compile, and it gives zeros for a critic that ignores its input
-        gradient = torch.func.grad(score)(between)
+        between = torch.lerp(fake, real, u)
+        gradient = input_gradient(discriminator, between, self.patch_reduce)
         # vector_norm has gradient 0 at 0; sqrt(sum(g^2)) has NaN, which a flat critic would meet
-        excess = torch.linalg.vector_norm(gradient.flatten(1), dim=1) - self.target
+        excess = torch.linalg.vector_norm(gradient, dim=1) - self.target
         if self.one_sided:
             excess = excess.relu()
         return {f"D/{self.name}": self.weight.value * excess.square().mean()}
