@@ -1,0 +1,69 @@
+"""LeCam regularisation: a discriminator's answers stay near the other side's running mean."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from ganlab import NonNegativeSchedule, Plugin, Schedule, discriminators, hookimpl
+
+if TYPE_CHECKING:
+    from ganlab import Run
+
+
+class Lecam(Plugin):
+    """LeCam regularisation for little data (Tseng et al. 2021, arXiv:2104.03310).
+
+    Adds `weight * (mean(max(0, r - F)^2) + mean(max(0, R - f)^2))`, where r and f are the logits of
+    real and fake images, and R and F are the running means of r and f, updated just before:
+    `R = decay * R + (1 - decay) * mean(r)`. No gradient flows through R and F, which are one pair
+    for each discriminator.
+
+    Before iteration `start` the term is 0, and R and F are the means of the last batch. R and F
+    begin with the first batch; in the authors' CIFAR code they begin at 1000, which lasts for a
+    hundred steps when start is 0.
+    """
+
+    weight: NonNegativeSchedule = Schedule.constant(0.3)
+    """The paper's lambda; 0.3 is its CIFAR setting, and 0.01 or far less is used at 256 x 256."""
+
+    decay: float = Field(0.99, ge=0, lt=1)
+    """Share of a running mean that stays at a D step."""
+
+    start: int = Field(1000, ge=0)
+    """The iteration at which the term sets in."""
+
+    _means: dict[nn.Module, Tensor] = PrivateAttr(default_factory=dict)
+    _active: Tensor = PrivateAttr(default_factory=lambda: torch.zeros(()))
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        unknown = torch.full((2,), torch.nan, device=run.device, dtype=run.dtype)
+        self._means = {D: unknown.clone() for D in discriminators(run)}
+        self._active = torch.zeros((), device=run.device, dtype=run.dtype)
+
+    @hookimpl
+    def iteration_start(self, run: "Run") -> None:
+        self._active.fill_(run.iteration >= self.start)
+
+    @hookimpl
+    def penalty(
+        self, discriminator: nn.Module, real_logits: Tensor, fake_logits: Tensor
+    ) -> dict[str, Tensor]:
+        means = self._means[discriminator]
+        with torch.no_grad():
+            now = torch.stack([real_logits.mean(), fake_logits.mean()])
+            later = torch.lerp(means, now, 1 - self.decay * self._active)
+            means.copy_(torch.where(means.isnan(), now, later))
+        real, fake = means.clone()  # the next step writes into means before this graph is gone
+        gap = (real_logits - fake).relu().square().mean()
+        gap = gap + (real - fake_logits).relu().square().mean()
+        return {f"D/{self.name}": self.weight.value * self._active * gap}
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        return {"means": list(self._means.values())}
+
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        for mean, saved in zip(self._means.values(), state["means"], strict=True):
+            mean.copy_(saved)
