@@ -1,0 +1,61 @@
+"""Initial weights: training begins from a file instead of from chance."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from ganlab import Plugin, RecipePath, fill_network, hookimpl, read_weights
+
+if TYPE_CHECKING:
+    from ganlab import Run
+
+
+class InitialWeights(Plugin):
+    """Weights from a file, with which training begins (Ledig et al. 2017, arXiv:1609.04802).
+
+    So SRGAN begins with a trained SRResNet. A file is .safetensors, such as the weights of another
+    run, or .pth or .pt, such as a published checkpoint; in one with `params_ema`, `params` or
+    `state_dict` the first of these is taken. Every name and every shape must be the network's own.
+    No code in a file is run (`torch.load(weights_only=True)`).
+
+    The weights are in place before any other plugin starts, so `ema` averages from them on. A
+    resumed run reads the files too, and then its checkpoint replaces all.
+    """
+
+    generator: RecipePath | None = None
+    """File of the generator's weights."""
+
+    discriminator: RecipePath | None = None
+    """File of the discriminator's weights."""
+
+    @hookimpl(tryfirst=True)
+    def run_start(self, run: "Run") -> None:
+        if self.generator is None and self.discriminator is None:
+            raise self.error("names no file; set generator or discriminator, or drop the plugin")
+        if self.generator is not None:
+            self._fill(run.G, self.generator, "generator")
+        if self.discriminator is not None:
+            self._fill(self._only_discriminator(run), self.discriminator, "discriminator")
+
+    def _only_discriminator(self, run: "Run") -> nn.Module:
+        if run.D is None:
+            raise self.error(
+                "there is no discriminator (d_steps = 0); leave the option out", "discriminator"
+            )
+        if isinstance(run.D, nn.ModuleList):
+            raise self.error(
+                f"the recipe has {len(run.D)} discriminators, and a file holds the weights of one; "
+                "leave the option out",
+                "discriminator",
+            )
+        return run.D
+
+    def _fill(self, network: nn.Module, file: Path, option: str) -> None:
+        if not file.is_file():
+            raise self.error(f"{file}: no such file; correct the path", option)
+        state = read_weights(self, file)
+        try:
+            network.load_state_dict(state)  # which may know older names of its tensors
+        except RuntimeError:
+            fill_network(self, network, state, file)  # says in one line what differs
