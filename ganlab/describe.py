@@ -22,11 +22,25 @@ _BOUNDS = {
     "exclusiveMaximum": "less than",
     "enum": "one of",
 }
+# what a plugin is, by the first of these hooks that it answers itself or, at last, wraps
+_KINDS = {
+    "sample_real": "data",
+    "make_generator": "generators",
+    "make_discriminator": "discriminators",
+    "degrade": "degradations",
+    "discriminator_loss": "objectives",
+    "penalty": "penalties",
+    "augment": "what the discriminator sees",
+    "labels": "what the discriminator sees",
+    "generator_loss": "losses of the generator",
+    "score_images": "metrics",
+    "evaluate": "metrics",
+}
 HOOKS = tuple(n for n, f in vars(hookspecs).items() if hasattr(f, "ganlab_spec"))
 
 
 def describe_plugins(name: str | None = None, hook: str | None = None) -> list[dict[str, Any]]:
-    """Each installed plugin: name, summary, docstring, options, hooks, distribution.
+    """Each installed plugin: name, kind, summary, docstring, options, hooks, distribution.
 
     :raises RecipeError: for a plugin or a hook that does not exist.
     """
@@ -44,6 +58,7 @@ def describe_plugins(name: str | None = None, hook: str | None = None) -> list[d
             found.append(
                 {
                     "name": each,
+                    "kind": _kind(plugin, hooks),
                     "summary": text.partition("\n")[0],
                     "docstring": text,
                     "options": _options(plugin),
@@ -53,6 +68,16 @@ def describe_plugins(name: str | None = None, hook: str | None = None) -> list[d
                 }
             )
     return found
+
+
+def _kind(plugin: type[Plugin], hooks: list[str]) -> str:
+    wrapped = {hook for hook in hooks if getattr(plugin, hook).ganlab_impl["wrapper"]}
+    chained = {"degrade", "augment", "labels"}  # always wrappers
+    for candidates in (set(hooks) - (wrapped - chained), wrapped):
+        for hook, kind in _KINDS.items():
+            if hook in candidates:
+                return kind
+    return "training"
 
 
 def _options(plugin: type[Plugin]) -> list[dict[str, Any]]:
@@ -85,10 +110,17 @@ def show(found: list[dict[str, Any]], whole: bool) -> None:
     """Print plugins: one line each, or one of them whole."""
     console = Console(highlight=False, soft_wrap=whole)
     if not whole:
-        table = Table("plugin", "what it is", "hooks", box=None, pad_edge=False)
-        for plugin in found:
-            table.add_row(plugin["name"], plugin["summary"], ", ".join(plugin["hooks"]))
-        console.print(table)
+        for kind in dict.fromkeys([*_KINDS.values(), "training"]):
+            table = Table(box=None, pad_edge=False, show_header=False)
+            table.add_column(no_wrap=True, min_width=max(len(p["name"]) for p in found))
+            table.add_column()
+            for plugin in found:
+                if plugin["kind"] == kind:
+                    table.add_row(plugin["name"], plugin["summary"])
+            if table.row_count:
+                console.print(f"[bold]{kind}[/bold]")
+                console.print(table)
+                console.print()
         return
     for plugin in found:
         console.print(plugin["docstring"], markup=False)

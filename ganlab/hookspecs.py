@@ -54,7 +54,7 @@ def make_generator(condition_shape: Shape, real_shape: Shape) -> nn.Module:  # t
 
 @hookspec
 def make_discriminator(condition_shape: Shape, real_shape: Shape) -> nn.Module:  # type: ignore[empty-body]
-    """Build a discriminator. As many plugins as the recipe's `num_discriminators`, usually one.
+    """Build a discriminator. One, or as many as the recipe's `num_discriminators`.
 
     With several, each loss and penalty that asks a discriminator is the mean over them. A wrapper
     receives and returns the list of modules, as `spectral_norm` does.

@@ -208,7 +208,11 @@ def test_plugins_lists_all_and_shows_one_with_its_paper() -> None:
     assert "weight = 10.0" in shown
     assert "schedule" in shown
     penalties = json.loads(invoke("plugins", "--hook", "penalty", "--json").stdout)
-    assert [plugin["name"] for plugin in penalties] == ["gradient_penalty"]
+    assert {"gradient_penalty", "r1"} <= {plugin["name"] for plugin in penalties}
+    kinds = {plugin["name"]: plugin["kind"] for plugin in listed}
+    assert kinds["r1"] == "penalties" and kinds["spectral_norm"] == "discriminators"
+    assert kinds["bicubic"] == "degradations" and kinds["ema"] == "training"
+    assert {"penalties", "degradations"} <= set(invoke("plugins").stdout.splitlines())
 
 
 def test_runs_lists_what_was_run(trained: Path) -> None:
