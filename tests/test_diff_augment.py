@@ -130,15 +130,14 @@ def test_the_cutout_is_half_of_each_side_with_its_centre_anywhere(side, hole):
     heights, widths = holes.any(2).sum(1), holes.any(1).sum(1)
     assert torch.equal(holes.flatten(1).sum(1), heights * widths)  # a rectangle
     # centre c = 0..side for an even hole, 0..side - 1 for an odd one; cut to the image
-    centres = range(side + 1 - hole % 2)
-    tops = [(c - hole // 2, c - hole // 2 + hole) for c in centres]
-    expected = [min(end, side) - max(start, 0) for start, end in tops]
-    assert heights.max() == max(expected) == hole
-    if hole:
-        assert sorted(set(heights[widths > 0].tolist())) == sorted({e for e in expected if e})
-        mean = sum(expected) / len(expected)
-        seen = heights[widths > 0].double().mean()
-        assert seen.item() == pytest.approx(mean, abs=0.03 * side)
+    tops = [c - hole // 2 for c in range(side + 1 - hole % 2)]
+    expected = {(max(top, 0), min(top + hole, side) - 1) for top in tops}
+    rows = [image.any(1).nonzero()[:, 0].tolist() for image in holes]
+    assert {(seen[0], seen[-1]) for seen in rows if seen} == (expected if hole else set())
+    assert heights.max() == hole
+    full = (heights[widths > 0] == hole).double().mean().item()
+    share = sum(0 <= top <= side - hole for top in tops) / len(tops)
+    assert not hole or full == pytest.approx(share, abs=0.05)
 
 
 def test_colour_draws_have_the_published_ranges():
@@ -264,6 +263,11 @@ def test_torchs_own_stream_is_left_alone():
 def test_options_without_effect_and_unknown_kinds_are_refused(options, words):
     with pytest.raises(ValidationError, match=words):
         DiffAugment(**options)
+
+
+def test_samples_that_are_no_images_are_refused_with_a_remedy():
+    with pytest.raises(RecipeError, match="drop diff_augment"):
+        augment(DiffAugment(), torch.zeros(2, 5))
 
 
 def test_channels_that_are_no_images_are_refused_with_a_remedy():

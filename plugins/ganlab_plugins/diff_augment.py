@@ -74,6 +74,11 @@ class DiffAugment(Plugin):
     @hookimpl(wrapper=True)
     def augment(self) -> Generator[None, Tensor, Tensor]:
         images = yield
+        if images.dim() != 4:
+            raise self.error(
+                f"it augments images, and the samples are {list(images.shape[1:])}; "
+                f"drop {self.name} from this recipe"
+            )
         change = {"color": self._color, "translation": self._translation, "cutout": self._cutout}
         for kind in self.policy:
             images = change[kind](images)
