@@ -15,6 +15,7 @@ from ganlab.degradation.draws import (
     rising,
     summing_to_one,
     uniform,
+    uniform_whole,
 )
 from ganlab.degradation.filters import filter_images, reflected, sharpen
 from ganlab.degradation.jpeg import jpeg
@@ -91,4 +92,5 @@ __all__ = [
     "sinc_kernels",
     "summing_to_one",
     "uniform",
+    "uniform_whole",
 ]

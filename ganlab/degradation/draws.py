@@ -20,6 +20,15 @@ def uniform(bounds: Range, images: Tensor, generator: torch.Generator | None) ->
     return low + (high - low) * u
 
 
+def uniform_whole(
+    bounds: tuple[int, int], images: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """One whole number an image, low to high inclusive, each equally likely: [N], a float."""
+    low, high = bounds
+    # rand() is below 1, but low + (high - low) * rand() may round up to high
+    return uniform((float(low), high + 1.0), images, generator).floor().clamp(max=high)
+
+
 def chance(probability: float, images: Tensor, generator: torch.Generator | None) -> Tensor:
     """Whether it happens to each image: bool [N, 1, 1, 1], for `torch.where` with images."""
     return (uniform((0.0, 1.0), images, generator) < probability)[:, None, None, None]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ganlab.degradation.draws import Range, chance, choice, uniform
+from ganlab.degradation.draws import Range, chance, choice, uniform, uniform_whole
 from ganlab.degradation.kernels import (
     gaussian_kernels,
     generalized_gaussian_kernels,
@@ -113,9 +113,7 @@ def random_sizes(images: Tensor, sizes: Sizes, generator: torch.Generator | None
     smallest, largest = sizes
     if smallest % 2 == 0 or largest % 2 == 0:
         raise ValueError(f"sides of kernels must be odd, not {smallest} to {largest}")
-    steps = uniform((0.0, (largest - smallest) // 2 + 1.0), images, generator)
-    # rand() is below 1, but low + (high - low) * rand() may round up to high
-    return smallest + 2 * steps.floor().clamp(max=(largest - smallest) // 2)
+    return 2 * uniform_whole((smallest // 2, largest // 2), images, generator) + 1
 
 
 def _beta(bounds: Range, images: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -57,16 +57,19 @@ def scaled_size(images: Tensor, scale: float) -> Size:
     return max(1, int(height * scale)), max(1, int(width * scale))
 
 
-def shrunk_size(images: Tensor, scale: int, error: Callable[[str, str], Exception]) -> Size:
+def shrunk_size(
+    images: Tensor, scale: int, error: Callable[[str, str], Exception], option: str = "scale"
+) -> Size:
     """The size of the images over a whole scale.
 
     :param error: a plugin's `self.error`, raised when the scale does not divide both sides.
+    :param option: of the plugin, that holds the scale.
     """
     height, width = images.shape[-2:]
     if height % scale or width % scale:
         raise error(
             f"cannot shrink {width} x {height} images by {scale}: "
             f"make both sides of the crop a multiple of {scale}",
-            "scale",
+            option,
         )
     return height // scale, width // scale

@@ -1,0 +1,40 @@
+"""Poisson noise, the noise of a sensor in little light, on what the generator sees."""
+
+from collections.abc import Generator
+from typing import Annotated
+
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor
+
+from ganlab import Plugin, degradation, hookimpl
+
+Factor = Annotated[float, Field(ge=0)]
+
+
+class PoissonNoise(Plugin):
+    """Adds shot noise of a random strength, whose variance grows with the intensity.
+
+        out = clip(I + scale (P / v - J), 0, 1),  P ~ Poisson(v J),  v = 2^ceil(log2(levels))
+
+    J is I rounded to 8 bits, and `levels` the number of its different values; so at scale 1 the
+    variance is J / v. One scale an image; grey noise is that of the luma, added to all channels
+    (Wang et al. 2021, Real-ESRGAN, arXiv:2107.10833; the defaults are those of its
+    first stage). Not differentiable through the noise.
+    """
+
+    probability: float = Field(1.0, ge=0, le=1)
+    """Share of the images that get noise."""
+
+    scale: Annotated[tuple[Factor, Factor], AfterValidator(degradation.rising)] = (0.05, 3.0)
+    """Range of the factor on the noise."""
+
+    grey_probability: float = Field(0.4, ge=0, le=1)
+    """Share of the noisy images whose noise is grey."""
+
+    @hookimpl(wrapper=True)
+    def degrade(self) -> Generator[None, Tensor, Tensor]:
+        images = yield
+        rng = self.rng
+        noisy = degradation.random_poisson_noise(images, self.scale, self.grey_probability, rng)
+        return torch.where(degradation.chance(self.probability, images, rng), noisy, images)

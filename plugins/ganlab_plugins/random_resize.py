@@ -1,0 +1,62 @@
+"""Resizing by a random factor, or to the size of LR, in a random way."""
+
+from collections.abc import Generator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+from torch import Tensor
+
+from ganlab import Plugin, degradation, hookimpl
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class RandomResize(Plugin):
+    """Resizes without antialiasing, by area, bilinear or bicubic with equal probability.
+
+    The factor is U(1, range[1]) with the probability of up, U(range[0], 1) with that of down, else
+    1 (Wang et al. 2021, Real-ESRGAN, arXiv:2107.10833; the defaults are those of its first stage).
+    Sizes are rounded down, at least 1 pixel. With `to_scale` the size is that of HR over
+    `to_scale` instead, whatever came before: a chain with random factors must end so.
+
+    The images of a tensor have one size, so factor and mode are drawn once a batch, and on the CPU
+    (`pair_pool` mixes batches). Such a plugin cannot be captured in a graph. Deviation from the
+    published code: positions follow the ratio of the sizes, not the factor before rounding, so
+    that LR lies exactly over HR. The result is clipped to 0..1 (bicubic overshoots).
+    """
+
+    range: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1, le=4)]],
+        AfterValidator(degradation.rising),
+    ] = (0.15, 1.5)
+    """The smallest factor down and the largest up."""
+
+    probabilities: Annotated[
+        tuple[Share, Share, Share], AfterValidator(degradation.summing_to_one)
+    ] = (0.2, 0.7, 0.1)
+    """Of up, down and keep; they sum to 1."""
+
+    to_scale: int | None = Field(None, ge=1, le=8)
+    """Resize to the size of HR over this instead of by a random factor."""
+
+    modes: tuple[degradation.Mode, ...] = Field(degradation.MODES, min_length=1)
+    """The ways to resize, each equally likely: area, bilinear, bicubic."""
+
+    @model_validator(mode="after")
+    def _every_option_has_an_effect(self) -> "RandomResize":
+        fields = type(self).model_fields
+        for name in ("range", "probabilities"):
+            if self.to_scale is not None and getattr(self, name) != fields[name].default:
+                raise ValueError(f"with to_scale there is no random factor; leave {name} out")
+        return self
+
+    @hookimpl(wrapper=True)
+    def degrade(self, images: Tensor) -> Generator[None, Tensor, Tensor]:
+        degraded = yield
+        if self.to_scale is None:
+            scale = degradation.random_scale(self.probabilities, self.range, self.host_rng)
+            size = degradation.scaled_size(degraded, scale)
+        else:
+            size = degradation.shrunk_size(images, self.to_scale, self.error, "to_scale")
+        mode = degradation.random_mode(self.modes, self.host_rng)
+        return degradation.resample(degraded, size, mode).clamp(0, 1)
