@@ -148,16 +148,13 @@ def _check_reach(manager: PluginManager, recipe: Recipe) -> None:
 
 
 def doubts(recipe: Recipe) -> list[str]:
-    """What a recipe may well not mean, though it can run: objectives and penalties at odds."""
-    plugins = recipe.plugins.values()
-    wanting = [plugin.name for plugin in plugins if plugin.wants_bounded_slope]
-    bounding = [plugin.name for plugin in plugins if plugin.bounds_slope]
-    if wanting and not bounding:
-        return [
-            f"{wanting[0]} wants a discriminator of bounded slope, and nothing bounds it: its loss "
-            "can fall for ever; add a gradient penalty, weight clipping or spectral norm"
-        ]
-    return []
+    """What a recipe may well not mean, though it can run, each headed by the plugin that says so."""
+    plugins = list(recipe.plugins.values())
+    return [
+        f"{plugin.name} {doubt}"
+        for plugin in plugins
+        for doubt in plugin.doubts([other for other in plugins if other is not plugin])
+    ]
 
 
 def check_sample_independence(recipe: Recipe, discriminator: nn.Module, images: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -195,6 +195,10 @@ class Plugin(BaseModel):
     def host_rng(self) -> torch.Generator | None:
         """Like `rng`, but always on the CPU: the same numbers whatever the device."""
         return self._streams.host_generator(self.name) if self._streams else None
+
+    def doubts(self, others: Sequence["Plugin"]) -> list[str]:
+        """What beside the recipe's other plugins is possible, and hardly meant: told, not refused."""
+        return []
 
     def schedules(self) -> Iterator[Schedule]:
         """The options that change over iterations."""

@@ -200,6 +200,27 @@ def test_upscale_keeps_alpha_and_overwrites_nothing(trained: Path, tmp_path: Pat
     assert alpha.unique().tolist() == [128]
 
 
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ([], None),
+        (["gradient_penalty=false"], "wasserstein wants a critic of bounded slope"),
+        (["gradient_penalty=false", "weight_clipping={}"], None),
+        (["wasserstein=false", "bce={}"], "gradient_penalty holds slopes at 1"),
+        (["wasserstein=false", "bce={}", "gradient_penalty.target=0"], None),
+        (["wasserstein=false", "bce={}", "gradient_penalty=false", "r1={}"], None),
+    ],
+)
+def test_check_notes_an_objective_and_a_penalty_at_odds(
+    tiny: Path, changes: list[str], note: str | None
+) -> None:
+    done = invoke("check", tiny, *(part for change in changes for part in ("--set", change)))
+    assert done.exit_code == 0
+    notes = [line for line in done.stdout.splitlines() if line.startswith("note:")]
+    assert bool(notes) == bool(note)
+    assert not note or note in notes[0]
+
+
 def test_plugins_lists_all_and_shows_one_with_its_paper() -> None:
     listed = json.loads(invoke("plugins", "--json").stdout)
     assert {"builtin", "bicubic", "wasserstein"} <= {plugin["name"] for plugin in listed}

@@ -1,5 +1,6 @@
 """Gradient penalty: hold the slope of the critic between real and fake at a target."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -45,6 +46,14 @@ class GradientPenalty(Plugin):
         if self.one_sided and self.target == 0:
             raise ValueError("one_sided changes nothing at target = 0; leave one of them out")
         return self
+
+    def doubts(self, others: Sequence[Plugin]) -> list[str]:
+        if self.target == 0 or any(other.wants_bounded_slope for other in others):
+            return []
+        return [
+            f"holds slopes at {self.target:g}, which is meant for wasserstein; beside another "
+            "objective, target = 0 or r1 is the usual choice"
+        ]
 
     @hookimpl
     def penalty(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Wasserstein loss: the critic's mean gap between real and fake."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -20,6 +21,14 @@ class Wasserstein(Plugin):
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on the generator's term; the critic's loss is not weighted."""
+
+    def doubts(self, others: Sequence[Plugin]) -> list[str]:
+        if any(other.bounds_slope for other in others):
+            return []
+        return [
+            "wants a critic of bounded slope, and nothing bounds it: its loss can fall for ever; add "
+            "gradient_penalty or weight_clipping"
+        ]
 
     @hookimpl
     def discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
