@@ -148,7 +148,7 @@ def _check_reach(manager: PluginManager, recipe: Recipe) -> None:
 
 
 def doubts(recipe: Recipe) -> list[str]:
-    """What a recipe may well not mean, though it can run, each headed by the plugin that says so."""
+    """What a recipe may well not mean, though it can run, headed by who says so."""
     plugins = list(recipe.plugins.values())
     return [
         f"{plugin.name} {doubt}"

@@ -197,7 +197,7 @@ class Plugin(BaseModel):
         return self._streams.host_generator(self.name) if self._streams else None
 
     def doubts(self, others: Sequence["Plugin"]) -> list[str]:
-        """What beside the recipe's other plugins is possible, and hardly meant: told, not refused."""
+        """What is possible beside the other plugins, and hardly meant: told, not refused."""
         return []
 
     def schedules(self) -> Iterator[Schedule]:

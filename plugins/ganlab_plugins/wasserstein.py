@@ -26,8 +26,8 @@ class Wasserstein(Plugin):
         if any(other.bounds_slope for other in others):
             return []
         return [
-            "wants a critic of bounded slope, and nothing bounds it: its loss can fall for ever; add "
-            "gradient_penalty or weight_clipping"
+            "wants a critic of bounded slope, and nothing bounds it: its loss can fall for ever; "
+            "add gradient_penalty or weight_clipping"
         ]
 
     @hookimpl
