@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         split_alpha,
         write_png,
     )
-    from ganlab.metrics import high_frequency_ratio, luma, psnr, ssim
+    from ganlab.inception import InceptionFeatures
+    from ganlab.metrics import high_frequency_ratio, luma, psnr, ssim, ssim_maps
+    from ganlab.patches import log_spectrum, random_patches, require_held_out
     from ganlab.penalties import LazyPenalty, PatchReduce, input_gradient
     from ganlab.plugin import Batch, NonNegativeSchedule, Plugin, RecipePath, Schedule, hookimpl
     from ganlab.resampling import resize, resize_exact, round_to_8_bits, to_float, to_uint8
@@ -37,6 +39,7 @@ _HOME = {
     "ImageError": "images",
     "ImageStore": "image_store",
     "Judged": "evaluation",
+    "InceptionFeatures": "inception",
     "LPIPSNetwork": "perceptual",
     "LazyPenalty": "penalties",
     "NonNegativeSchedule": "plugin",
@@ -57,17 +60,20 @@ _HOME = {
     "input_gradient": "penalties",
     "list_images": "images",
     "load_weights": "weights",
+    "log_spectrum": "patches",
     "luma": "metrics",
     "psnr": "metrics",
     "random_patches": "patches",
     "read_image": "images",
     "read_weights": "weights",
+    "require_held_out": "patches",
     "resize": "resampling",
     "resize_exact": "resampling",
     "round_to_8_bits": "resampling",
     "shown": "steps",
     "split_alpha": "images",
     "ssim": "metrics",
+    "ssim_maps": "metrics",
     "to_float": "resampling",
     "to_uint8": "resampling",
     "weights_file": "weights",
@@ -81,6 +87,7 @@ __all__ = [
     "GanlabError",
     "ImageError",
     "ImageStore",
+    "InceptionFeatures",
     "Judged",
     "LPIPSNetwork",
     "LazyPenalty",
@@ -102,17 +109,20 @@ __all__ = [
     "input_gradient",
     "list_images",
     "load_weights",
+    "log_spectrum",
     "luma",
     "psnr",
     "random_patches",
     "read_image",
     "read_weights",
+    "require_held_out",
     "resize",
     "resize_exact",
     "round_to_8_bits",
     "shown",
     "split_alpha",
     "ssim",
+    "ssim_maps",
     "to_float",
     "to_uint8",
     "weights_file",

@@ -70,7 +70,16 @@ def ssim(image: Tensor, reference: Tensor, shave: int, channel: Channel = "y") -
     :returns: float64 [N], at most 1.
     :raises ValueError: when the shapes differ or the shave leaves less than 11x11 pixels.
     """
-    a, b = _planes(image, reference, shave, channel, WINDOW)
+    luminance, structure = ssim_maps(*_planes(image, reference, shave, channel, WINDOW))
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The two factors of `ssim`: agreement of the local means, and of contrast with structure.
+
+    :param a, b: planes in 0..255, float [N, C, H, W], at least 11x11.
+    :returns: [N, C, H - 10, W - 10] each.
+    """
     mean_a, mean_b, square_a, square_b, product = (
         _blur(maps) for maps in (a, b, a * a, b * b, a * b)
     )
@@ -79,7 +88,7 @@ def ssim(image: Tensor, reference: Tensor, shave: int, channel: Channel = "y") -
     variances = (square_a - mean_a**2) + (square_b - mean_b**2)
     structure = (2 * covariance + c2) / (variances + c2)
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return (luminance * structure).mean(dim=(1, 2, 3))
+    return luminance, structure
 
 
 def high_frequency_ratio(image: Tensor, reference: Tensor, scale: int) -> Tensor:

@@ -1,0 +1,43 @@
+"""The Inception network of FID and KID, built without a download."""
+
+import io
+
+import torch
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+INCEPTION_SOURCE = (
+    f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+)
+
+
+class InceptionFeatures(FeatureExtractorInceptionV3):
+    """The Inception v3 of TensorFlow from 2015, with which every published FID is computed.
+
+    torch-fidelity's network: it resizes to 299 x 299 as TensorFlow 1 does, and maps 0..255 to
+    -1..1 itself. The weights are random until a file is loaded. Frozen, in eval mode.
+
+    :param dims: of the features: 64, 192, 768, or 2048, the pooled ones before the last layer.
+    """
+
+    def __init__(self, dims: int = 2048) -> None:
+        empty = io.BytesIO()
+        torch.save({}, empty)
+        empty.seek(0)
+        # without a file torch-fidelity downloads one
+        super().__init__("inception", [str(dims)], feature_extractor_weights_path=empty)
+        self.num_features = dims
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.num_batches_tracked = None  # the published file has none
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):  # type: ignore[no-untyped-def]
+        if state_dict:
+            return super().load_state_dict(state_dict, strict, assign)
+        return None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of uint8 images [N, 3, H, W]: float32 [N, dims]."""
+        return super().forward(images)[0]

@@ -1,0 +1,83 @@
+"""Maximum mean discrepancy: a kernel two-sample test between patches of SR and of HR."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ganlab import Plugin, hookimpl, log_spectrum, random_patches, require_held_out
+
+if TYPE_CHECKING:
+    from ganlab import Judged, Run
+
+
+class MMD(Plugin):
+    """Squared maximum mean discrepancy between patches of SR and of HR, with a permutation test.
+
+        MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y),  k(a, b) = exp(-|a - b|^2 / (2 s^2))
+
+    over pairs of different patches, so unbiased and below 0 at times; s is the median distance of
+    all patches (Gretton et al. 2012, A kernel two-sample test, JMLR 13). A patch is described by
+    the log magnitudes of its discrete cosine transform, each divided by its standard deviation
+    over all patches. Gives `mmd` (0 is right), and `mmd_p`, the share of relabellings of the
+    patches, this one included, whose MMD^2 is as large: valid at any number of patches.
+
+    SR and HR patches come from independent places, for those of one place are dependent and must
+    not be permuted. The statement is about these held-out images and no others. Under 1 s an
+    evaluation at the defaults.
+    """
+
+    patch: int = Field(16, ge=4, le=32)
+    """Side of a patch in pixels."""
+
+    num_patches: int = Field(300, ge=10, le=5000)
+    """Patches of each kind; time and memory grow with its square."""
+
+    num_permutations: int = Field(199, ge=19)
+    """Relabellings drawn; the smallest p-value possible is 1 / (num_permutations + 1)."""
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        require_held_out(self, run, self.patch)
+
+    @hookimpl
+    def evaluate(self, judged: "list[Judged]") -> dict[str, float]:
+        if not judged:
+            return {}
+        sr, _ = random_patches(self, judged, self.patch, self.num_patches)
+        _, hr = random_patches(self, judged, self.patch, self.num_patches)
+        features = log_spectrum(torch.cat([sr, hr]))
+        # of both kinds together, so that a relabelling changes nothing in the features
+        features = features / features.std(0).clamp(min=1e-6)
+        value, p = kernel_test(features, self.num_permutations, self.host_rng)
+        return {self.name: value, f"{self.name}_p": p}
+
+
+def kernel_test(
+    both: Tensor, num_permutations: int, generator: torch.Generator | None
+) -> tuple[float, float]:
+    """Unbiased MMD^2 between the first half of the rows and the second, and its p-value.
+
+    :param both: float64 [2 N, D], N at least 2.
+    """
+    rows = len(both)
+    distances = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist")
+    above = torch.ones(rows, rows, dtype=torch.bool).triu(1)
+    width = distances[above].median().clamp(min=torch.finfo(both.dtype).tiny)
+    kernel = torch.exp(-0.5 * (distances / width) ** 2).fill_diagonal_(0)
+    order = torch.rand(num_permutations, rows, generator=generator, dtype=both.dtype).argsort(1)
+    # row 0 is the labelling itself
+    is_first = (torch.cat([torch.arange(rows)[None], order]) < rows // 2).to(both.dtype)
+    values = _unbiased(kernel, is_first)
+    return values[0].item(), (values >= values[0] - 1e-12).double().mean().item()
+
+
+def _unbiased(kernel: Tensor, is_first: Tensor) -> Tensor:
+    """MMD^2 of each labelling: kernel [2 N, 2 N] with a zero diagonal, labels [B, 2 N] -> [B]."""
+    half = kernel.shape[0] // 2
+    with_first = is_first @ kernel
+    within = (with_first * is_first).sum(1)
+    between = (with_first * (1 - is_first)).sum(1)
+    others = kernel.sum() - within - 2 * between
+    return (within + others) / (half * (half - 1)) - 2 * between / half**2
