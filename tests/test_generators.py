@@ -184,6 +184,23 @@ def test_the_dtype_of_the_network_is_kept(cls):
 
 
 @every_generator
+def test_it_runs_in_mixed_precision(cls):
+    G = small(cls)
+    with torch.autocast("cpu", torch.bfloat16):
+        images = G(sample(2, 9, 10)).float()
+    exact = G(sample(2, 9, 10))
+    assert (images - exact).norm() < 0.02 * exact.norm()
+
+
+def test_mixed_precision_does_not_round_the_factors_of_a_span_convolution():
+    layer = SpanConvolution(3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = layer.deployed()
+    for ours, theirs in zip(mixed, layer.deployed(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@every_generator
 def test_a_copy_and_a_loaded_state_are_the_same_network(cls):
     G, other = small(cls), small(cls, seed=1)
     expected = G(sample())

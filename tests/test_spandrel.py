@@ -104,6 +104,8 @@ def test_a_network_of_published_size_takes_the_weights_of_spandrels_own(cls, opt
     state = theirs.state_dict()
     G = build(cls, options, scale)
     assert shapes(G.state_dict()) == shapes(state)
+    buffers = dict(theirs.named_buffers())
+    assert all(torch.equal(G.get_buffer(name), value) for name, value in buffers.items())
     G.load_state_dict(state)
     lr = sample(17, 11)
     torch.testing.assert_close(G(lr), theirs.eval()(lr), rtol=1e-4, atol=1e-4)

@@ -194,13 +194,12 @@ def _distances() -> Tensor:
 def _shift_mask(height: int, width: int, device: torch.device) -> Tensor:
     """[windows, 64, 64]: -100 between pixels that only rolling the image made neighbours."""
 
-    def parts(side: int) -> Tensor:
-        place = torch.arange(side, device=device)
-        return (place >= side - WINDOW).long() + (place >= side - WINDOW // 2).long()
+    def came_around(side: int) -> Tensor:
+        return torch.arange(side, device=device) >= side - WINDOW // 2
 
-    part = 3 * parts(height)[:, None] + parts(width)
+    part = 2 * came_around(height).long()[:, None] + came_around(width).long()
     of_window = _windows(part[None, ..., None])[..., 0]
-    return -100.0 * (of_window[:, :, None] != of_window[:, None, :]).float()
+    return torch.where(of_window[:, :, None] == of_window[:, None, :], 0.0, -100.0)
 
 
 def _reflected(images: Tensor, multiple: int) -> Tensor:
