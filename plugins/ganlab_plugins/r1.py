@@ -13,8 +13,8 @@ class R1(LazyPenalty):
     Adds `weight / 2 * mean over images of |g|^2`, where g is the gradient of the discriminator's
     score at a real image, its squares summed over C, H and W together. `weight` is the paper's
     gamma, with the paper's factor 1/2; the paper's own code has none, so that its 10 is 20 here.
-    StyleGAN2 sets gamma to 0.0002 * H * W / batch size; R3GAN (arXiv:2501.05441) lets it fall
-    tenfold. These work on images in -1..1: at 0..1, as here, a slope is twice as steep, and a
+    StyleGAN2-ADA proposes 0.0002 * H * W / batch size; R3GAN (arXiv:2501.05441) lets gamma fall
+    tenfold. Both work on images in -1..1: at 0..1, as here, a slope is twice as steep, and a
     quarter of their gamma is the same penalty.
 
     The score of an image is the `patch_reduce` of its patch map. Real images are those that the

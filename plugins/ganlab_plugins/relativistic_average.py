@@ -20,7 +20,8 @@ class RelativisticAverage(Plugin):
 
     - `bce`: D `softplus(-r') + softplus(f')`, G the same with r' and f' exchanged; as in ESRGAN
       (arXiv:1809.00219). The labels of D (label_smoothing) are honoured.
-    - `lsgan`: D `(r' - 1)^2 + (f' + 1)^2`, G exchanged. A label l in 0..1 asks for 2 l - 1.
+    - `lsgan`: D `(r' - 1)^2 + (f' + 1)^2`, G exchanged. A label l in 0..1 asks for 2 l - 1;
+      BasicSR and KAIR aim at 1 and 0, which cannot both be met, for mean(r') = -mean(f').
     - `hinge`: D `max(0, 1 - r') + max(0, 1 + f')`, G exchanged. Reads no labels.
 
     Gradients flow through the means, as the formula says. The G step runs D on the real images as
