@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -13,6 +14,14 @@ from ganlab.images import cache_folder
 from ganlab.plugin import Plugin
 
 _WRAPPERS = ("params_ema", "params", "state_dict")
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 
 
 def weights_file(name: str, given: Path | None = None) -> Path:
@@ -20,23 +29,35 @@ def weights_file(name: str, given: Path | None = None) -> Path:
     return given or cache_folder() / "weights" / name
 
 
-def load_weights(plugin: Plugin, network: nn.Module, file: Path, sha256: str, source: str) -> None:
+def load_weights(
+    plugin: Plugin,
+    network: nn.Module,
+    file: Path,
+    sha256: str,
+    source: str,
+    ignored: tuple[str, ...] = (),
+) -> None:
     """Fill a network from a file, whose digest, names and shapes must all be the expected ones.
 
     :param plugin: whose name and place in the recipe head the errors.
     :param sha256: hexadecimal, or at least its first 8 digits, as torchvision's file names have.
     :param source: where the file can be had, for the message.
+    :param ignored: beginnings of names in the file that the network has no use for, as
+        "classifier." where it is the convolutions of a classifier.
     :raises RecipeError: saying which file, where it comes from and where to put it.
     """
     if not file.is_file():
         raise plugin.error(f"needs the weights file {file}; get it from {source}, and put it there")
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    with file.open("rb") as stream:  # in pieces: VGG19 is half a gigabyte
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(sha256.lower()):
         raise plugin.error(
             f"{file} is not the expected file: its sha256 begins with {found[:8]}, and should "
             f"with {sha256[:8]}; get it anew from {source}"
         )
-    fill_network(plugin, network, read_weights(plugin, file), file)
+    state = read_weights(plugin, file)
+    wanted = {name: value for name, value in state.items() if not name.startswith(ignored)}
+    fill_network(plugin, network, wanted, file)
 
 
 def read_weights(plugin: Plugin, file: Path) -> dict[str, Tensor]:
@@ -48,7 +69,7 @@ def read_weights(plugin: Plugin, file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return dict(load_file(file))
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except _UNREADABLE as error:
         first = str(error).partition("\n")[0]
         raise plugin.error(f"{file} cannot be read as a file of weights: {first}") from None
     for name in _WRAPPERS:
