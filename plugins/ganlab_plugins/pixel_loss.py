@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,14 +18,26 @@ class PixelLoss(Plugin):
 
     With `d = fake - real`: `l1` is `mean(|d|)`, `mse` is `mean(d^2)`, and `charbonnier` is
     `mean(sqrt(d^2 + eps^2))` with eps = 1e-3 (LapSRN, arXiv:1704.03915). Some codes put 1e-12 or
-    1e-6 inside the root instead; here eps itself is squared. Logged as `G/<name>`, times `weight`.
+    1e-6 inside the root instead; here eps itself is squared. `huber` is the mean of `d^2 / 2` where
+    `|d| <= delta` and of `delta (|d| - delta / 2)` elsewhere (Huber 1964,
+    doi:10.1214/aoms/1177703732). Logged as `G/<name>`, times `weight`.
     """
 
-    kind: Literal["l1", "mse", "charbonnier"] = "l1"
+    kind: Literal["l1", "mse", "charbonnier", "huber"] = "l1"
     """The distance; `mse` maximises PSNR, `l1` trains faster and ends close to it."""
+
+    delta: float = Field(0.1, gt=0)
+    """Of `huber`: where it turns from square to absolute, in the unit of the images. At 1 or more,
+    torch's default, it is half of `mse`."""
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on this term; beside an adversarial loss often 0.01."""
+
+    @model_validator(mode="after")
+    def _delta_belongs_to_huber(self) -> "PixelLoss":
+        if self.kind != "huber" and self.delta != type(self).model_fields["delta"].default:
+            raise ValueError(f"delta changes nothing with kind = '{self.kind}'; leave it out")
+        return self
 
     @hookimpl
     def generator_loss(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
@@ -32,6 +45,8 @@ class PixelLoss(Plugin):
             loss = F.l1_loss(fake, real)
         elif self.kind == "mse":
             loss = F.mse_loss(fake, real)
+        elif self.kind == "huber":
+            loss = F.huber_loss(fake, real, delta=self.delta)
         else:
             loss = torch.sqrt((fake - real).square() + CHARBONNIER_EPSILON**2).mean()
         return {f"G/{self.name}": self.weight.value * loss}
