@@ -1,0 +1,268 @@
+"""Networks that compare images as a trained eye does: VGG features, LPIPS, DISTS.
+
+The convolutions are torchvision's, under the names that its published files use, so that
+`load_weights(..., ignored=network.ignored)` fills them; nothing is ever downloaded. The few numbers
+that LPIPS and DISTS learnt on top of them lie in the torchmetrics package and are read from there.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ganlab.plugin import Plugin
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+VGG_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+
+
+class Backbone(nn.Module):
+    """The convolutions of a torchvision classifier, random until `load_weights` fills them.
+
+    Its ReLUs do not work in place: torchvision's do, and would overwrite the features before them.
+    """
+
+    ignored = ("classifier.",)
+    """What `load_weights` must leave out of the published file."""
+
+    smallest = 1
+    """The least side, in pixels, of an image that it can look at."""
+
+    def __init__(self, architecture: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.features = _convolutions(architecture)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    @property
+    def source(self) -> str:
+        """The address of torchvision's published weights."""
+        from torchvision import models  # seconds to import, and not needed to read a recipe
+
+        return str(models.get_model_weights(self.architecture)["IMAGENET1K_V1"].url)
+
+    @property
+    def file_name(self) -> str:
+        """Of the published weights, as in vgg19-dcbb9e9d.pth."""
+        return self.source.rpartition("/")[2]
+
+    @property
+    def sha256(self) -> str:
+        """How the digest of the published weights begins: 8 hexadecimal digits."""
+        return self.file_name.removesuffix(".pth").rpartition("-")[2]
+
+    def check(self, plugin: Plugin, shape: tuple[int, ...], what: str) -> None:
+        """Refuse images that it cannot look at.
+
+        :param shape: of one image.
+        :param what: they are called in the message.
+        :raises RecipeError: when they are not [3, H, W], or too small.
+        """
+        if len(shape) != 3 or shape[0] != 3:
+            raise plugin.error(f"wants colour images, and {what} are of shape {[*shape]}")
+        if min(shape[1:]) < self.smallest:
+            raise plugin.error(
+                f"{self.architecture} needs images of {self.smallest} pixels a side, and {what} "
+                f"are {shape[2]} x {shape[1]}; make them larger"
+            )
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images in 0..1 as the classifier was shown them, channel by channel."""
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        return (images - mean) / std
+
+    def at(self, images: Tensor, nodes: list[int]) -> list[Tensor]:
+        """The outputs of these layers, counted from 0 in ascending order; none later is computed.
+
+        :param images: normalised.
+        """
+        found, x = [], images
+        for index, layer in enumerate(self.features[: nodes[-1] + 1]):
+            x = layer(x)
+            if index in nodes:
+                found.append(x)
+        return found
+
+
+class VGGFeatures(Backbone):
+    """Features of VGG19 or VGG16 (Simonyan & Zisserman 2014, arXiv:1409.1556) at named layers.
+
+    conv5_4 is the output of the fourth convolution of the fifth block, before its ReLU; relu5_4
+    after it; pool5 the max pooling at the end of the block.
+
+    :raises ValueError: when there is no such layer.
+    """
+
+    def __init__(
+        self, layers: list[str], architecture: Literal["vgg16", "vgg19"] = "vgg19"
+    ) -> None:
+        super().__init__(architecture, IMAGENET_MEAN, IMAGENET_STD)
+        known = self.layers(architecture)
+        if unknown := [name for name in layers if name not in known]:
+            there = ", ".join(known)
+            raise ValueError(f"{architecture} has no layer {unknown[0]}; there are {there}")
+        self.nodes = {name: known[name] for name in sorted(layers, key=known.__getitem__)}
+        deepest = max(self.nodes.values())
+        poolings = [name for name in known if name.startswith("pool") and known[name] <= deepest]
+        self.smallest = 2 ** len(poolings)
+
+    @staticmethod
+    def layers(architecture: str) -> dict[str, int]:
+        """Name -> place in torchvision's `features`, in order."""
+        names = []
+        for block, convolutions in enumerate(VGG_BLOCKS[architecture], 1):
+            for number in range(1, convolutions + 1):
+                names += [f"conv{block}_{number}", f"relu{block}_{number}"]
+            names.append(f"pool{block}")
+        return {name: place for place, name in enumerate(names)}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Layer name -> features.
+
+        :param images: [N, 3, H, W] in 0..1; ImageNet's mean and deviation are applied here.
+        """
+        found = self.at(self.normalised(images), list(self.nodes.values()))
+        return dict(zip(self.nodes, found, strict=True))
+
+
+class LPIPSNetwork(Backbone):
+    """LPIPS, version 0.1 (Zhang et al. 2018, arXiv:1801.03924), lower is closer.
+
+        sum over layers l of mean over positions of sum over channels c of
+            w_lc (a_lc / |a_l| - b_lc / |b_l|)^2
+
+    a and b are the features of the two images after the ReLUs, |.| the norm over channels at a
+    position, w >= 0 the published linear layers. As in torchmetrics, |a| = sqrt(1e-8 + sum a^2),
+    where the authors' code has sqrt(sum a^2) + 1e-10, whose gradient is not finite where all
+    features are 0.
+    """
+
+    ARCHITECTURES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
+    NODES = {
+        "alex": [1, 4, 7, 9, 11],
+        "vgg": [3, 8, 15, 22, 29],
+        "squeeze": [1, 4, 7, 9, 10, 11, 12],
+    }
+    SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}
+
+    def __init__(self, network: Literal["alex", "vgg", "squeeze"] = "alex") -> None:
+        # the authors' numbers, for images in -1..1, brought to 0..1
+        mean = [(1 + shift) / 2 for shift in (-0.030, -0.088, -0.188)]
+        std = [scale / 2 for scale in (0.458, 0.448, 0.450)]
+        super().__init__(self.ARCHITECTURES[network], (*mean,), (*std,))
+        self.nodes, self.smallest = self.NODES[network], self.SMALLEST[network]
+        learnt = _shipped(f"lpips_models/{network}.pth")
+        for number in range(len(self.nodes)):
+            weight = learnt[f"lin{number}.model.1.weight"]
+            self.register_buffer(f"linear{number}", weight, persistent=False)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """The distance of each pair of images.
+
+        :param first, second: [N, 3, H, W] in 0..1.
+        :returns: [N].
+        """
+        ours, theirs = (self.at(self.normalised(images), self.nodes) for images in (first, second))
+        distance = first.new_zeros(len(first))
+        for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            difference = (self._unit(a) - self._unit(b)).square()
+            weighted = F.conv2d(difference, self.get_buffer(f"linear{number}"))
+            distance = distance + weighted.mean(dim=(1, 2, 3))
+        return distance
+
+    @staticmethod
+    def _unit(features: Tensor) -> Tensor:
+        return features * torch.rsqrt(1e-8 + features.square().sum(1, keepdim=True))
+
+
+class DISTSNetwork(Backbone):
+    """DISTS (Ding et al. 2020, arXiv:2004.07728), lower is closer: structure and texture.
+
+        1 - sum over stages and channels of alpha l + beta s
+        l = (2 m_a m_b + c) / (m_a^2 + m_b^2 + c),   s = (2 v_ab + c) / (v_a + v_b + c)
+
+    over six stages, the first the image itself, then VGG16 after the last ReLU of each block.
+    m, v_a, v_b, v_ab are the global means, variances and covariance of one channel, c = 1e-6,
+    alpha and beta the published ones, which sum to 1. Max pooling is replaced by L2 pooling,
+    sqrt(1e-12 + blur(a^2)) with a 3x3 Hann window and stride 2.
+    """
+
+    STAGES = ((0, 4), (5, 9), (10, 16), (17, 23), (24, 30))
+    CHANNELS = (3, 64, 128, 256, 512, 512)
+    C = 1e-6
+
+    def __init__(self) -> None:
+        super().__init__("vgg16", IMAGENET_MEAN, IMAGENET_STD)
+        learnt = _shipped("dists_models/weights.pt")
+        total = learnt["alpha"].sum() + learnt["beta"].sum()
+        for name in ("alpha", "beta"):
+            self.register_buffer(name, learnt[name].flatten() / total, persistent=False)
+        taps = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("window", torch.outer(taps, taps)[None, None], persistent=False)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """The distance of each pair of images.
+
+        :param first, second: [N, 3, H, W] in 0..1, of any size; the authors shrank theirs to a
+            shorter side of 256.
+        :returns: [N].
+        """
+        likeness = first.new_zeros(len(first))
+        alphas, betas = (self.get_buffer(name).split(self.CHANNELS) for name in ("alpha", "beta"))
+        stages = zip(self.stages(first), self.stages(second), alphas, betas, strict=True)
+        for a, b, alpha, beta in stages:
+            mean_a, mean_b = (x.mean(dim=(2, 3), keepdim=True) for x in (a, b))
+            centred_a, centred_b = a - mean_a, b - mean_b
+            covariance = (centred_a * centred_b).mean(dim=(2, 3))
+            variances = (centred_a.square() + centred_b.square()).mean(dim=(2, 3))
+            m_a, m_b = mean_a.flatten(1), mean_b.flatten(1)
+            texture = (2 * m_a * m_b + self.C) / (m_a.square() + m_b.square() + self.C)
+            structure = (2 * covariance + self.C) / (variances + self.C)
+            likeness = likeness + texture @ alpha + structure @ beta
+        return 1 - likeness
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """What is compared: the image, and five maps of features."""
+        found, x = [images], self.normalised(images)
+        for number, (begin, end) in enumerate(self.STAGES):
+            x = self._pool(x) if number else x
+            x = self.features[begin:end](x)
+            found.append(x)
+        return found
+
+    def _pool(self, features: Tensor) -> Tensor:
+        channels = features.shape[1]
+        window = self.get_buffer("window").expand(channels, -1, -1, -1)
+        blurred = F.conv2d(features.square(), window, stride=2, padding=1, groups=channels)
+        return (blurred + 1e-12).sqrt()
+
+
+def _convolutions(architecture: str) -> nn.Sequential:
+    """torchvision's `features`, with the initial weights that it gives its VGGs."""
+    from torchvision import models
+
+    with torch.device("meta"):  # so that the classifier, most of the parameters, is never filled
+        features: nn.Sequential = models.get_model(architecture, weights=None).features
+    features = features.to_empty(device="cpu")
+    for layer in features.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.ReLU):
+            layer.inplace = False
+    return features
+
+
+def _shipped(name: str) -> dict[str, Tensor]:
+    """A file of weights that torchmetrics brings along."""
+    package = find_spec("torchmetrics")  # found, not imported: that takes seconds
+    assert package is not None and package.origin is not None
+    file = Path(package.origin).parent / "functional" / "image" / name
+    weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    return weights

@@ -1,0 +1,50 @@
+"""DISTS as a score: structure and texture, as VGG16 sees them."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+
+from ganlab import (
+    DISTSNetwork,
+    Plugin,
+    RecipePath,
+    hookimpl,
+    load_weights,
+    to_float,
+    weights_file,
+)
+
+if TYPE_CHECKING:
+    from ganlab import Run
+
+
+class DISTS(Plugin):
+    """DISTS distance of held-out images from their references (Ding 2020, arXiv:2004.07728).
+
+    `ganlab.DISTSNetwork` is the distance in full, 0 for equal images, lower is better. Whole
+    images at their own size, no border cut; the authors shrink to a shorter side of 256, so their
+    figures of larger images differ. A grey image counts as a colour image of three equal channels.
+    The weights of VGG16 come from a file; nothing is downloaded.
+    """
+
+    weights: RecipePath | None = None
+    """The file of weights; by default weights/vgg16-397923af.pth in ganlab's cache folder."""
+
+    sha256: str = Field("397923af", pattern="^[0-9a-fA-F]{8,64}$")
+    """How its digest begins; by default that of the file which torchvision publishes."""
+
+    _network: DISTSNetwork | None = PrivateAttr(None)
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        network = DISTSNetwork()
+        file = weights_file(network.file_name, self.weights)
+        load_weights(self, network, file, self.sha256, network.source, ignored=network.ignored)
+        self._network = network.to(run.device, run.dtype).eval().requires_grad_(False)
+
+    @hookimpl
+    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, float]:
+        assert self._network is not None, "no network before run_start"
+        a, b = (to_float(image).to(run.dtype).expand(-1, 3, -1, -1) for image in (sr, hr))
+        return {self.name: self._network(a, b).item()}

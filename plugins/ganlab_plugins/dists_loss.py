@@ -1,0 +1,56 @@
+"""DISTS as a loss: structure and texture, as VGG16 sees them."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+
+from ganlab import (
+    DISTSNetwork,
+    NonNegativeSchedule,
+    Plugin,
+    RecipePath,
+    Schedule,
+    hookimpl,
+    load_weights,
+    weights_file,
+)
+
+if TYPE_CHECKING:
+    from ganlab import Run
+
+
+class DISTSLoss(Plugin):
+    """Mean DISTS distance of fake and real (Ding et al. 2020, arXiv:2004.07728).
+
+        1 - sum over stages and channels of  alpha l(means) + beta s(variances, covariance)
+
+    `ganlab.DISTSNetwork` is the distance in full. It compares global statistics, so it forgives
+    a texture that is right but shifted; as a loss for super-resolution it wants a pixel loss
+    beside it. alpha and beta come with torchmetrics, the weights of VGG16 from a file; nothing is
+    downloaded. Colour images only.
+    """
+
+    weight: NonNegativeSchedule = Schedule.constant(1.0)
+    """Factor on this term."""
+
+    weights: RecipePath | None = None
+    """The file of weights; by default weights/vgg16-397923af.pth in ganlab's cache folder."""
+
+    sha256: str = Field("397923af", pattern="^[0-9a-fA-F]{8,64}$")
+    """How its digest begins; by default that of the file which torchvision publishes."""
+
+    _network: DISTSNetwork | None = PrivateAttr(None)
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        network = DISTSNetwork()
+        network.check(self, run.real_shape, "real samples")
+        file = weights_file(network.file_name, self.weights)
+        load_weights(self, network, file, self.sha256, network.source, ignored=network.ignored)
+        self._network = network.to(run.device, run.dtype).eval().requires_grad_(False)
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        assert self._network is not None, "no network before run_start"
+        return {f"G/{self.name}": self.weight.value * self._network(fake, real.detach()).mean()}

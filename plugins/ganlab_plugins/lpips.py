@@ -1,0 +1,60 @@
+"""LPIPS as a score: how different people would find two images."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+
+from ganlab import (
+    LPIPSNetwork,
+    Plugin,
+    RecipePath,
+    hookimpl,
+    load_weights,
+    to_float,
+    weights_file,
+)
+
+if TYPE_CHECKING:
+    from ganlab import Run
+
+
+class LPIPS(Plugin):
+    """LPIPS distance of held-out images from their references (Zhang 2018, arXiv:1801.03924).
+
+    `ganlab.LPIPSNetwork` is the distance in full, 0 for equal images, lower is better; version 0.1
+    with AlexNet is what the literature reports. Whole images, no border cut; a grey image counts
+    as a colour image of three equal channels. The weights of the network come from a file; nothing
+    is downloaded.
+    """
+
+    network: Literal["alex", "vgg", "squeeze"] = "alex"
+    """AlexNet, VGG16 or SqueezeNet 1.1; their figures are not comparable."""
+
+    weights: RecipePath | None = None
+    """The file of weights; by default weights/<torchvision's name of it> in ganlab's cache folder,
+    alexnet-owt-7be5be79.pth for alex."""
+
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{8,64}$")
+    """How its digest begins; by default that of the file which torchvision publishes."""
+
+    _network: LPIPSNetwork | None = PrivateAttr(None)
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        network = LPIPSNetwork(self.network)
+        for name, image in run.held_out.items():
+            _, height, width = image.shape
+            cropped = 3, height - height % run.scale, width - width % run.scale
+            network.check(self, cropped, f"the pixels of {name}")
+        file = weights_file(network.file_name, self.weights)
+        sha256 = self.sha256 or network.sha256
+        load_weights(self, network, file, sha256, network.source, ignored=network.ignored)
+        self._network = network.to(run.device, run.dtype).eval().requires_grad_(False)
+
+    @hookimpl
+    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, float]:
+        assert self._network is not None, "no network before run_start"
+        a, b = (to_float(image).to(run.dtype).expand(-1, 3, -1, -1) for image in (sr, hr))
+        self._network.check(self, (3, *hr.shape[-2:]), "held-out images")
+        return {self.name: self._network(a, b).item()}

@@ -1,0 +1,61 @@
+"""LPIPS as a loss: a distance of images that was fitted to what people see."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+
+from ganlab import (
+    LPIPSNetwork,
+    NonNegativeSchedule,
+    Plugin,
+    RecipePath,
+    Schedule,
+    hookimpl,
+    load_weights,
+    weights_file,
+)
+
+if TYPE_CHECKING:
+    from ganlab import Run
+
+
+class LPIPSLoss(Plugin):
+    """Mean LPIPS distance of fake and real (Zhang et al. 2018, arXiv:1801.03924).
+
+        sum over layers of  mean over positions of  sum over channels of  w (a / |a| - b / |b|)^2
+
+    `ganlab.LPIPSNetwork` is the distance in full. The weights w come with torchmetrics, those of
+    the network below from a file; nothing is downloaded. Wants colour images of at least 31 pixels
+    a side (alex), 16 (vgg) or 17 (squeeze). A generator trained on one network's LPIPS should be
+    judged by another's.
+    """
+
+    weight: NonNegativeSchedule = Schedule.constant(1.0)
+    """Factor on this term."""
+
+    network: Literal["alex", "vgg", "squeeze"] = "vgg"
+    """AlexNet, VGG16 or SqueezeNet 1.1. The authors advise vgg for training, alex for judging."""
+
+    weights: RecipePath | None = None
+    """The file of weights; by default weights/<torchvision's name of it> in ganlab's cache folder,
+    vgg16-397923af.pth for vgg."""
+
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{8,64}$")
+    """How its digest begins; by default that of the file which torchvision publishes."""
+
+    _network: LPIPSNetwork | None = PrivateAttr(None)
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        network = LPIPSNetwork(self.network)
+        network.check(self, run.real_shape, "real samples")
+        file = weights_file(network.file_name, self.weights)
+        sha256 = self.sha256 or network.sha256
+        load_weights(self, network, file, sha256, network.source, ignored=network.ignored)
+        self._network = network.to(run.device, run.dtype).eval().requires_grad_(False)
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        assert self._network is not None, "no network before run_start"
+        return {f"G/{self.name}": self.weight.value * self._network(fake, real.detach()).mean()}

@@ -1,0 +1,100 @@
+"""Perceptual loss: VGG19 should see the same in the generated image as in the real one."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import AfterValidator, Field, PrivateAttr
+from torch import Tensor
+from torch.nn import functional as F
+
+from ganlab import (
+    NonNegativeSchedule,
+    Plugin,
+    RecipePath,
+    Schedule,
+    VGGFeatures,
+    hookimpl,
+    load_weights,
+    weights_file,
+)
+
+if TYPE_CHECKING:
+    from ganlab import Run
+
+
+def _known(layers: dict[str, float]) -> dict[str, float]:
+    names = [name for name in VGGFeatures.layers("vgg19") if name.startswith("conv")]
+    if unknown := [name for name in layers if name not in names]:
+        raise ValueError(f"VGG19 has no layer '{unknown[0]}'; it has {', '.join(names)}")
+    if not layers or min(layers.values()) <= 0:
+        raise ValueError("name at least one layer, with a factor above 0")
+    return layers
+
+
+class PerceptualLoss(Plugin):
+    """Distance between features of VGG19 (Johnson et al. 2016, arXiv:1603.08155).
+
+        loss = sum over layers l of  layers[l] * mean |s (F_l(fake) - F_l(real))|   or of its square
+
+    F_l is a layer of torchvision's VGG19, which sees the images normalised by ImageNet's mean and
+    deviation, and s is `feature_scale`. Known choices:
+
+    - ESRGAN (arXiv:1809.00219): the defaults, conv5_4 before its ReLU, l1.
+    - Real-ESRGAN (arXiv:2107.10833), BSRGAN, LDL: layers = { conv1_2 = 0.1, conv2_2 = 0.1,
+      conv3_4 = 1.0, conv4_4 = 1.0, conv5_4 = 1.0 }.
+    - SRGAN (arXiv:1609.04802): before_relu = false, kind = "mse", feature_scale = 0.0784.
+
+    Wants the weights of VGG19 in a file; nothing is downloaded. Colour images only. Layers deeper
+    than the deepest named are not computed.
+    """
+
+    weight: NonNegativeSchedule = Schedule.constant(1.0)
+    """Factor on this term."""
+
+    layers: Annotated[dict[str, float], AfterValidator(_known)] = {"conv5_4": 1.0}
+    """Convolution -> factor; convI_J is the J-th of block I."""
+
+    before_relu: bool = True
+    """Take the output of the convolutions, as ESRGAN does, or that of the ReLU after them."""
+
+    kind: Literal["l1", "mse"] = "l1"
+    """The distance between features."""
+
+    feature_scale: float = Field(1.0, gt=0)
+    """Factor on the features before they are compared; SRGAN's is 1 / 12.75."""
+
+    weights: RecipePath | None = None
+    """The file of weights; by default weights/vgg19-dcbb9e9d.pth in ganlab's cache folder."""
+
+    sha256: str = Field("dcbb9e9d", pattern="^[0-9a-fA-F]{8,64}$")
+    """How its digest begins; by default that of the file which torchvision publishes."""
+
+    _network: VGGFeatures | None = PrivateAttr(None)
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        network = VGGFeatures(list(self._factors()))
+        network.check(self, run.real_shape, "real samples")
+        file = weights_file(network.file_name, self.weights)
+        load_weights(self, network, file, self.sha256, network.source, ignored=network.ignored)
+        self._network = network.to(run.device, run.dtype).eval().requires_grad_(False)
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        assert self._network is not None, "no network before run_start"
+        found = self._network(fake)
+        with torch.no_grad():
+            wanted = self._network(real)
+        distance = F.l1_loss if self.kind == "l1" else F.mse_loss
+        size = self.feature_scale
+        terms = [
+            factor * distance(size * found[name], size * wanted[name])
+            for name, factor in self._factors().items()
+        ]
+        return {f"G/{self.name}": self.weight.value * torch.stack(terms).sum()}
+
+    def _factors(self) -> dict[str, float]:
+        """The layers by their names in VGGFeatures."""
+        if self.before_relu:
+            return self.layers
+        return {name.replace("conv", "relu"): factor for name, factor in self.layers.items()}
