@@ -1,0 +1,57 @@
+"""MS-SSIM: structural similarity at five sizes of the image."""
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ganlab import Plugin, hookimpl, luma, require_held_out, ssim_maps
+
+if TYPE_CHECKING:
+    from ganlab import Run
+
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+SMALLEST = 11 * 2 ** (len(WEIGHTS) - 1)  # the 11x11 window must fit after four halvings
+
+
+class MSSSIM(Plugin):
+    """Multi-scale structural similarity of each held-out image, on luma.
+
+        MS-SSIM = mean(SSIM_5)^w_5 * product over scales j = 1..4 of mean(cs_j)^w_j
+        w = 0.0448, 0.2856, 0.3001, 0.2363, 0.1333
+
+    cs_j is the contrast-structure factor of SSIM, scale j + 1 the mean over 2x2 pixels of scale j
+    (Wang, Simoncelli and Bovik 2003, Multi-scale structural similarity for image quality
+    assessment, doi:10.1109/ACSSC.2003.1292216). Window, constants and luma are those of `ssim_y`,
+    and `scale` pixels are shaved. 1 is right, more is better.
+
+    A negative mean of cs_j counts as 0, where the formula has no real value. Images need 176
+    pixels a side after the shave. About 0.2 s for an image of 512 x 512.
+    """
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        require_held_out(self, run, SMALLEST + 2 * run.scale)
+
+    @hookimpl
+    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, float]:
+        shave, (height, width) = run.scale, sr.shape[-2:]
+        if min(height, width) < SMALLEST + 2 * shave:
+            raise self.error(
+                f"needs images of at least {SMALLEST + 2 * shave} pixels a side, not "
+                f"{width} x {height}; leave that image out, or this plugin"
+            )
+        inside = (..., slice(shave, height - shave), slice(shave, width - shave))
+        return {self.name: _ms_ssim(luma(sr[inside]), luma(hr[inside])).mean().item()}
+
+
+def _ms_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """MS-SSIM of float planes in 0..255: [N, 1, H, W] -> [N]."""
+    product = a.new_ones(len(a))
+    for scale, weight in enumerate(WEIGHTS, start=1):
+        luminance, structure = ssim_maps(a, b)
+        factor = luminance * structure if scale == len(WEIGHTS) else structure
+        product = product * factor.mean(dim=(1, 2, 3)).clamp(min=0) ** weight
+        # an odd edge is averaged with its mirror image, so is its own mean
+        a, b = (F.avg_pool2d(planes, 2, ceil_mode=True) for planes in (a, b))
+    return product
