@@ -1,0 +1,76 @@
+"""Dirac-GAN: the smallest game there is, for seeing which methods converge."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ganlab import Plugin, hookimpl
+
+if TYPE_CHECKING:
+    from ganlab import Run
+
+
+class Point(nn.Module):
+    """A generator that makes one number, whatever the condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.ones(1))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return self.theta.expand(len(condition), 1)
+
+
+class Slope(nn.Module):
+    """A discriminator D(x) = psi x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.psi = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.psi * x
+
+
+class Dirac(Plugin):
+    """Dirac-GAN (Mescheder et al. 2018, arXiv:1801.04406): two parameters that play each other.
+
+    All data lies at 0, the generator makes theta, the discriminator is D(x) = psi x; both players
+    begin at 1 and step by plain gradient descent. The equilibrium is theta = psi = 0. It tells
+    methods that converge (r1, r2, consensus, a gradient penalty with target 0, instance noise) from
+    those that circle around it (bce, wasserstein and hinge alone, weight clipping, a gradient
+    penalty with target 1), in seconds; use `precision = "float64"`.
+
+    It is data, both networks and optimizer in one; add the losses and penalties to study. Evaluated
+    as `theta`, `psi` and `radius`, the distance from the equilibrium. Here D steps first, then G;
+    in the authors' experiments with alternating steps G comes first.
+    """
+
+    step_size: float = Field(gt=0, examples=[0.2])
+    """Of both players' gradient steps; the paper's experiments take 0.2."""
+
+    @hookimpl
+    def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
+        return torch.zeros(batch_size, 1, device=device)
+
+    @hookimpl
+    def make_generator(self) -> nn.Module:
+        return Point()
+
+    @hookimpl
+    def make_discriminator(self) -> nn.Module:
+        return Slope()
+
+    @hookimpl
+    def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), lr=self.step_size)
+
+    @hookimpl
+    def evaluate(self, run: "Run") -> dict[str, float]:
+        players = {}
+        for network in (run.G, run.D):
+            assert network is not None
+            players |= {name: value.item() for name, value in network.named_parameters()}
+        return players | {"radius": sum(value**2 for value in players.values()) ** 0.5}
