@@ -4,7 +4,7 @@ import pytest
 import torch
 from ganlab_plugins.pixel_loss import PixelLoss
 
-from ganlab import Schedule
+from ganlab import Schedule, degradation
 
 REAL = torch.zeros(1, 1, 1, 3, dtype=torch.float64)
 FAKE = torch.tensor([0.0, 0.3, -0.4], dtype=torch.float64).reshape(1, 1, 1, 3)
@@ -64,3 +64,15 @@ def test_two_losses_of_one_recipe_are_logged_under_their_own_names():
     plugin = PixelLoss()
     plugin._name = "coarse_loss"
     assert list(plugin.generator_loss(fake=FAKE, real=REAL)) == ["G/coarse_loss"]
+
+
+def test_it_aims_at_the_sharpened_image_when_asked():
+    real = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    sharp = degradation.sharpen(real)
+    assert (sharp - real).abs().max() > 0.05
+    loss = PixelLoss(sharpen=True)
+    assert loss.generator_loss(fake=sharp, real=real)["G/pixel_loss"] == 0
+    expected = (sharp - real).abs().mean().item()
+    assert loss.generator_loss(fake=real, real=real)["G/pixel_loss"].item() == pytest.approx(
+        expected
+    )

@@ -13,6 +13,7 @@ from ganlab import (
     RecipePath,
     Schedule,
     VGGFeatures,
+    degradation,
     hookimpl,
     load_weights,
     weights_file,
@@ -63,6 +64,10 @@ class PerceptualLoss(Plugin):
     feature_scale: float = Field(1.0, gt=0)
     """Factor on the features before they are compared; SRGAN's is 1 / 12.75."""
 
+    sharpen: bool = False
+    """Aim at the real image after unsharp masking, as Real-ESRGAN does (arXiv:2107.10833); what the
+    discriminator sees as real stays as it is."""
+
     weights: RecipePath | None = None
     """The file of weights; by default weights/vgg19-dcbb9e9d.pth in ganlab's cache folder."""
 
@@ -84,7 +89,7 @@ class PerceptualLoss(Plugin):
         assert self._network is not None, "no network before run_start"
         found = self._network(fake)
         with torch.no_grad():
-            wanted = self._network(real)
+            wanted = self._network(degradation.sharpen(real) if self.sharpen else real)
         distance = F.l1_loss if self.kind == "l1" else F.mse_loss
         size = self.feature_scale
         terms = [

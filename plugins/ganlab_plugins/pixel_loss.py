@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
+from ganlab import NonNegativeSchedule, Plugin, Schedule, degradation, hookimpl
 
 CHARBONNIER_EPSILON = 1e-3
 """In the unit of the images; where the Charbonnier loss turns from square to absolute."""
@@ -33,6 +33,10 @@ class PixelLoss(Plugin):
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on this term; beside an adversarial loss often 0.01."""
 
+    sharpen: bool = False
+    """Aim at the real image after unsharp masking, as Real-ESRGAN does (arXiv:2107.10833); what the
+    discriminator sees as real stays as it is."""
+
     @model_validator(mode="after")
     def _delta_belongs_to_huber(self) -> "PixelLoss":
         if self.kind != "huber" and self.delta != type(self).model_fields["delta"].default:
@@ -41,6 +45,7 @@ class PixelLoss(Plugin):
 
     @hookimpl
     def generator_loss(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        real = degradation.sharpen(real) if self.sharpen else real
         if self.kind == "l1":
             loss = F.l1_loss(fake, real)
         elif self.kind == "mse":
