@@ -7,11 +7,13 @@ import pytest
 import torch
 from ganlab_plugins.latent import Latent
 from ganlab_plugins.mlp import MLP
+from ganlab_plugins.stacked_digits import NUM_SAMPLES, StackedDigits, picture
 from scipy import stats
 from torch import Tensor, nn
 
-from ganlab import RecipeError
+from ganlab import RecipeError, read_image
 from ganlab.engine import assemble
+from ganlab.folder import RunFolder
 from ganlab.recipe import load_recipe
 from ganlab.streams import Streams
 
@@ -53,13 +55,29 @@ def test_latent_numbers_have_the_dtype_of_the_images(dtype, distribution):
     assert (z.dtype, z.shape) == (dtype, (1, 1))
 
 
+PHOTOGRAPHS = """\
+import torch
+from ganlab import Plugin, hookimpl
+
+class Photographs(Plugin):
+    @hookimpl
+    def sample_real(self, batch_size):
+        return torch.zeros(batch_size, 3, 8, 8)
+
+    @hookimpl
+    def evaluation_images(self):
+        return {"one": torch.zeros(3, 64, 64, dtype=torch.uint8)}
+"""
+
+
 def test_latent_noise_refuses_images_that_wait_to_be_enlarged(tmp_path: Path):
+    (tmp_path / "photographs.py").write_text(PHOTOGRAPHS)
     recipe = tmp_path / "r.toml"
     recipe.write_text(
-        "iterations = 1\nbatch_size = 1\n[plugins]\nbuiltin = { crop = 8, num_leaves = 1 }\n"
+        'iterations = 1\n[plugins]\nphotographs = { use = "./photographs.py" }\n'
         "latent = { dim = 4 }\nmlp = { width = 2 }\nbce = {}\n"
     )
-    with pytest.raises(RecipeError, match=r"r\.toml:5: plugins\.latent: .*held-out images"):
+    with pytest.raises(RecipeError, match=r"r\.toml:4: plugins\.latent: .*held-out images"):
         assemble(load_recipe(recipe), CPU)
 
 
@@ -119,3 +137,90 @@ def test_a_sigmoid_keeps_images_between_0_and_1():
     assert G(torch.tensor([[0.0], [1.0], [-1.0]])).flatten().tolist() == pytest.approx(
         [0.5, 0.75, 0.25]
     )
+
+
+@pytest.fixture(scope="module")
+def stacked() -> StackedDigits:
+    plugin = StackedDigits()
+    plugin._streams = Streams(0)
+    return plugin
+
+
+def numbers(plugin: StackedDigits, wanted: list[int]) -> Tensor:
+    """An image of each of these numbers, hundreds in the first channel."""
+    images, labels = plugin.digits(CPU)
+    digits = torch.tensor([[n // 100, n // 10 % 10, n % 10] for n in wanted])
+    first = torch.stack([(labels == digit).nonzero()[0, 0] for digit in range(10)])
+    return images[first[digits]]
+
+
+def test_stacked_digits_are_those_of_scikit_learn(stacked: StackedDigits):
+    datasets = pytest.importorskip("sklearn.datasets")
+    found = datasets.load_digits()
+    images, labels = stacked.digits(CPU)
+    assert torch.equal(images * 16, torch.tensor(found.images, dtype=torch.float32))
+    assert torch.equal(labels, torch.tensor(found.target))
+    assert (images.min().item(), images.max().item()) == (0.0, 1.0)
+
+
+def test_every_channel_is_a_digit_of_its_own(stacked: StackedDigits):
+    stacked._streams.moment(0)
+    batch = stacked.sample_real(6000, CPU)
+    assert batch.shape == (6000, 3, 8, 8)
+    images, labels = stacked.digits(CPU)
+    distance, which = torch.cdist(batch.flatten(2).flatten(0, 1), images.flatten(1)).min(1)
+    assert distance.max() < 0.01
+    digits = labels[which].view(-1, 3).double()
+    assert torch.corrcoef(digits.T).fill_diagonal_(0).abs().max() < 0.05
+    assert stats.chisquare(torch.bincount(labels[which])).pvalue > 1e-4
+    stacked._streams.moment(0)
+    assert torch.equal(stacked.sample_real(6000, CPU), batch)
+
+
+def test_the_nearest_digit_is_right_as_often_as_documented(stacked: StackedDigits):
+    images, labels = stacked.digits(CPU)
+    distance = torch.cdist(images.flatten(1), images.flatten(1)).fill_diagonal_(math.inf)
+    assert (labels[distance.argmin(1)] == labels).sum() == 1776  # of 1797: 98.8 %
+
+
+@pytest.mark.parametrize(
+    ("made", "modes", "kl"),
+    [
+        (list(range(1000)), 1000, 0.0),
+        ([0], 1, math.log(1000)),
+        ([7, 70, 700, 777], 4, math.log(250)),
+        ([123, 123, 123, 321], 2, math.log(1000) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)),
+    ],
+)
+def test_modes_and_kl_of_known_numbers(stacked: StackedDigits, made, modes, kl):
+    assert stacked.judge(numbers(stacked, made)) == pytest.approx(
+        {"modes": modes, "mode_kl": kl}, abs=1e-12
+    )
+
+
+def test_the_data_itself_has_all_modes_and_the_kl_that_is_documented(stacked: StackedDigits):
+    figures = stacked.judge(stacked.sample_real(NUM_SAMPLES, CPU))
+    assert figures == pytest.approx({"modes": 1000, "mode_kl": 0.020}, abs=0.002)
+
+
+def test_stacked_digits_are_judged_and_drawn_by_a_run(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("ganlab_plugins.stacked_digits.NUM_SAMPLES", 100)
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        "iterations = 1\nbest_metric = 'modes'\n[plugins]\nstacked_digits = {}\n"
+        "latent = { dim = 4 }\nmlp = { width = 2, output = 'sigmoid' }\nbce = {}\n"
+    )
+    (tmp_path / "samples").mkdir()
+    run = assemble(load_recipe(recipe), CPU, RunFolder(tmp_path))
+    (figures,) = run.hook.evaluate(run=run, generator=run.G, judged=[])
+    assert 1 <= figures["modes"] < 20
+    assert read_image(tmp_path / "samples" / "0000000.png").shape == (3, 18 + 8 * 36, 16 * 36)
+
+
+def test_samples_are_drawn_at_the_left_and_data_at_the_right():
+    made = torch.linspace(-0.5, 1.5, 64).view(-1, 1, 1, 1).expand(64, 3, 8, 8)
+    image = picture(made, torch.zeros(64, 3, 8, 8))
+    cells = image[0, 18:].view(8, 36, 16, 36)[:, 18, :, 18]
+    expected = (made[:, 0, 0, 0].clamp(0, 1) * 255).round().to(torch.uint8)
+    assert torch.equal(cells[:, :8].flatten(), expected)
+    assert not cells[:, 8:].any()
