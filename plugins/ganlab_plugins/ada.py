@@ -1,7 +1,7 @@
 """Adaptive discriminator augmentation: as much augmentation as keeps D from overfitting."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -87,6 +87,11 @@ class ADA(Plugin):
         start = self.initial_p if self.fixed_p is None else self.fixed_p
         self._p = torch.tensor(start, dtype=torch.float64)
         self._signs = torch.zeros(2, dtype=torch.float64)
+
+    def doubts(self, others: Sequence[Plugin]) -> list[str]:
+        if self.fixed_p is not None or not any(other.wants_bounded_slope for other in others):
+            return []
+        return ["steers by the sign of D's logits, which is no verdict for a critic; set fixed_p"]
 
     @hookimpl
     def run_start(self, run: "Run") -> None:
