@@ -133,7 +133,7 @@ def test_weights_of_another_network_are_refused_with_what_differs(tiny, states, 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("absent.pth", None, r"absent\.pth: no such file"),
+        ("absent.pth", None, r"absent\.pth: no such weights file"),
         ("text.pth", b"weights", "cannot be read as a file of weights"),
         ("empty.pth", b"", "cannot be read as a file of weights"),
     ],

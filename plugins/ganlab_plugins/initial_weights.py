@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import Field
 from torch import nn
 
 from ganlab import Plugin, RecipePath, fill_network, hookimpl, read_weights
@@ -23,7 +24,7 @@ class InitialWeights(Plugin):
     resumed run reads the files too, and then its checkpoint replaces all.
     """
 
-    generator: RecipePath | None = None
+    generator: RecipePath | None = Field(None, examples=["generator.safetensors"])
     """File of the generator's weights."""
 
     discriminator: RecipePath | None = None
@@ -53,7 +54,7 @@ class InitialWeights(Plugin):
 
     def _fill(self, network: nn.Module, file: Path, option: str) -> None:
         if not file.is_file():
-            raise self.error(f"{file}: no such file; correct the path", option)
+            raise self.error(f"{file}: no such weights file; correct the path", option)
         state = read_weights(self, file)
         try:
             network.load_state_dict(state)  # which may know older names of its tensors
