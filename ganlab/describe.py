@@ -22,7 +22,7 @@ _BOUNDS = {
     "exclusiveMaximum": "less than",
     "enum": "one of",
 }
-# what a plugin is, by the first of these hooks that it answers itself or, at last, wraps
+# what a plugin is, by the first of these hooks that it answers
 _KINDS = {
     "sample_real": "data",
     "make_generator": "generators",
@@ -71,13 +71,12 @@ def describe_plugins(name: str | None = None, hook: str | None = None) -> list[d
 
 
 def _kind(plugin: type[Plugin], hooks: list[str]) -> str:
-    wrapped = {hook for hook in hooks if getattr(plugin, hook).ganlab_impl["wrapper"]}
-    chained = {"degrade", "augment", "labels"}  # always wrappers
-    for candidates in (set(hooks) - (wrapped - chained), wrapped):
-        for hook, kind in _KINDS.items():
-            if hook in candidates:
-                return kind
-    return "training"
+    wraps = {hook for hook in hooks if getattr(plugin, hook).ganlab_impl["wrapper"]}
+    for hook, kind in _KINDS.items():
+        # chained hooks are always wrappers; to wrap another's loss is to watch D, not to define it
+        if hook in hooks and (hook not in wraps or hook != "discriminator_loss"):
+            return kind
+    return "what the discriminator sees" if "discriminator_loss" in wraps else "training"
 
 
 def _options(plugin: type[Plugin]) -> list[dict[str, Any]]:

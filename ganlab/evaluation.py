@@ -57,18 +57,17 @@ def judge_images(
     """
     scale = run.scale
     for name, image in images.items():
-        run.streams.moment("evaluation", name)  # what is drawn depends on no other image
         height, width = (side - side % scale for side in image.shape[-2:])
         hr = image[None, :, :height, :width].to(run.device)
         grey = hr.shape[1] == 1
         with torch.no_grad():
-            lr = _degraded(run, hr.expand(-1, 3, -1, -1))
+            lr = _degraded(run, name, hr.expand(-1, 3, -1, -1))
             sr = upscale(generator, lr, scale)
             enlarged = resize(lr, (height, width))
         made = [to_uint8(picture) for picture in (sr, enlarged, lr)]
         scores: list[dict[str, float]] = []
         for picture in made[: 1 + score_bicubic]:
-            again = to_uint8(_degraded(run, picture))
+            again = to_uint8(_degraded(run, name, picture))
             shown = _grey(picture) if grey else picture
             own = _scores(shown, hr, scale) | {"lr_psnr": _mean(psnr(again, made[2], 0))}
             with torch.no_grad():
@@ -168,7 +167,8 @@ def _header(width: int) -> Tensor:
     return pixels.view(1, 18, width).expand(3, -1, -1)
 
 
-def _degraded(run: "Run", images: Tensor) -> Tensor:
+def _degraded(run: "Run", name: str, images: Tensor) -> Tensor:
+    run.streams.moment("evaluation", name)  # the same blur and noise for HR, SR and bicubic
     return run.hook.degrade(images=to_float(images).to(run.dtype))
 
 

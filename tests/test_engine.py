@@ -248,3 +248,18 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match=r"iteration 2: G/bad is not finite"):
         journal.record(2, {"G/good": torch.tensor(1.0), "G/bad": torch.tensor(float("nan"))})
     assert len((tmp_path / "stats.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_perfect_answer_is_consistent_with_its_lr_under_random_noise_too(tiny: Path) -> None:
+    from ganlab.evaluation import judge_images
+
+    run = build(tiny, "gaussian_noise={}")
+    hr = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+
+    class Perfect(torch.nn.Module):
+        def forward(self, lr: Tensor) -> Tensor:
+            return hr[None] / 255
+
+    (judged,) = judge_images({"a": hr}, Perfect(), run)
+    assert judged.scores["lr_psnr"] == float("inf")
+    assert judged.bicubic_scores["lr_psnr"] < 60

@@ -1,7 +1,6 @@
 """Every recipe in recipes/ passes `ganlab check`, and trains."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +8,14 @@ import torch
 from click.testing import CliRunner
 
 from ganlab.cli import main
-from ganlab.discover import find_plugin, installed
+from ganlab.discover import find_plugin
 from ganlab.images import write_png
 from ganlab.recipe_file import Origin, read_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+
+pytestmark = pytest.mark.usefixtures("seeded_weights")
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +26,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = torch.randint(0, 256, (3, 120, 140), dtype=torch.uint8)
         write_png(image, folder / part / "a.png")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def seeded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a recipe wants a file of published weights, the network keeps those it was built with."""
-    for name in installed():
-        find_plugin(name, Origin(None, text=name), Path())
-    for module in [m for n, m in sys.modules.items() if n.startswith("ganlab_plugins.")]:
-        if hasattr(module, "load_weights"):
-            monkeypatch.setattr(module, "load_weights", lambda *arguments, **options: None)
 
 
 def small(recipe: Path, photographs: Path) -> list[str]:
