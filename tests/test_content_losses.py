@@ -174,6 +174,14 @@ def test_an_inverted_image_has_a_finite_gradient():
     assert value > 0.9 and fake.grad.isfinite().all()
 
 
+def test_a_scale_without_likeness_does_not_silence_the_others():
+    noise = images(1, (3, 24, 24)) - 0.5
+    smooth = torch.linspace(0.2, 0.8, 24, dtype=torch.float64).expand(1, 3, 24, 24)
+    fake = (smooth - 0.3 * noise).requires_grad_()  # the finest contrast factor is negative
+    value_of(MSSSIMLoss(scales=2), fake, smooth + 0.3 * noise).backward()
+    assert fake.grad.isfinite().all() and fake.grad.abs().max() > 1e-6
+
+
 @pytest.mark.parametrize(
     ("plugin", "side"), [(SSIMLoss(), 11), (MSSSIMLoss(), 176), (MSSSIMLoss(scales=3), 44)]
 )

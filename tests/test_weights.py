@@ -85,6 +85,15 @@ def test_another_digest_is_refused_before_the_file_is_opened(tmp_path):
         load(file, sha256="dcbb9e9d")
 
 
+@pytest.mark.parametrize("place", [0, 7, 63])
+def test_every_digit_of_the_digest_counts(tmp_path, state, place):
+    file = saved(tmp_path, state)
+    right = digest(file)
+    wrong = right[:place] + ("1" if right[place] == "0" else "0") + right[place + 1 :]
+    with pytest.raises(RecipeError, match="is not the expected file"):
+        load(file, sha256=wrong)
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [

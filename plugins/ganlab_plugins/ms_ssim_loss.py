@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW = 11
-LEAST = 1e-6  # a power below 1 has no finite slope at 0
+LEAST = 1e-6  # and not 0, which would silence the other factors of the product
 
 
 class MSSSIMLoss(Plugin):
