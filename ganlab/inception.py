@@ -1,16 +1,12 @@
 """The Inception network of FID and KID, built without a download."""
 
 import io
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-INCEPTION_SOURCE = (
-    f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
-)
 
 
 class InceptionFeatures(FeatureExtractorInceptionV3):
@@ -21,6 +17,10 @@ class InceptionFeatures(FeatureExtractorInceptionV3):
 
     :param dims: of the features: 64, 192, 768, or 2048, the pooled ones before the last layer.
     """
+
+    file_name = "weights-inception-2015-12-05-6726825d.pth"
+    sha256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+    source = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{file_name}"
 
     def __init__(self, dims: int = 2048) -> None:
         empty = io.BytesIO()
@@ -33,11 +33,11 @@ class InceptionFeatures(FeatureExtractorInceptionV3):
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # the published file has none
 
-    def load_state_dict(self, state_dict, strict=True, assign=False):  # type: ignore[no-untyped-def]
-        if state_dict:
-            return super().load_state_dict(state_dict, strict, assign)
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if state_dict:  # not the empty one above
+            return super().load_state_dict(state_dict, *args, **kwargs)
         return None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of uint8 images [N, 3, H, W]: float32 [N, dims]."""
-        return super().forward(images)[0]
+        """Features of uint8 images [N, 3, H, W], 32 in the network at once: float32 [N, dims]."""
+        return torch.cat([super(InceptionFeatures, self).forward(b)[0] for b in images.split(32)])
