@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -61,13 +62,16 @@ def load_weights(
 
 
 def read_weights(plugin: Plugin, file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth or .pt file, out of the wrapper that trainers put around.
+    """The tensors of a .safetensors, .npz, .pth or .pt file, out of the wrapper of a trainer.
 
     :raises RecipeError: when it is no such file.
     """
     try:
         if file.suffix == ".safetensors":
             return dict(load_file(file))
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(array) for name, array in arrays.items()}
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         first = str(error).partition("\n")[0]
