@@ -241,13 +241,14 @@ def test_the_approximation_looks_at_its_own_side(kind, side):
     assert penalty(kind(), Square(), *reversed(sides)).item() < 1e-4
 
 
+@pytest.mark.parametrize("kind", [ApproximateR1, ApproximateR2])
 @pytest.mark.parametrize(("reduce", "slope"), [("mean", 2 / 6), ("sum", 2.0)])
-def test_the_approximation_reduces_a_map_as_r1_does(reduce, slope):
+def test_the_approximation_reduces_a_map_as_r1_does(kind, reduce, slope):
     x = images(2, (1, 2, 3))
     torch.manual_seed(0)
     n = torch.randn(x.shape, dtype=torch.float64).flatten(1)
     expected = 100 * (0.01 * slope * n.sum(1)).square().mean()
-    value = penalty(ApproximateR1(patch_reduce=reduce), Pixels(), x, x)
+    value = penalty(kind(patch_reduce=reduce), Pixels(), x, x)
     assert value.item() == pytest.approx(expected.item())
 
 

@@ -10,6 +10,7 @@ from ganlab_plugins.orthogonal import Orthogonal
 from ganlab_plugins.spectral_norm import SpectralNorm
 from pydantic import ValidationError
 from torch import nn
+from torch.nn import utils
 from torch.nn.utils import parametrizations, parametrize
 
 from ganlab import Schedule
@@ -91,7 +92,9 @@ def test_nothing_to_normalise_is_refused(options):
         wrapper.send([network])
 
 
-@pytest.mark.parametrize("norm", [parametrizations.spectral_norm, parametrizations.weight_norm])
+@pytest.mark.parametrize(
+    "norm", [parametrizations.spectral_norm, parametrizations.weight_norm, utils.spectral_norm]
+)
 def test_a_layer_with_a_norm_of_its_weights_is_refused(norm):
     wrapper = SpectralNorm().make_discriminator()
     next(wrapper)

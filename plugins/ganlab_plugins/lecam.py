@@ -56,7 +56,7 @@ class Lecam(Plugin):
             now = torch.stack([real_logits.mean(), fake_logits.mean()])
             later = torch.lerp(means, now, 1 - self.decay * self._active)
             means.copy_(torch.where(means.isnan(), now, later))
-        real, fake = means.clone()  # the next step writes into means before this graph is gone
+        real, fake = means
         gap = (real_logits - fake).relu().square().mean()
         gap = gap + (real - fake_logits).relu().square().mean()
         return {f"D/{self.name}": self.weight.value * self._active * gap}
