@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ganlab.adaptive import AdaptiveProbability
     from ganlab.engine import Run
     from ganlab.errors import Diverged, GanlabError, RecipeError
     from ganlab.evaluation import Judged
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AdaptiveProbability": "adaptive",
     "Batch": "plugin",
     "DISTSNetwork": "perceptual",
     "Diverged": "errors",
@@ -81,6 +83,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AdaptiveProbability",
     "Batch",
     "DISTSNetwork",
     "Diverged",

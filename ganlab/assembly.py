@@ -47,9 +47,9 @@ def implementations(manager: PluginManager, hook: str) -> list[tuple[Plugin, Hoo
     return [(i.plugin, i) for i in caller.get_hookimpls() if isinstance(i.plugin, Plugin)]
 
 
-def providers(manager: PluginManager, hook: str) -> list[tuple[Plugin, HookImpl]]:
-    """The plugins that answer a hook themselves, and do not merely wrap another's answer."""
-    return [(plugin, impl) for plugin, impl in implementations(manager, hook) if not impl.wrapper]
+def providers(manager: PluginManager, hook: str) -> list[Plugin]:
+    """The plugins that answer a hook and do not merely wrap another's answer, in recipe order."""
+    return [plugin for plugin, impl in implementations(manager, hook) if not impl.wrapper]
 
 
 def adversarial(manager: PluginManager) -> list[tuple[Plugin, HookImpl]]:
@@ -84,7 +84,7 @@ def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
     required = (*_ONE, *(_WITH_D if with_d else ()))
     for hook in (*required, *_AT_MOST_ONE):
         wanted = recipe.num_discriminators if hook == "make_discriminator" and with_d else 1
-        names = [plugin.name for plugin, _ in providers(manager, hook)]
+        names = [plugin.name for plugin in providers(manager, hook)]
         exactly = "exactly" if hook in required else "at most"
         count = "one plugin" if wanted == 1 else f"{wanted} plugins"
         rule = f"{recipe.file}: {exactly} {count} must provide {hook}"
@@ -139,7 +139,8 @@ def _check_reach(manager: PluginManager, recipe: Recipe) -> None:
         )
     if recipe.d_steps == 0:
         return
-    loss, impl = providers(manager, "discriminator_loss")[0]
+    losses = implementations(manager, "discriminator_loss")
+    loss, impl = next((plugin, impl) for plugin, impl in losses if not impl.wrapper)
     if not {"real_label", "fake_label"} & set(impl.argnames):
         for plugin, _ in implementations(manager, "labels"):
             raise plugin.error(
@@ -157,12 +158,15 @@ def doubts(recipe: Recipe) -> list[str]:
     ]
 
 
-def check_sample_independence(recipe: Recipe, discriminator: nn.Module, images: Tensor) -> None:
+def check_sample_independence(
+    recipe: Recipe, owner: Plugin, discriminator: nn.Module, images: Tensor
+) -> None:
     """Refuse a per-sample penalty on a discriminator that mixes the images of a batch.
 
     Measured, not guessed: on a probe batch, the gradient of one image's logits with respect to
     the other images must be zero. So it holds for anybody's discriminator.
 
+    :param owner: the plugin that made the discriminator.
     :param images: at least two.
     """
     demanding = [plugin for plugin in recipe.plugins.values() if plugin.per_sample]
@@ -177,7 +181,6 @@ def check_sample_independence(recipe: Recipe, discriminator: nn.Module, images: 
     if not gradient[1:].any():
         return
     norms = [m for m in discriminator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    owner = next(p for p in recipe.plugins.values() if hasattr(type(p), "make_discriminator"))
     what = (
         f"without batch norm, and {owner.name} has {len(norms)} such layers"
         if norms

@@ -10,7 +10,13 @@ from pluggy import HookCaller, HookRelay, PluginManager
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ganlab.assembly import adversarial, check_sample_independence, implementations, register
+from ganlab.assembly import (
+    adversarial,
+    check_sample_independence,
+    implementations,
+    providers,
+    register,
+)
 from ganlab.checkpoint import save_checkpoint, save_generator
 from ganlab.device import autocast
 from ganlab.errors import Diverged, RecipeError
@@ -103,8 +109,9 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     run.real_shape = tuple(batch.real.shape[1:])
     if recipe.d_steps:
         run.D = build_network(run, "make_discriminator", tuple(shown.shape[1:]))
-        for D in discriminators(run):
-            check_sample_independence(recipe, D, shown)
+        owners = providers(run.manager, "make_discriminator")
+        for owner, D in zip(owners, discriminators(run), strict=True):
+            check_sample_independence(recipe, owner, D, shown)
         run.D_optimizer = run.hook.make_optimizer(module=run.D, role="discriminator")
     run.G = build_network(run, "make_generator", run.real_shape)
     run.G_optimizer = run.hook.make_optimizer(module=run.G, role="generator")
@@ -142,13 +149,21 @@ def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
 
 
 def build_network(run: Run, hook: str, real_shape: tuple[int, ...]) -> nn.Module:
-    """A network whose initial weights are a function of the seed and its role alone."""
-    run.streams.moment("weights", hook)
-    made = getattr(run.hook, hook)(condition_shape=run.condition_shape, real_shape=real_shape)
-    if isinstance(made, list):  # of discriminators; pluggy asks the last of the recipe first
-        made = made[0] if len(made) == 1 else nn.ModuleList(reversed(made))
-    module: nn.Module = made.to(run.device, run.dtype)
-    return module
+    """A network whose initial weights are a function of the seed and its role alone.
+
+    Several discriminators become a ModuleList, in the order of the recipe.
+    """
+    made: list[nn.Module] = []
+    plugins = providers(run.manager, hook)
+    for number, plugin in enumerate(plugins):
+        # each by itself, so that one more leaves the weights of those before it as they are
+        others = [other for other in plugins if other is not plugin]
+        build = run.manager.subset_hook_caller(hook, others)
+        run.streams.moment("weights", hook, *([number] if number else []))
+        answer = build(condition_shape=run.condition_shape, real_shape=real_shape)
+        made += answer if isinstance(answer, list) else [answer]
+    module = made[0] if len(made) == 1 else nn.ModuleList(made)
+    return module.to(run.device, run.dtype)
 
 
 def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> str:

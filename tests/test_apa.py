@@ -52,7 +52,7 @@ def steered(plugin, signs, batch_size=64):
         manager.hook.discriminator_loss(
             real_logits=one, fake_logits=one, real_label=one, fake_label=one
         )
-        plugin._steer(batch_size)
+        plugin.steered({"D/adversarial": one}, batch_size)
         seen.append(plugin._p.item())
     return seen
 

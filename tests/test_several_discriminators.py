@@ -61,6 +61,12 @@ def test_they_are_built_in_the_order_of_the_recipe_and_share_one_optimizer(tiny:
     assert {id(p) for p in held} == {id(p) for p in run.D.parameters()}
 
 
+def test_one_more_leaves_the_initial_weights_of_the_first_as_they_are(tiny: Path) -> None:
+    alone, first = build(tiny).D, build(tiny, *TWO).D[0]
+    for mine, same in zip(alone.parameters(), first.parameters(), strict=True):
+        assert torch.equal(mine, same)
+
+
 def test_two_of_equal_options_begin_with_different_weights_that_the_seed_decides(
     tiny: Path,
 ) -> None:

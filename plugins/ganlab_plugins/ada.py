@@ -1,18 +1,14 @@
 """Adaptive discriminator augmentation: as much augmentation as keeps D from overfitting."""
 
 import math
-from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Generator
+from typing import Literal
 
 import torch
-from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from ganlab import Batch, Plugin, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import AdaptiveProbability, Batch, hookimpl
 
 # of the paper's code; the deviations of brightness and of shifts are those of its -1..1 and of
 # a side, those of scale, contrast and saturation are in powers of two
@@ -27,18 +23,18 @@ HUE_MAX = math.pi
 SATURATION_STD = 1.0
 
 
-class ADA(Plugin):
+class ADA(AdaptiveProbability):
     """Adaptive discriminator augmentation (StyleGAN2-ADA; Karras et al. 2020, arXiv:2006.06676).
 
     Each transformation befalls each image that D sees, real and fake, in the D step and in the G
-    step, with probability p. p begins at 0; after every `every` D steps it goes
+    step, with probability p, which follows
 
         p <- max(0, p + sign(r - target) * batch * every / (speed * 1000)),  r = mean sign(D(real))
 
-    r, over all logits since the last time, is 1 when D knows the training images by heart and 0
-    when it guesses. It means something only where the sign of a logit is D's verdict, as with bce
-    and hinge; with wasserstein set `fixed_p`. p is logged as `D/<name>_p`; it stands still while D
-    does not train.
+    after every `every` D steps from 0 on, r over all logits since the last time: 1 when D knows
+    the training images by heart, 0 when it guesses. It means something only where the sign of a
+    logit is D's verdict, as with bce and hinge; with wasserstein set `fixed_p`. Logged as
+    `D/<name>_p`; it stands still while D does not train.
 
     The pipeline, in this order: `blit` is mirroring, quarter turns and shifts by whole pixels;
     `geom` is scaling, turning, stretching, turning and shifting; `color` is brightness, contrast,
@@ -56,52 +52,11 @@ class ADA(Plugin):
     pipeline: Literal["blit", "geom", "color", "bg", "bgc"] = "bgc"
     """Which transformations; all but `blit` and `color` blur a little, real and fake alike."""
 
-    target: float = Field(0.6, gt=-1, lt=1)
-    """The wanted mean sign of D's logits on real images; a lower one augments more."""
-
-    speed: float = Field(500.0, gt=0)
-    """Thousands of real images seen while p can move by 1; 100 suits fine-tuning (paper's code)."""
-
-    every: int = Field(4, ge=1)
-    """D steps from one change of p to the next."""
-
-    initial_p: float = Field(0.0, ge=0, le=1)
-    """Probability to begin with."""
-
-    fixed_p: float | None = Field(None, ge=0, le=1)
-    """A probability that stays; the options that move it may then not be set."""
-
-    _p: Tensor = PrivateAttr()
-    _signs: Tensor = PrivateAttr()  # of the real logits: the sum of their means, and how many
-    _num_steps: int = PrivateAttr(0)
-
-    @model_validator(mode="after")
-    def _fixed_or_moving(self) -> "ADA":
-        for name in ("target", "speed", "every", "initial_p"):
-            changed = getattr(self, name) != type(self).model_fields[name].default
-            if self.fixed_p is not None and changed:
-                raise ValueError(f"{name} has no effect beside fixed_p; leave one of them out")
-        return self
-
-    def model_post_init(self, _: Any) -> None:
-        start = self.initial_p if self.fixed_p is None else self.fixed_p
-        self._p = torch.tensor(start, dtype=torch.float64)
-        self._signs = torch.zeros(2, dtype=torch.float64)
-
-    def doubts(self, others: Sequence[Plugin]) -> list[str]:
-        if self.fixed_p is not None or not any(other.wants_bounded_slope for other in others):
-            return []
-        return ["steers by the sign of D's logits, which is no verdict for a critic; set fixed_p"]
-
-    @hookimpl
-    def run_start(self, run: "Run") -> None:
-        self._p, self._signs = self._p.to(run.device), self._signs.to(run.device)
-
     @hookimpl(wrapper=True)
     def augment(self) -> Generator[None, Tensor, Tensor]:
         images = yield
         self._check(images)
-        draws = Draws(len(images), self._p.to(images.device), self.rng)
+        draws = Draws(len(images), self.p.to(images.device), self.rng)
         if self.pipeline != "color":
             height, width = images.shape[2:]
             inverse = draws.nothing(3)
@@ -113,6 +68,12 @@ class ADA(Plugin):
         if self.pipeline in ("color", "bgc"):
             images = recolor(images, colors(draws))
         return images
+
+    @hookimpl(wrapper=True)
+    def discriminator_step(
+        self, batch: Batch
+    ) -> Generator[None, dict[str, Tensor], dict[str, Tensor]]:
+        return self.steered((yield), len(batch.real))
 
     def _check(self, images: Tensor) -> None:
         if images.dim() != 4:
@@ -127,36 +88,6 @@ class ADA(Plugin):
                 'set pipeline = "bg"',
                 "pipeline",
             )
-
-    @hookimpl(wrapper=True)
-    def discriminator_loss(self, real_logits: Tensor) -> Generator[None, Tensor, Tensor]:
-        self._signs[0] += real_logits.detach().sign().mean()
-        self._signs[1] += 1
-        return (yield)
-
-    @hookimpl(wrapper=True)
-    def discriminator_step(
-        self, batch: Batch
-    ) -> Generator[None, dict[str, Tensor], dict[str, Tensor]]:
-        losses = yield
-        if self.fixed_p is not None or not losses:  # without losses D did not step
-            return losses
-        self._num_steps += 1
-        if self._num_steps % self.every == 0:
-            # the sign of the mean less the target, and 0 when there was no logit to look at
-            direction = (self._signs[0] - self.target * self._signs[1]).sign()
-            stride = len(batch.real) * self.every / (self.speed * 1000)
-            self._p.add_(direction * stride).clamp_(min=0)
-            self._signs.zero_()
-        return losses | {f"D/{self.name}_p": self._p.clone()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"p": self._p.clone(), "signs": self._signs.clone(), "num_steps": self._num_steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._p.copy_(state["p"])
-        self._signs.copy_(state["signs"])
-        self._num_steps = state["num_steps"]
 
 
 class Draws:

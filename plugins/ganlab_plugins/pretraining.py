@@ -30,7 +30,8 @@ class Pretraining(Plugin):
 
     @hookimpl
     def run_start(self, run: "Run") -> None:
-        content = [impl.plugin for impl in run.content_loss.get_hookimpls()]
+        found = [impl.plugin for impl in run.content_loss.get_hookimpls()]
+        content = [plugin for plugin in found if isinstance(plugin, Plugin)]
         if not content:
             raise self.error("there is no content loss to pretrain on; add one, such as pixel_loss")
         names = [plugin.name for plugin in content]

@@ -36,7 +36,7 @@ class RandomResize(Plugin):
     ] = (0.2, 0.7, 0.1)
     """Of up, down and keep; they sum to 1."""
 
-    to_scale: int | None = Field(None, ge=1, le=8)
+    to_scale: int | None = Field(None, ge=1, le=8, examples=[4])
     """Resize to the size of HR over this instead of by a random factor."""
 
     modes: tuple[degradation.Mode, ...] = Field(degradation.MODES, min_length=1)
