@@ -69,7 +69,7 @@ class Dirac(Plugin):
 
     @hookimpl
     def evaluate(self, run: "Run") -> dict[str, float]:
-        players = {}
+        players: dict[str, float] = {}
         for network in (run.G, run.D):
             assert network is not None
             players |= {name: value.item() for name, value in network.named_parameters()}
