@@ -1,10 +1,12 @@
 """What toy problems are made of: latent noise, perceptrons, and digits in three channels."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from ganlab_plugins.latent import Latent
 from ganlab_plugins.mlp import MLP
 from ganlab_plugins.stacked_digits import NUM_SAMPLES, StackedDigits, picture
@@ -12,12 +14,14 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ganlab import RecipeError, read_image
+from ganlab.cli import main
 from ganlab.engine import assemble
 from ganlab.folder import RunFolder
 from ganlab.recipe import load_recipe
 from ganlab.streams import Streams
 
 CPU = torch.device("cpu")
+RECIPES = Path(__file__).parents[1] / "recipes" / "toy"
 
 
 def noise(images: Tensor, seed: int = 0, **options: object) -> Tensor:
@@ -224,3 +228,15 @@ def test_samples_are_drawn_at_the_left_and_data_at_the_right():
     expected = (made[:, 0, 0, 0].clamp(0, 1) * 255).round().to(torch.uint8)
     assert torch.equal(cells[:, :8].flatten(), expected)
     assert not cells[:, 8:].any()
+
+
+@pytest.mark.long
+def test_r1_covers_the_ring_evenly(tmp_path: Path):
+    arguments = ["run", str(RECIPES / "ring_r1.toml"), "--device", "cpu", "--name", "ring"]
+    result = CliRunner().invoke(main, [*arguments, "--runs", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    scores = json.loads((tmp_path / "ring" / "status.json").read_text())["scores"]
+    assert scores["modes"] == 8
+    assert scores["near"] > 0.85
+    assert scores["mode_kl"] <= 0.01
+    assert scores["energy_distance"] <= 0.02
