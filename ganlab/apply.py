@@ -1,31 +1,42 @@
 """Using a finished run: scores on a folder of images, and photographs enlarged."""
 
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from pluggy import HookImpl
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
+from ganlab.engine import Run
 from ganlab.errors import RecipeError
-from ganlab.evaluation import judge_images, means
+from ganlab.evaluation import Judged, judge_images, means
 from ganlab.images import list_images, read_image, split_alpha, write_png
 from ganlab.metrics import WINDOW
 from ganlab.resampling import resize, to_float, to_uint8
 from ganlab.session import load_for_use
+from ganlab.steps import merged
 from ganlab.upscale import upscale
 
 
 def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str, Any]:
     """Scores of every image of a folder, of the generator and of bicubic, and their means.
 
-    :returns: {"scale", "images": {name: {"generator": {...}, "bicubic": {...}}}, "mean": {...}}.
+    "set" is what the recipe's plugins say of all the images together; empty without such plugins.
+
+    :returns: {"scale", "images": {name: {"generator": {...}, "bicubic": {...}}},
+        "mean": {"generator": {...}, "bicubic": {...}}, "set": the same}.
     """
     if not data.is_dir():
         raise RecipeError(f"--data {data}: no such folder")
     loaded, generator, _ = load_for_use(run, weights, device)
+    of_sets = [impl for impl in loaded.hook.evaluate.get_hookimpls() if "judged" in impl.argnames]
     rows: dict[str, Any] = {}
+    kept: list[Judged] = []
     for path in list_images(data):
         name = str(path.relative_to(data))
         image = read_image(path, keep_grey=True)
@@ -33,22 +44,45 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
             raise RecipeError(f"{path}: too small to score at x{loaded.scale}; leave it out")
         for judged in judge_images({name: image}, generator, loaded):
             rows[name] = {"generator": judged.scores, "bicubic": judged.bicubic_scores}
+            kept += [judged] if of_sets else []  # whole folders of images in memory
     mean = {who: means([row[who] for row in rows.values()]) for who in ("generator", "bicubic")}
-    return {"run": run, "data": str(data), "scale": loaded.scale, "images": rows, "mean": mean}
+    by_bicubic = [replace(item, sr=item.bicubic) for item in kept]
+    figures = {
+        "generator": _figures(loaded, generator, of_sets, kept),
+        "bicubic": _figures(loaded, generator, of_sets, by_bicubic),
+    }
+    found = {"images": rows, "mean": mean, "set": figures}
+    return {"run": run, "data": str(data), "scale": loaded.scale, **found}
+
+
+def _figures(
+    run: Run, generator: nn.Module, plugins: list[HookImpl], judged: list[Judged]
+) -> dict[str, float]:
+    """What the plugins that judge a set of images say of it, with equal random numbers each time.
+
+    Those that judge something else, such as the networks or fresh samples, need a run in training.
+    """
+    run.streams.moment("evaluation")
+    known = {"run": run, "generator": generator, "judged": judged}
+    terms: list[dict[str, float]] = []
+    with torch.no_grad():
+        for plugin in plugins:
+            asked = {name: known[name] for name in plugin.argnames}
+            terms.append(cast(dict[str, float], plugin.function(**asked)))
+    return merged(run, terms)
 
 
 def show_scores(found: dict[str, Any]) -> None:
-    """The table of `evaluate_folder` on stdout."""
-    table = Table(box=None, pad_edge=False)
-    names = list(found["mean"]["generator"])
-    for title in ("image", "", *names):
-        table.add_column(title, justify="left" if title in ("image", "") else "right", no_wrap=True)
-    for image, row in {**found["images"], f"mean of {len(found['images'])}": found["mean"]}.items():
-        table.add_row(image, "generator", *(_shown(n, row["generator"][n]) for n in names))
-        table.add_row("", "bicubic", *(_shown(n, row["bicubic"][n]) for n in names))
-    console = Console(highlight=False)
-    width = console.width if console.is_terminal else 160
-    console.print(table, width=width, no_wrap=True)
+    """The tables of `evaluate_folder` on stdout."""
+    rows = {**found["images"], f"mean of {len(found['images'])}": found["mean"]}
+    # into a file or a pipe, where there is no width to fit
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    room = console.width - max(len(title) for title in rows) - len("  generator")
+    for names in _fitting(list(found["mean"]["generator"]), room):
+        console.print(_table(rows, names), no_wrap=True)
+    for names in _fitting(list(found["set"]["generator"]), room):
+        whole = {f"set of {len(found['images'])}": found["set"]}
+        console.print(_table(whole, names), no_wrap=True)
     console.print(
         f"x{found['scale']}; _y: BT.601 luma in 16-235, {found['scale']} pixels shaved; "
         "lr_psnr: of the SR degraded again; hf_ratio: share of the HR's fine detail",
@@ -56,8 +90,32 @@ def show_scores(found: dict[str, Any]) -> None:
     )
 
 
+def _fitting(names: list[str], room: int) -> Iterator[list[str]]:
+    """The columns of one table after another, each as wide as fits."""
+    group: list[str] = []
+    for name in names:
+        if group and sum(max(len(n), 9) + 2 for n in [*group, name]) > room:
+            yield group
+            group = []
+        group.append(name)
+    if group:
+        yield group
+
+
+def _table(rows: dict[str, Any], names: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("image", "", *names):
+        table.add_column(title, justify="left" if title in ("image", "") else "right", no_wrap=True)
+    for image, row in rows.items():
+        table.add_row(image, "generator", *(_shown(n, row["generator"][n]) for n in names))
+        table.add_row("", "bicubic", *(_shown(n, row["bicubic"][n]) for n in names))
+    return table
+
+
 def _shown(name: str, value: float) -> str:
-    return f"{value:.4f}" if name.startswith(("ssim", "hf")) else f"{value:.2f}"
+    if "psnr" in name:
+        return f"{value:.2f}"
+    return f"{value:.4f}" if "ssim" in name or name == "hf_ratio" else f"{value:.4g}"
 
 
 def upscale_files(

@@ -171,6 +171,85 @@ def test_eval_scores_every_image_beside_bicubic(trained: Path) -> None:
     assert "BT.601" in shown.stdout
 
 
+@pytest.fixture(scope="module")
+def judged_by_plugins(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run with plugins that score an image, that judge a set, and that need a run."""
+    import shutil
+
+    copy = shutil.copytree(trained, tmp_path_factory.mktemp("judged") / "done")
+    recipe = (copy / "recipe.toml").read_text()
+    recipe += (
+        "radial_spectrum = {}\nother = { use = 'radial_spectrum', middle_from = 0.1 }\n"
+        "mmd = { patch = 8, num_patches = 20, num_permutations = 19 }\n"
+        "spy = { use = './spy.py' }\ndraw = { use = './draw.py' }\n"
+    )
+    (copy / "recipe.toml").write_text(recipe)
+    (copy / "spy.py").write_text(
+        "from ganlab import Plugin, hookimpl\n"
+        "class Spy(Plugin):\n"
+        "    'Asks for the networks of a run in training.'\n"
+        "    @hookimpl\n"
+        "    def evaluate(self, run):\n"
+        "        return {'spy': run.D_optimizer.no_such_thing}\n"
+    )
+    (copy / "draw.py").write_text(
+        "import torch\n"
+        "from ganlab import Plugin, hookimpl\n"
+        "class Draw(Plugin):\n"
+        "    'A random number for each set of images.'\n"
+        "    @hookimpl\n"
+        "    def evaluate(self, judged):\n"
+        "        return {'draw': len(judged) + torch.rand((), generator=self.host_rng).item()}\n"
+    )
+    (copy.parent / "data").mkdir()
+    for name, image in zip("ab", torch.rand(2, 3, 64, 64), strict=True):
+        write_png((image * 255).to(torch.uint8), copy.parent / "data" / f"{name}.png")
+    return copy
+
+
+def test_eval_asks_the_plugins_that_judge_a_set_of_images(judged_by_plugins: Path) -> None:
+    data = judged_by_plugins.parent / "data"
+    first, again = (
+        json.loads(invoke("eval", judged_by_plugins, "--data", data, "--json").stdout)
+        for _ in range(2)
+    )
+    assert first == again
+    assert first["set"].keys() == {"generator", "bicubic"}
+    for figures in first["set"].values():
+        assert figures.keys() == {"mmd", "mmd_p", "draw"}
+    draws = [figures["draw"] for figures in first["set"].values()]
+    assert draws[0] == draws[1] > 2  # the same places of SR and of bicubic
+    assert first["set"]["generator"] != first["set"]["bicubic"]
+    assert {"other_middle", "radial_spectrum"} <= first["mean"]["bicubic"].keys()
+
+
+def test_columns_that_do_not_fit_go_to_another_table(judged_by_plugins: Path) -> None:
+    data = judged_by_plugins.parent / "data"
+    shown = invoke("eval", judged_by_plugins, "--data", data).stdout
+    assert "…" not in shown
+    for title in ("psnr_y", "hf_ratio", "radial_spectrum_middle", "other_high", "mmd_p"):
+        assert shown.count(title) >= 1
+    assert shown.count("mean of 2") == 2
+    assert shown.count("set of 2") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("lr_psnr", 31.237, "31.24"),
+        ("ms_ssim", 0.96712, "0.9671"),
+        ("lpips", 0.00012345, "0.0001234"),
+        ("c2st_p", 6.2e-33, "6.2e-33"),
+        ("fid", 123.456, "123.5"),
+        ("niqe", float("nan"), "nan"),
+    ],
+)
+def test_figures_are_shown_with_the_digits_that_matter(name: str, value: float, text: str) -> None:
+    from ganlab.apply import _shown
+
+    assert _shown(name, value) == text
+
+
 def test_eval_needs_no_training_data(trained: Path, tmp_path: Path) -> None:
     import shutil
 
