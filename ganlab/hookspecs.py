@@ -246,6 +246,9 @@ def score_images(run: "Run", sr: Tensor, hr: Tensor, lr: Tensor) -> dict[str, fl
 def evaluate(run: "Run", generator: nn.Module, judged: "list[Judged]") -> dict[str, float]:  # type: ignore[empty-body]
     """Judge the generator as a whole. Collected; every `evaluate_every` iterations and at the end.
 
+    `ganlab eval` asks those that name `judged`, in a run that never started: `run.G`, `run.D` and
+    `run.held_out` are not there then.
+
     :param generator: from `evaluation_generator`, in eval mode, without gradients.
     :param judged: the held-out images with what was made of them (`.name`, `.hr`, `.lr`, `.sr`,
         `.bicubic`: uint8 [C, H, W] on the CPU; `.scores`); empty where there are none.

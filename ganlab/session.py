@@ -209,10 +209,12 @@ def summary(folder: RunFolder) -> str:
     lines = [f"{status['state']} at iteration {status['iteration']} of {status['of']}"]
     scores, bicubic = status.get("scores") or {}, status.get("bicubic") or {}
     if scores:
-        lines.append(f"{'held-out images':<18}{'generator':>10}{'bicubic':>10}")
+        title, rival = ("held-out images", "bicubic") if bicubic else ("scores", "")
+        width = max(len(name) for name in (title, *scores)) + 2
+        lines.append(f"{title:<{width}}{'generator':>10}{rival:>10}".rstrip())
         for name, value in scores.items():
             beside = f"{bicubic[name]:>10.4g}" if name in bicubic else ""
-            lines.append(f"{name:<18}{value:>10.4g}{beside}")
+            lines.append(f"{name:<{width}}{value:>10.4g}{beside}")
     lines.append(f"run folder: {folder.path}")
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from ganlab import hookspecs
 from ganlab.cli import main
-from ganlab.describe import HOOKS
+from ganlab.describe import HOOKS, describe_plugins
 from ganlab.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -110,3 +110,11 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert "uv run pytest" in blocks(ROOT / "README.md", "sh")[1]
     assert re.search(r"^uv run pytest$", script, flags=re.MULTILINE)
+
+
+def test_every_plugin_stands_in_the_list_of_methods_and_nothing_else_does() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text()
+    tables = page[page.index("## Objectives") :]
+    listed = re.findall(r"^\| `(\w+)` \|", tables, flags=re.MULTILINE)
+    ours = [p["name"] for p in describe_plugins() if p["distribution"] == "ganlab"]
+    assert sorted(listed) == sorted(ours)

@@ -388,6 +388,15 @@ def test_a_score_is_the_loss_of_the_8_bit_images(published, plugin):
     assert grey[score.name] == pytest.approx(score._network(a, b).item())
 
 
+@pytest.mark.parametrize("plugin", [LPIPS, DISTS])
+def test_a_score_needs_no_run_that_has_started(published, plugin):
+    sr, hr = (to_uint8(images(1, (3, 33, 35), seed)) for seed in (0, 1))
+    score = started(plugin, published)
+    expected = score.score_images(run=run_of(), sr=sr, hr=hr)
+    options = {name: getattr(score, name) for name in ("weights", "sha256")}
+    assert plugin(**options).score_images(run=run_of(), sr=sr, hr=hr) == expected
+
+
 def test_a_held_out_image_too_small_for_lpips_is_named_at_the_start(published):
     held_out = {"baby": torch.zeros(3, 64, 64), "bird": torch.zeros(1, 64, 33)}
     started(LPIPS, published, run_of(held_out=held_out, scale=2))  # 33 is cut to 32

@@ -38,13 +38,18 @@ class DISTS(Plugin):
 
     @hookimpl
     def run_start(self, run: "Run") -> None:
-        network = DISTSNetwork()
-        file = weights_file(network.file_name, self.weights)
-        load_weights(self, network, file, self.sha256, network.source, ignored=network.ignored)
-        self._network = network.to(run.device, run.dtype).eval().requires_grad_(False)
+        self._on(run)  # so that a missing file is told before the training
+
+    def _on(self, run: "Run") -> DISTSNetwork:
+        """The network, made when first asked for: `ganlab eval` starts no run."""
+        if self._network is None:
+            network = DISTSNetwork()
+            file = weights_file(network.file_name, self.weights)
+            load_weights(self, network, file, self.sha256, network.source, ignored=network.ignored)
+            self._network = network.to(run.device, run.dtype).eval().requires_grad_(False)
+        return self._network
 
     @hookimpl
     def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, float]:
-        assert self._network is not None, "no network before run_start"
         a, b = (to_float(image).to(run.dtype).expand(-1, 3, -1, -1) for image in (sr, hr))
-        return {self.name: self._network(a, b).item()}
+        return {self.name: self._on(run)(a, b).item()}

@@ -42,19 +42,25 @@ class LPIPS(Plugin):
 
     @hookimpl
     def run_start(self, run: "Run") -> None:
-        network = LPIPSNetwork(self.network)
+        network = self._on(run)  # now, so that a missing file is told before the training
         for name, image in run.held_out.items():
             _, height, width = image.shape
             cropped = 3, height - height % run.scale, width - width % run.scale
             network.check(self, cropped, f"the pixels of {name}")
-        file = weights_file(network.file_name, self.weights)
-        sha256 = self.sha256 or network.sha256
-        load_weights(self, network, file, sha256, network.source, ignored=network.ignored)
-        self._network = network.to(run.device, run.dtype).eval().requires_grad_(False)
+
+    def _on(self, run: "Run") -> LPIPSNetwork:
+        """The network, made when first asked for: `ganlab eval` starts no run."""
+        if self._network is None:
+            network = LPIPSNetwork(self.network)
+            file = weights_file(network.file_name, self.weights)
+            sha256 = self.sha256 or network.sha256
+            load_weights(self, network, file, sha256, network.source, ignored=network.ignored)
+            self._network = network.to(run.device, run.dtype).eval().requires_grad_(False)
+        return self._network
 
     @hookimpl
     def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, float]:
-        assert self._network is not None, "no network before run_start"
         a, b = (to_float(image).to(run.dtype).expand(-1, 3, -1, -1) for image in (sr, hr))
-        self._network.check(self, (3, *hr.shape[-2:]), "held-out images")
-        return {self.name: self._network(a, b).item()}
+        network = self._on(run)
+        network.check(self, (3, *hr.shape[-2:]), "held-out images")
+        return {self.name: network(a, b).item()}

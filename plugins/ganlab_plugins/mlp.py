@@ -2,12 +2,15 @@
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch import nn
 
 from ganlab import Plugin, hookimpl
+
+if TYPE_CHECKING:
+    from ganlab import Run
 
 Activation = Literal["relu", "leaky_relu"]
 
@@ -49,6 +52,14 @@ class MLP(Plugin):
         if self.output == "sigmoid":
             layers.append(nn.Sigmoid())
         return nn.Sequential(*layers, nn.Unflatten(1, real_shape))
+
+    @hookimpl
+    def run_start(self, run: "Run") -> None:
+        if run.held_out:
+            raise self.error(
+                "makes samples of one size alone, so it cannot enlarge held-out images; take a "
+                "convolutional generator, or data without them"
+            )
 
     @hookimpl
     def make_discriminator(self, real_shape: tuple[int, ...]) -> nn.Module:
