@@ -61,6 +61,7 @@ def test_latent_numbers_have_the_dtype_of_the_images(dtype, distribution):
 
 PHOTOGRAPHS = """\
 import torch
+from torch import nn
 from ganlab import Plugin, hookimpl
 
 class Photographs(Plugin):
@@ -71,6 +72,10 @@ class Photographs(Plugin):
     @hookimpl
     def evaluation_images(self):
         return {"one": torch.zeros(3, 64, 64, dtype=torch.uint8)}
+
+    @hookimpl
+    def make_generator(self):
+        return nn.Sequential(nn.Linear(4, 192), nn.Unflatten(1, (3, 8, 8)))
 """
 
 
@@ -78,10 +83,10 @@ def test_latent_noise_refuses_images_that_wait_to_be_enlarged(tmp_path: Path):
     (tmp_path / "photographs.py").write_text(PHOTOGRAPHS)
     recipe = tmp_path / "r.toml"
     recipe.write_text(
-        'iterations = 1\n[plugins]\nphotographs = { use = "./photographs.py" }\n'
-        "latent = { dim = 4 }\nmlp = { width = 2 }\nbce = {}\n"
+        'iterations = 1\nd_steps = 0\n[plugins]\nphotographs = { use = "./photographs.py" }\n'
+        "latent = { dim = 4 }\npixel_loss = {}\n"
     )
-    with pytest.raises(RecipeError, match=r"r\.toml:4: plugins\.latent: .*held-out images"):
+    with pytest.raises(RecipeError, match=r"r\.toml:5: plugins\.latent: .*held-out images"):
         assemble(load_recipe(recipe), CPU)
 
 
