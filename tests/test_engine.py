@@ -263,3 +263,13 @@ def test_a_perfect_answer_is_consistent_with_its_lr_under_random_noise_too(tiny:
     (judged,) = judge_images({"a": hr}, Perfect(), run)
     assert judged.scores["lr_psnr"] == float("inf")
     assert judged.bicubic_scores["lr_psnr"] < 60
+
+
+def test_real_and_fake_images_go_through_d_in_batches_of_their_own(tiny: Path) -> None:
+    # in one batch, batch norm would normalise each by the statistics of both
+    run = build(tiny, "gradient_penalty=false")
+    assert run.D is not None
+    sizes: list[int] = []
+    run.D.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    run.hook.discriminator_step(run=run, batch=batch_of(run))
+    assert sizes == [2, 2]
