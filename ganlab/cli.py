@@ -281,7 +281,8 @@ def _report(folder: Any, code: int) -> None:
     if resumable or folder.read_status()["state"] == "stopped":
         _next(f"ganlab resume {folder.path}")
     elif code == session.DONE:
-        _next(f"ganlab upscale {folder.path} IMAGE")
+        enlarges = session.enlarges(folder)
+        _next(f"ganlab upscale {folder.path} IMAGE" if enlarges else "ganlab runs")
     elif code == session.DIVERGED:
         _next(f"ganlab check {folder.path / 'recipe.toml'}")
     sys.exit(code)

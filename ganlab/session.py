@@ -219,12 +219,19 @@ def summary(folder: RunFolder) -> str:
     return "\n".join(lines)
 
 
+def enlarges(folder: RunFolder) -> bool:
+    """Whether a run's generator makes images of images, as one of a toy problem does not."""
+    manifest = read_json(folder.manifest)
+    return all(len(manifest.get(name, ())) == 3 for name in ("condition_shape", "real_shape"))
+
+
 def load_for_use(
     path: Path | str, which: str, device: str
 ) -> tuple[Run, torch.nn.Module, RunFolder]:
     """A finished run's generator, ready to judge or to use; its training data is not needed.
 
     :raises GanlabError: when the run has written no weights yet.
+    :raises RecipeError: when its generator, of a toy problem, enlarges no images.
     """
     folder = open_run_folder(path)
     run = open_run(load_recipe(folder.recipe), pick_device(device), folder)
@@ -233,6 +240,10 @@ def load_for_use(
         raise GanlabError(f"{folder.manifest}: damaged or absent; the generator's shape is unknown")
     run.condition_shape = tuple(manifest["condition_shape"])
     run.real_shape = tuple(manifest["real_shape"])
+    if not enlarges(folder):
+        raise RecipeError(
+            f"{folder.path}: its generator makes samples and enlarges no images; name another run"
+        )
     generator = build_network(run, "make_generator", run.real_shape).eval()
     load_generator(generator, folder.weights(which))
     return run, generator, folder

@@ -326,3 +326,14 @@ def test_runs_lists_what_was_run(trained: Path) -> None:
 def test_the_module_runs_too(tmp_path: Path, ganlab: Command) -> None:
     done = ganlab("--version", cwd=tmp_path)
     assert done.stdout.startswith("ganlab, version ")
+
+
+def test_the_generator_of_a_toy_is_not_asked_to_enlarge_photographs(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[1] / "recipes" / "toy" / "ring_r1.toml"
+    small = ("--set", "iterations=2", "--set", "mlp.width=4", "--set", "batch_size=4")
+    done = invoke("run", recipe, *small, "--runs", tmp_path, "--name", "toy", "--device", "cpu")
+    assert done.exit_code == 0
+    assert "held-out" not in done.stdout and "upscale" not in done.stderr
+    refused = invoke("eval", tmp_path / "toy", "--data", tmp_path)
+    assert refused.exit_code == 2
+    assert "enlarges no images" in refused.stderr

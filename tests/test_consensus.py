@@ -10,7 +10,6 @@ from ganlab.engine import Run, assemble, iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe import load_recipe
 
-HERE = Path(__file__).parent / "dirac"
 CPU = torch.device("cpu")
 
 RECIPE = """\
@@ -19,14 +18,13 @@ batch_size = 1
 precision = "float64"
 
 [plugins]
-dirac = {{ use = "./dirac.py", step_size = {step_size} }}
+dirac = {{ step_size = {step_size} }}
 {objective}
 {consensus}
 """
 
 
 def dirac(folder: Path, objective: str, consensus: str, step_size: float = 0.2) -> Run:
-    (folder / "dirac.py").write_text((HERE / "dirac.py").read_text())
     file = folder / "dirac.toml"
     file.write_text(RECIPE.format(objective=objective, consensus=consensus, step_size=step_size))
     return assemble(load_recipe(file), CPU)

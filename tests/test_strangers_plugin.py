@@ -36,25 +36,25 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_installed_distribution_adds_a_plugin(
     tiny: Path, installed: Path, ganlab: Command
 ) -> None:
-    tiny.write_text(tiny.read_text() + "total_variation = { weight = 0.5 }\n")
+    tiny.write_text(tiny.read_text() + "gradient_difference = { weight = 0.5 }\n")
     refused = ganlab("run", tiny.name, cwd=tiny.parent)
     assert refused.returncode == 2
-    assert "no plugin named 'total_variation'" in refused.stderr
+    assert "no plugin named 'gradient_difference'" in refused.stderr
 
     path = str(installed)
-    shown = ganlab("plugins", "total_variation", cwd=tiny.parent, PYTHONPATH=path)
-    assert "Rudin, Osher and Fatemi" in shown.stdout
-    assert "ganlab-total-variation 0.1.0" in shown.stdout
+    shown = ganlab("plugins", "gradient_difference", cwd=tiny.parent, PYTHONPATH=path)
+    assert "Mathieu et al. 2015" in shown.stdout
+    assert "ganlab-gradient-difference 0.1.0" in shown.stdout
     done = ganlab("run", tiny.name, cwd=tiny.parent, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     lines = read_lines(tiny.parent / "runs" / "tiny-1" / "stats.jsonl")
-    assert lines[0]["G/total_variation"] > 0
+    assert lines[0]["G/gradient_difference"] > 0
     manifest = (tiny.parent / "runs" / "tiny-1" / "manifest.json").read_text()
-    assert "ganlab-total-variation" in manifest
+    assert "ganlab-gradient-difference" in manifest
 
 
 def test_a_single_file_beside_the_recipe_is_a_plugin(tiny: Path, ganlab: Command) -> None:
-    shutil.copyfile(EXAMPLE / "ganlab_total_variation.py", tiny.parent / "my_loss.py")
+    shutil.copyfile(EXAMPLE / "ganlab_gradient_difference.py", tiny.parent / "my_loss.py")
     tiny.write_text(tiny.read_text() + 'smooth = { use = "./my_loss.py", weight = 0.5 }\n')
     done = ganlab("run", tiny.name, cwd=tiny.parent)
     assert done.returncode == 0, done.stderr
