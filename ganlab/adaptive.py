@@ -62,9 +62,9 @@ class AdaptiveProbability(Plugin):
         self._signs = torch.zeros(2, dtype=torch.float64)
 
     def doubts(self, others: Sequence[Plugin]) -> list[str]:
-        if self.fixed_p is not None or not any(other.wants_bounded_slope for other in others):
+        if self.fixed_p is not None or any(other.judges_by_sign for other in others):
             return []
-        return ["steers by the sign of D's logits, which is no verdict for a critic; set fixed_p"]
+        return ["steers by the sign of D's logits, which is no verdict here; set fixed_p"]
 
     @property
     def p(self) -> Tensor:

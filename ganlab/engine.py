@@ -195,14 +195,14 @@ def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> s
 def iterate(run: Run) -> dict[str, Tensor]:
     """One iteration: the D steps, then the G steps, each on a batch of its own.
 
-    :returns: every logged value, its mean over the steps, on the device.
+    :returns: every logged value, its mean over the steps that gave one, on the device.
     """
     recipe, hook = run.recipe, run.hook
     run.streams.moment(run.iteration)
     for schedule in run.schedules:
         schedule.advance(run.iteration)
     hook.iteration_start(run=run)
-    losses: dict[str, Tensor] = {}
+    several: dict[str, list[Tensor]] = {}
     for role, count, step in (
         ("D", recipe.d_steps, hook.discriminator_step),
         ("G", recipe.g_steps, hook.generator_step),
@@ -211,8 +211,9 @@ def iterate(run: Run) -> dict[str, Tensor]:
             run.streams.moment(run.iteration, role, index)
             batch = hook.sample_batch(batch_size=recipe.batch_size, device=run.device)
             for name, value in step(run=run, batch=batch).items():
-                share = value / count
-                losses[name] = losses[name] + share if name in losses else share
+                several.setdefault(name, []).append(value)
+    # a lazy penalty is not there in every step
+    losses = {name: v[0] if len(v) == 1 else torch.stack(v).mean() for name, v in several.items()}
     hook.iteration_end(run=run, losses=losses)
     return losses
 

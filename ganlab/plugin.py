@@ -170,6 +170,9 @@ class Plugin(BaseModel):
     wants_bounded_slope: ClassVar[bool] = False
     """An objective that means something only while the discriminator's slope is bounded."""
 
+    judges_by_sign: ClassVar[bool] = False
+    """An objective under which a positive logit is D's verdict "real", a negative one "fake"."""
+
     bounds_slope: ClassVar[bool] = False
     """Bounds the discriminator's slope, softly or hard: a penalty, clipping, a norm of weights."""
 

@@ -273,3 +273,15 @@ def test_real_and_fake_images_go_through_d_in_batches_of_their_own(tiny: Path) -
     run.D.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     run.hook.discriminator_step(run=run, batch=batch_of(run))
     assert sizes == [2, 2]
+
+
+def test_a_value_of_some_steps_only_is_logged_as_their_mean(tiny: Path) -> None:
+    overrides = ("gradient_penalty=false", "d_steps=2", "seed=3")
+    often = iterate(build(tiny, *overrides, "r1={ every = 2 }"))["D/r1"]
+    once = iterate(build(tiny, *overrides[:1], "seed=3", "r1={ every = 2 }"))["D/r1"]
+    assert often.item() == pytest.approx(once.item())
+
+
+def test_pretraining_leaves_something_to_the_game(tiny: Path) -> None:
+    with pytest.raises(RecipeError, match="leaves none of the run's 4 to the game"):
+        build(tiny, "pretraining={ iterations = 4 }")

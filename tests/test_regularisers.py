@@ -1,5 +1,6 @@
 """Spectral norm, orthogonality, consistency and LeCam, each against its formula."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -244,12 +245,11 @@ def test_consistency_of_neither_side_is_refused():
 def lecam(means=None, active=True, **options):
     """The plugin with D's running means set, and the D that it knows."""
     plugin, critic = Lecam(**options), nn.Linear(1, 1)
-    run = SimpleNamespace(D=critic, device=CPU, dtype=torch.float64, iteration=0)
-    plugin.run_start(run=run)
-    run.iteration = plugin.start if active else plugin.start - 1
-    plugin.iteration_start(run=run)
+    plugin.run_start(run=SimpleNamespace(D=critic, device=CPU, dtype=torch.float64))
+    state = plugin.state_dict() | {"num_steps": plugin.start if active else plugin.start - 1}
     if means:
-        plugin.load_state_dict({"means": [torch.tensor(means, dtype=torch.float64)]})
+        state["means"] = [torch.tensor(means, dtype=torch.float64)]
+    plugin.load_state_dict(state)
     return plugin, critic
 
 
@@ -307,11 +307,21 @@ def test_no_gradient_flows_through_the_running_means():
 def test_a_lecam_that_continues_from_its_state_gives_the_same_values():
     plugin, critic = lecam(decay=0.5)
     answer(plugin, critic)
-    state = {"means": [means.clone() for means in plugin.state_dict()["means"]]}
+    state = copy.deepcopy(plugin.state_dict())
     other, its_critic = lecam(decay=0.5)
     other.load_state_dict(state)
     for _ in range(3):
         assert answer(plugin, critic, FAKE, REAL) == answer(other, its_critic, FAKE, REAL)
+
+
+def test_a_lecam_counts_the_steps_of_d_and_not_those_of_pretraining(tiny):
+    run = build(tiny, "lecam = { start = 1, weight = 100.0 }\npretraining = { iterations = 2 }\n")
+    seen = []
+    for run.iteration in range(4):
+        seen.append(iterate(run).get("D/lecam"))
+    assert seen[:2] == [None, None]
+    assert seen[2].item() == 0
+    assert seen[3].item() > 0
 
 
 def test_each_of_several_discriminators_has_means_of_its_own(tiny):
@@ -321,7 +331,6 @@ def test_each_of_several_discriminators_has_means_of_its_own(tiny):
     )
     run = build(tiny, text, "num_discriminators=2")
     assert iterate(run)["D/lecam"].item() == 0
-    run.iteration = 1
     assert iterate(run)["D/lecam"].item() > 0
     one_mean, other = run.recipe.plugins["lecam"].state_dict()["means"]
     assert one_mean.isfinite().all() and other.isfinite().all()

@@ -1,6 +1,6 @@
 """The original adversarial loss: the discriminator as a classifier of real against fake."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ class BCE(Plugin):
 
     The labels are for D alone; G always aims at 1. At equilibrium every term is ln 2 = 0.693.
     """
+
+    judges_by_sign: ClassVar[bool] = True
 
     kind: Literal["nonsaturating", "minimax"] = "nonsaturating"
     """The generator's loss; `minimax` has almost no gradient while D rejects the fakes surely."""

@@ -1,5 +1,7 @@
 """Hinge loss: the discriminator is content with a margin of 1 on either side."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
@@ -12,6 +14,8 @@ class Hinge(Plugin):
     `mean(max(0, 1 - r)) + mean(max(0, 1 + f))`, so that it learns nothing more from images beyond
     the margin; G minimises `-mean(f)`. It reads no labels. Usual with spectral_norm.
     """
+
+    judges_by_sign: ClassVar[bool] = True
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on the generator's term; the discriminator's loss is not weighted."""

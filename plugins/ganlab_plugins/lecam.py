@@ -1,6 +1,7 @@
 """LeCam regularisation: a discriminator's answers stay near the other side's running mean."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -20,9 +21,9 @@ class Lecam(Plugin):
     `R = decay * R + (1 - decay) * mean(r)`. No gradient flows through R and F, which are one pair
     for each discriminator.
 
-    Before iteration `start` the term is 0, and R and F are the means of the last batch. R and F
-    begin with the first batch; in the authors' CIFAR code they begin at 1000, which lasts for a
-    hundred steps when start is 0.
+    Before D has made `start` steps the term is 0, and R and F are the means of the last batch.
+    R and F begin with the first batch; in the authors' CIFAR code they begin at 1000, which lasts
+    for a hundred steps when start is 0.
     """
 
     weight: NonNegativeSchedule = Schedule.constant(0.3)
@@ -31,10 +32,11 @@ class Lecam(Plugin):
     decay: float = Field(0.99, ge=0, lt=1)
     """Share of a running mean that stays at a D step."""
 
-    start: int = Field(1000, ge=0)
-    """The iteration at which the term sets in."""
+    start: int = Field(1000, ge=0, examples=[1])
+    """Steps of D after which the term sets in; while pretraining D makes none."""
 
     _means: dict[nn.Module, Tensor] = PrivateAttr(default_factory=dict)
+    _num_steps: int = PrivateAttr(0)
     _active: Tensor = PrivateAttr(default_factory=lambda: torch.zeros(()))
 
     @hookimpl
@@ -42,10 +44,14 @@ class Lecam(Plugin):
         unknown = torch.full((2,), torch.nan, device=run.device, dtype=run.dtype)
         self._means = {D: unknown.clone() for D in discriminators(run)}
         self._active = torch.zeros((), device=run.device, dtype=run.dtype)
+        self._active.fill_(self.start == 0)
 
-    @hookimpl
-    def iteration_start(self, run: "Run") -> None:
-        self._active.fill_(run.iteration >= self.start)
+    @hookimpl(wrapper=True)
+    def discriminator_step(self) -> Generator[None, dict[str, Tensor], dict[str, Tensor]]:
+        losses = yield
+        self._num_steps += bool(losses)  # without losses D did not step
+        self._active.fill_(self._num_steps >= self.start)
+        return losses
 
     @hookimpl
     def penalty(
@@ -61,9 +67,11 @@ class Lecam(Plugin):
         gap = gap + (real - fake_logits).relu().square().mean()
         return {f"D/{self.name}": self.weight.value * self._active * gap}
 
-    def state_dict(self) -> dict[str, list[Tensor]]:
-        return {"means": list(self._means.values())}
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": list(self._means.values()), "num_steps": self._num_steps}
 
-    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._num_steps = state["num_steps"]
+        self._active.fill_(self._num_steps >= self.start)
         for mean, saved in zip(self._means.values(), state["means"], strict=True):
             mean.copy_(saved)

@@ -53,7 +53,7 @@ class PairPool(Plugin):
             return batch
         new = [batch.real, batch.condition]
         if not self._pool:
-            self._pool = [torch.zeros_like(t[:1]).repeat(self.size, 1, 1, 1) for t in new]
+            self._pool = [t.new_zeros(self.size, *t.shape[1:]) for t in new]
         self._pool = [pool.to(batch.real.device) for pool in self._pool]  # after a resume
         if self._filled < self.size:
             for pool, images in zip(self._pool, new, strict=True):

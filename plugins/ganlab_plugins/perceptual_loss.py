@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def _known(layers: dict[str, float]) -> dict[str, float]:
     names = [name for name in VGGFeatures.layers("vgg19") if name.startswith("conv")]
     if unknown := [name for name in layers if name not in names]:
-        raise ValueError(f"VGG19 has no layer '{unknown[0]}'; it has {', '.join(names)}")
+        raise ValueError(f"must name layers of VGG19, {', '.join(names)}; not {unknown[0]}")
     if not layers or min(layers.values()) <= 0:
-        raise ValueError("name at least one layer, with a factor above 0")
+        raise ValueError("must name at least one layer, with a factor above 0")
     return layers
 
 

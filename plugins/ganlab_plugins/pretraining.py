@@ -43,10 +43,11 @@ class Pretraining(Plugin):
                 )
         chosen = [p for p in content if not self.losses or p.name in self.losses]
         self._content = run.generator_losses_of(chosen)
-        if self.iterations > run.recipe.iterations:
+        if self.iterations >= run.recipe.iterations:
             raise self.error(
-                f"iterations = {self.iterations} is more than the whole run's "
-                f"{run.recipe.iterations}; make the run longer",
+                f"iterations = {self.iterations} leaves none of the run's "
+                f"{run.recipe.iterations} to the game; make the run longer, or set d_steps = 0 and "
+                "drop the discriminator",
                 "iterations",
             )
 

@@ -23,7 +23,8 @@ class Wasserstein(Plugin):
     """Factor on the generator's term; the critic's loss is not weighted."""
 
     def doubts(self, others: Sequence[Plugin]) -> list[str]:
-        if any(other.bounds_slope for other in others):
+        # a discriminator with `norm = "spectral"` bounds it too
+        if any(o.bounds_slope or getattr(o, "norm", "") == "spectral" for o in others):
             return []
         return [
             "wants a critic of bounded slope, and nothing bounds it: its loss can fall for ever; "
