@@ -158,6 +158,15 @@ def doubts(recipe: Recipe) -> list[str]:
     ]
 
 
+def check_images(recipe: Recipe, samples: Tensor) -> None:
+    """Refuse a plugin that is for images where the data's samples are something else."""
+    for plugin in recipe.plugins.values():
+        if plugin.images_only and samples.dim() != 4:
+            raise plugin.error(
+                f"is for images, and a sample of this data is {[*samples.shape[1:]]}; drop it"
+            )
+
+
 def check_sample_independence(
     recipe: Recipe, owner: Plugin, discriminator: nn.Module, images: Tensor
 ) -> None:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ganlab.assembly import (
     adversarial,
+    check_images,
     check_sample_independence,
     implementations,
     providers,
@@ -103,6 +104,7 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     """
     run = open_run(recipe, device, folder)
     with torch.no_grad():
+        check_images(recipe, run.hook.sample_real(batch_size=PROBE, device=device))
         batch = run.hook.sample_batch(batch_size=PROBE, device=device)
         shown = run.hook.augment(images=batch.real, condition=batch.condition)
     run.condition_shape = tuple(batch.condition.shape[1:])

@@ -167,6 +167,9 @@ class Plugin(BaseModel):
     per_sample: ClassVar[bool] = False
     """Needs a discriminator that judges each image alone (no batch norm); checked at load."""
 
+    images_only: ClassVar[bool] = False
+    """Needs samples that are images, [N, C, H, W]; checked at load."""
+
     wants_bounded_slope: ClassVar[bool] = False
     """An objective that means something only while the discriminator's slope is bounded."""
 

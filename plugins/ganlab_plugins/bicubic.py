@@ -1,6 +1,7 @@
 """Bicubic shrinking: the degradation of classical super-resolution."""
 
 from collections.abc import Generator
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -19,6 +20,8 @@ class Bicubic(Plugin):
     (Set5 x4 enlarged again reads 28.43 dB on Y; without antialiasing 27.69). Those files are also
     rounded between the two passes: `exact` does the same.
     """
+
+    images_only: ClassVar[bool] = True
 
     scale: int = Field(4, ge=2, le=8)
     """How many times smaller the LR image is, along each side."""

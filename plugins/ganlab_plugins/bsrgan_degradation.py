@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Generator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import AfterValidator, Field
@@ -41,6 +41,8 @@ class BSRGANDegradation(Plugin):
     its own); the shifted Gaussian of the first shrink is evaluated where it is, not interpolated;
     `area` has equal weights for all pixels that it touches.
     """
+
+    images_only: ClassVar[bool] = True
 
     scale: int = Field(4, ge=2, le=8)
     """How many times smaller the LR image is, along each side."""

@@ -1,5 +1,7 @@
 """Consistency: the discriminator should think of a shifted or mirrored image as of the image."""
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ class Consistency(Plugin):
     `augment`. D(x) and D(T(x)) come from one more call of D, on twice the images in full
     precision: with spectral norm, D is another at the next call.
     """
+
+    images_only: ClassVar[bool] = True
 
     real: NonNegativeSchedule = Schedule.constant(10.0)
     """Weight of the term of real images, the papers' lambda."""

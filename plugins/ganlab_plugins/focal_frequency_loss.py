@@ -1,5 +1,7 @@
 """Focal frequency loss: the spectra should agree, most of all where they differ most."""
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor, fft
 
@@ -17,6 +19,8 @@ class FocalFrequencyLoss(Plugin):
     authors' optional logarithm, patches and batch-wide maximum are left out; all are off in
     their code as well.
     """
+
+    images_only: ClassVar[bool] = True
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on this term, which is at most the mean squared error."""

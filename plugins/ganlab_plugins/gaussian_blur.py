@@ -1,7 +1,7 @@
 """Blur by a random kernel for each image: Gaussian, generalized Gaussian or plateau."""
 
 from collections.abc import Generator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
@@ -29,6 +29,8 @@ class GaussianBlur(Plugin):
     draws are one an image. Classical blind SR with isotropic blur is
     `probabilities = [1, 0, 0, 0, 0, 0]`, with `bicubic` after it.
     """
+
+    images_only: ClassVar[bool] = True
 
     probability: Share = 1.0
     """Share of the images that are blurred."""

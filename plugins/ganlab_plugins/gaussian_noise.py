@@ -1,7 +1,7 @@
 """Gaussian noise on what the generator sees."""
 
 from collections.abc import Generator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import AfterValidator, Field
@@ -19,6 +19,8 @@ class GaussianNoise(Plugin):
     2021, Real-ESRGAN, arXiv:2107.10833; the defaults are those of its first stage).
     Deviation from the published code: there all grey images of a batch share one n as well.
     """
+
+    images_only: ClassVar[bool] = True
 
     probability: float = Field(1.0, ge=0, le=1)
     """Share of the images that get noise."""

@@ -1,7 +1,7 @@
 """JPEG compression of what the generator sees."""
 
 from collections.abc import Generator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import AfterValidator, Field
@@ -21,6 +21,8 @@ class Jpeg(Plugin):
     2021, arXiv:2107.10833), whose own compression is coarser: its tables are not rounded and its
     chroma is enlarged by repetition. Images of 1 or 3 channels.
     """
+
+    images_only: ClassVar[bool] = True
 
     probability: float = Field(1.0, ge=0, le=1)
     """Share of the images that are compressed."""

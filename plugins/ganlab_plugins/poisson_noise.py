@@ -1,7 +1,7 @@
 """Poisson noise, the noise of a sensor in little light, on what the generator sees."""
 
 from collections.abc import Generator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import AfterValidator, Field
@@ -22,6 +22,8 @@ class PoissonNoise(Plugin):
     (Wang et al. 2021, Real-ESRGAN, arXiv:2107.10833; the defaults are those of its
     first stage). Not differentiable through the noise.
     """
+
+    images_only: ClassVar[bool] = True
 
     probability: float = Field(1.0, ge=0, le=1)
     """Share of the images that get noise."""

@@ -1,7 +1,7 @@
 """Resizing by a random factor, or to the size of LR, in a random way."""
 
 from collections.abc import Generator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
@@ -24,6 +24,8 @@ class RandomResize(Plugin):
     published code: positions follow the ratio of the sizes, not the factor before rounding, so
     that LR lies exactly over HR. The result is clipped to 0..1 (bicubic overshoots).
     """
+
+    images_only: ClassVar[bool] = True
 
     range: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1, le=4)]],

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Generator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
@@ -47,6 +47,8 @@ class RealESRGANDegradation(Plugin):
     HR is not cut from 400 to 256 pixels afterwards, so borders are degraded as borders. There the
     pixel and perceptual losses compare with the sharpened HR.
     """
+
+    images_only: ClassVar[bool] = True
 
     scale: int = Field(4, ge=1, le=8)
     """How many times smaller the LR image is, along each side."""

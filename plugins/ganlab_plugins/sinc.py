@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Generator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
@@ -23,6 +23,8 @@ class Sinc(Plugin):
     Real-ESRGAN, arXiv:2107.10833). The defaults are those of its final filter. The border is
     reflected, the result clipped to 0..1.
     """
+
+    images_only: ClassVar[bool] = True
 
     probability: float = Field(0.8, ge=0, le=1)
     """Share of the images that are filtered."""
