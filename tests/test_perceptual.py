@@ -176,7 +176,7 @@ def test_no_layer_is_computed_beyond_the_deepest_named():
 def test_an_unknown_layer_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"vgg16 has no layer conv3_4; there are conv1_1, relu1_1"):
         VGGFeatures(["conv3_4"], "vgg16")
-    with pytest.raises(ValidationError, match="must name layers of VGG19, conv1_1, conv1_2, .*; not conv5_5"):
+    with pytest.raises(ValidationError, match=r"layers of VGG19, conv1_1, .*; not conv5_5"):
         PerceptualLoss(layers={"conv5_5": 1.0})
     with pytest.raises(ValidationError, match="at least one layer"):
         PerceptualLoss(layers={})
