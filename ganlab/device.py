@@ -1,8 +1,10 @@
 """Where a run computes and in which precision, and what the manifest says of the machine."""
 
+import hashlib
 import platform
+import resource
 import subprocess
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,29 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return nullcontext()
 
 
+def begin_peak_memory(device: torch.device) -> None:
+    """Count the peak memory from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux only: the high-water mark of this process starts anew
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most in use since `begin_peak_memory`: of tensors on CUDA, of the process on a CPU.
+
+    Where the system cannot start the mark anew (not Linux), since the process began.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else 1024 * peak
+
+
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and threads: what a result depends on beside the recipe."""
     names = ("ganlab", "torch", "torchvision", "numpy", "pillow", "scikit-image", "pluggy")
@@ -49,7 +74,17 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "git_commit": _git_commit(),
+        "code": code_digest(),
     }
+
+
+def code_digest() -> str:
+    """The sha256 of ganlab's own source files: two runs of equal digest ran the same engine."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder).as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _git_commit() -> str | None:

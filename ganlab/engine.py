@@ -1,7 +1,7 @@
 """A run: assembled from a recipe, then the loop. The steps themselves are in steps.py."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from ganlab.assembly import (
     providers,
     register,
 )
+from ganlab.attribution import attributed
 from ganlab.checkpoint import save_checkpoint, save_generator
 from ganlab.device import autocast
 from ganlab.errors import Diverged, RecipeError
@@ -30,6 +31,7 @@ from ganlab.steps import EngineDefaults, discriminators, merged
 from ganlab.streams import Streams
 
 PROBE = 2  # samples in the batch that shapes are learnt from; two show whether D mixes them
+Observer = Callable[[str, nn.Module, dict[str, Tensor]], AbstractContextManager[dict[str, Tensor]]]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 
 
@@ -57,6 +59,8 @@ class Run:
     D_optimizer: Optimizer | None = None
     iteration: int = 0
     """Iterations completed; inside an iteration, its number counted from 0."""
+    observer: Observer | None = None
+    """Looks at a step between its losses and its end; set by the engine in a watched step."""
     schedules: list[Schedule] = field(default_factory=list)
     """The options of plugins that change over iterations."""
     held_out: dict[str, Tensor] = field(default_factory=dict)
@@ -86,15 +90,19 @@ class Run:
     def descend(self, optimizer: Optimizer | None, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take one optimizer step down the sum of the losses: the only place where that happens.
 
-        :returns: the losses, detached.
+        :returns: the losses, detached, and what the observer of a watched step saw.
         """
         if not losses:
             return {}
         assert optimizer is not None
+        role, module = ("D", self.D) if optimizer is self.D_optimizer else ("G", self.G)
+        assert module is not None
         optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
-        return {name: loss.detach() for name, loss in losses.items()}
+        observing = self.observer(role, module, losses) if self.observer else nullcontext({})
+        with observing as seen:
+            torch.stack(list(losses.values())).sum().backward()
+            optimizer.step()
+        return {name: loss.detach() for name, loss in losses.items()} | seen
 
 
 def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:
@@ -204,6 +212,7 @@ def iterate(run: Run) -> dict[str, Tensor]:
     for schedule in run.schedules:
         schedule.advance(run.iteration)
     hook.iteration_start(run=run)
+    watched = recipe.watch_every > 0 and (run.iteration + 1) % recipe.watch_every == 0
     several: dict[str, list[Tensor]] = {}
     for role, count, step in (
         ("D", recipe.d_steps, hook.discriminator_step),
@@ -211,9 +220,12 @@ def iterate(run: Run) -> dict[str, Tensor]:
     ):
         for index in range(count):
             run.streams.moment(run.iteration, role, index)
+            # the first of several is enough: a watched step costs a backward pass a loss
+            run.observer = attributed if watched and index == 0 else None
             batch = hook.sample_batch(batch_size=recipe.batch_size, device=run.device)
             for name, value in step(run=run, batch=batch).items():
                 several.setdefault(name, []).append(value)
+    run.observer = None
     # a lazy penalty is not there in every step
     losses = {name: v[0] if len(v) == 1 else torch.stack(v).mean() for name, v in several.items()}
     hook.iteration_end(run=run, losses=losses)
@@ -230,11 +242,11 @@ def evaluate(run: Run, journal: Journal, planned: bool = True) -> int:
     _require_finite(run, journal)
     generator = run.hook.evaluation_generator(generator=run.G)
     with evaluating(generator):
-        figures = judge_run(run, generator)
+        figures, scores = judge_run(run, generator)
     save_generator(run, generator, run.folder.weights("last"))
     run.scores = figures
     if figures:
-        journal.evaluation(run.iteration, figures, planned)
+        journal.evaluation(run.iteration, figures, scores, planned)
     figure = figures.get(run.recipe.best_metric)
     sign = 1 if run.recipe.best_is == "highest" else -1
     if planned and figure is not None and (not run.best or sign * (figure - run.best[1]) > 0):

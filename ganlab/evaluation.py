@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ganlab.errors import RecipeError
 from ganlab.images import write_png
 from ganlab.metrics import WINDOW, high_frequency_ratio, psnr, ssim
+from ganlab.pictures import keep_pictures
 from ganlab.recipe_file import did_you_mean
 from ganlab.resampling import resize, to_float, to_uint8
 from ganlab.steps import merged
@@ -117,22 +118,29 @@ def check_held_out(run: "Run") -> None:
         )
 
 
-def judge_run(run: "Run", generator: nn.Module) -> dict[str, float]:
+def judge_run(
+    run: "Run", generator: nn.Module
+) -> tuple[dict[str, float], dict[str, dict[str, dict[str, float]]]]:
     """All that a run knows of its generator: means over the held-out images, plugins' figures.
 
-    Writes the strip of samples, and keeps bicubic's means the first time.
+    Writes the strip of samples and the crops for reports, and keeps bicubic's means the first time.
 
     :param generator: in eval mode.
+    :returns: the figures, and each image's scores: {"images": {name: scores}}, with the same of
+        "bicubic" the first time.
     """
     judged = list(judge_images(run.held_out, generator, run, not run.bicubic))
     if judged and run.folder:
         path = run.folder.samples / f"{run.iteration:07d}.png"
         write_png(strip(judged[:STRIP_IMAGES], run.scale), path)
+        keep_pictures(run.folder.pictures, judged, run.scale)
+    scores = {"images": {item.name: item.scores for item in judged}}
     if not run.bicubic:
         run.bicubic = means([item.bicubic_scores for item in judged])
+        scores["bicubic"] = {item.name: item.bicubic_scores for item in judged}
     run.streams.moment("evaluation")
     others = run.hook.evaluate(run=run, generator=generator, judged=judged)
-    return merged(run, [means([item.scores for item in judged]), *others])
+    return merged(run, [means([item.scores for item in judged]), *others]), scores
 
 
 def strip(judged: list[Judged], scale: int) -> Tensor:

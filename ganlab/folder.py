@@ -26,6 +26,10 @@ class RunFolder:
     status = property(lambda self: self.path / "status.json")
     stats = property(lambda self: self.path / "stats.jsonl")
     timing = property(lambda self: self.path / "timing.jsonl")
+    scores = property(lambda self: self.path / "scores.jsonl")
+    verdicts = property(lambda self: self.path / "verdicts.jsonl")
+    pictures = property(lambda self: self.path / "pictures")
+    report = property(lambda self: self.path / "report.html")
     samples = property(lambda self: self.path / "samples")
     checkpoints = property(lambda self: self.path / "checkpoints")
 

@@ -39,7 +39,12 @@ class Journal:
 
     def begin(self, iteration: int) -> None:
         """Drop what was written after this iteration by a run that was killed; start the clock."""
-        for path in (self.folder.stats, self.folder.timing):
+        for path in (
+            self.folder.stats,
+            self.folder.timing,
+            self.folder.scores,
+            self.folder.verdicts,
+        ):
             _keep_until(path, iteration)
         self._seconds_before = _last_seconds(self.folder)
         self._first = self._last = iteration
@@ -110,11 +115,19 @@ class Journal:
         with self.folder.stats.open("a") as file:
             os.fsync(file.fileno())
 
-    def evaluation(self, iteration: int, figures: dict[str, float], written: bool = True) -> None:
-        """Say an evaluation's figures, and write them when it was planned."""
+    def evaluation(
+        self,
+        iteration: int,
+        figures: dict[str, float],
+        scores: dict[str, dict[str, dict[str, float]]],
+        written: bool = True,
+    ) -> None:
+        """Say an evaluation's figures; write them and each image's scores when it was planned."""
         self.flush()
-        named = {f"evaluation/{name}": value for name, value in figures.items()}
-        self._append(self.folder.stats, [_line(iteration, named)] if written else [])
+        if written:
+            named = {f"evaluation/{name}": value for name, value in figures.items()}
+            self._append(self.folder.stats, [_line(iteration, named)])
+            self._append(self.folder.scores, [_scores_line(iteration, scores)])
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self.say(f"evaluation at {iteration}: {shown}")
 
@@ -124,7 +137,8 @@ class Journal:
         self._last, self._reported = iteration, now
         timing = {"iteration": iteration, "seconds": round(self.seconds, 3)}
         self._append(self.folder.timing, [json.dumps(timing)])
-        losses = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        shown = {n: v for n, v in figures.items() if n.startswith(("D/", "G/"))}
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         speed = f"{rate:.0f} images/s"
         if self._progress:
             self._progress.losses = losses
@@ -157,9 +171,20 @@ def read_lines(path: Any) -> list[dict[str, Any]]:
 
 
 def _line(iteration: int, figures: dict[str, float]) -> str:
-    """JSON with 9 significant digits, enough to tell two float32 numbers apart."""
-    rounded = {k: float(f"{v:.9g}") if math.isfinite(v) else None for k, v in figures.items()}
+    return json.dumps({"iteration": iteration, **_rounded(figures)})
+
+
+def _scores_line(iteration: int, scores: dict[str, dict[str, dict[str, float]]]) -> str:
+    rounded = {
+        who: {image: _rounded(figures) for image, figures in images.items()}
+        for who, images in scores.items()
+    }
     return json.dumps({"iteration": iteration, **rounded})
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float | None]:
+    """9 significant digits, enough to tell two float32 numbers apart; null what is not finite."""
+    return {k: float(f"{v:.9g}") if math.isfinite(v) else None for k, v in figures.items()}
 
 
 def _whole_lines(path: Any) -> list[str]:

@@ -48,6 +48,10 @@ class Recipe(BaseModel):
     """Iterations between checkpoints; one more at the end."""
     report_every: int = Field(50, ge=1)
     """Iterations between reading the losses from the device, and between plain log lines."""
+    watch_every: int = Field(50, ge=0)
+    """Iterations between looks at each loss's gradient and the game's health; 0 is never."""
+    on_verdict: Literal["carry on", "stop", "roll back"] = "carry on"
+    """When training is seen to fail: say so; stop; or go back to before it began, and stop."""
     best_metric: str = "psnr_y"
     """The evaluation figure by which the best generator is kept."""
     best_is: Literal["highest", "lowest"] = "highest"

@@ -13,7 +13,7 @@ import torch
 
 from ganlab.assembly import doubts
 from ganlab.checkpoint import load_checkpoint, load_generator
-from ganlab.device import describe_environment, pick_device
+from ganlab.device import begin_peak_memory, describe_environment, peak_memory, pick_device
 from ganlab.engine import Run, assemble, build_network, open_run, train
 from ganlab.errors import Diverged, GanlabError, RecipeError
 from ganlab.folder import (
@@ -137,6 +137,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     limits.begin(run)
     _announce(run, folder, journal)
     state, code, message = "failed", FAILED, ""
+    begin_peak_memory(run.device)
     with limits.heeding_signals():
         journal.begin(run.iteration)
         folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
@@ -160,6 +161,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
                 of=recipe.iterations,
                 exit_code=code,
                 seconds=round(journal.seconds, 1),
+                peak_memory=peak_memory(run.device),
                 message=message,
                 best=run.best,
                 bicubic=run.bicubic,
