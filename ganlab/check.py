@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ganlab.assembly import doubts
+from ganlab.audit import Audit, table
 from ganlab.device import pick_device
 from ganlab.engine import Run, assemble, iterate
 from ganlab.errors import Diverged, RecipeError
@@ -20,6 +21,8 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
 
     An iteration is run on a batch of two, as of the first and of the last one of the recipe, since
     pretraining comes before the game; and the smallest held-out image is judged.
+
+    Each loss of both is audited: its gradient must reach its own network and no other.
 
     :raises RecipeError: with the first fault.
     :raises Diverged: when a loss of the first step is not finite.
@@ -46,14 +49,17 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
 
 
 def _try(run: Run) -> Iterator[str]:
-    losses = iterate(run)
-    shown = _shown({name: value.item() for name, value in losses.items()})
+    audit = Audit(run)
+    losses = iterate(run, audit)
     bad = [name for name, value in losses.items() if not torch.isfinite(value)]
     if bad:
         raise Diverged(f"{run.recipe.file}: the first step gives {', '.join(bad)} not finite")
     if not losses:
         raise RecipeError(f"{run.recipe.file}: iteration {run.iteration} trains nothing")
-    yield f"one step as of iteration {run.iteration}: {shown}"
+    yield f"one step as of iteration {run.iteration}, and the norm of each loss's gradient:"
+    yield from table(audit.found)
+    for note in audit.judge():
+        yield f"note: {note}"
 
 
 def _shown(figures: dict[str, float]) -> str:

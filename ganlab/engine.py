@@ -202,9 +202,11 @@ def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> s
     return reason
 
 
-def iterate(run: Run) -> dict[str, Tensor]:
+def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
     """One iteration: the D steps, then the G steps, each on a batch of its own.
 
+    :param observer: looks at the first step of each network; else `attributed` does in a watched
+        iteration, and nothing in the others.
     :returns: every logged value, its mean over the steps that gave one, on the device.
     """
     recipe, hook = run.recipe, run.hook
@@ -212,7 +214,8 @@ def iterate(run: Run) -> dict[str, Tensor]:
     for schedule in run.schedules:
         schedule.advance(run.iteration)
     hook.iteration_start(run=run)
-    watched = recipe.watch_every > 0 and (run.iteration + 1) % recipe.watch_every == 0
+    if recipe.watch_every and (run.iteration + 1) % recipe.watch_every == 0:
+        observer = observer or attributed
     several: dict[str, list[Tensor]] = {}
     for role, count, step in (
         ("D", recipe.d_steps, hook.discriminator_step),
@@ -221,7 +224,7 @@ def iterate(run: Run) -> dict[str, Tensor]:
         for index in range(count):
             run.streams.moment(run.iteration, role, index)
             # the first of several is enough: a watched step costs a backward pass a loss
-            run.observer = attributed if watched and index == 0 else None
+            run.observer = observer if index == 0 else None
             batch = hook.sample_batch(batch_size=recipe.batch_size, device=run.device)
             for name, value in step(run=run, batch=batch).items():
                 several.setdefault(name, []).append(value)

@@ -179,6 +179,9 @@ class Plugin(BaseModel):
     bounds_slope: ClassVar[bool] = False
     """Bounds the discriminator's slope, softly or hard: a penalty, clipping, a norm of weights."""
 
+    couples_players: ClassVar[bool] = False
+    """Its steps differentiate for both networks, and clear what the other one got."""
+
     _name: str = PrivateAttr("")
     _streams: Streams | None = PrivateAttr(None)
     _place: Callable[[str | None], str] | None = PrivateAttr(None)

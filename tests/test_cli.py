@@ -67,7 +67,8 @@ def test_a_run_leaves_its_folder(trained: Path) -> None:
     names = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
     assert names == {
         "recipe.toml", "manifest.json", "status.json", "stats.jsonl", "timing.jsonl",
-        "samples", "checkpoints", "pictures", "scores.jsonl", "verdicts.jsonl", "generator.safetensors", "best.safetensors",
+        "samples", "checkpoints", "generator.safetensors", "best.safetensors",
+        "pictures", "scores.jsonl", "verdicts.jsonl",
     }  # fmt: skip
     assert {p.name for p in (trained / "samples").iterdir()} == {"0000003.png", "0000006.png"}
     lines = read_lines(trained / "stats.jsonl")

@@ -19,7 +19,7 @@ FLOORS = [
     {"ablate"},
     {"compare"},
     {"report"},
-    {"apply", "check", "describe", "difference", "explain", "trace", "records"},
+    {"apply", "check", "describe", "audit", "difference", "explain", "trace", "records"},
     {"session"},
     {"engine"},
     {"health"},

@@ -1,6 +1,6 @@
 """Consensus optimisation: both players also seek where the game stands still."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class Consensus(Plugin):
     precision. v is that of the game alone, so it takes no penalty beside it. It answers both
     steps itself, with the losses of the engine's.
     """
+
+    couples_players: ClassVar[bool] = True
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """The paper's gamma."""

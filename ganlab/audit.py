@@ -1,0 +1,94 @@
+"""The gradient audit: on one real batch, which loss reaches which network, and how hard."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ganlab.attribution import Losses, gradients, norm
+from ganlab.engine import Run
+from ganlab.errors import RecipeError
+from ganlab.steps import discriminators
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """One loss in a step of its network: its value, and the norm of its gradient on both."""
+
+    loss: str
+    role: str
+    """The network that the step moves, "G" or "D"."""
+    value: float
+    on_own: float
+    on_other: float
+    frozen: bool
+    """Whether the other network takes no gradient in this step, whatever a loss would give it."""
+
+
+@dataclass(slots=True)
+class Audit:
+    """An observer of `Run.descend` that notes every loss of the steps it sees."""
+
+    run: Run
+    found: list[Reach] = field(default_factory=list)
+
+    @contextmanager
+    def __call__(self, role: str, module: nn.Module, losses: Losses) -> Iterator[Losses]:
+        others = [self.run.G] if role == "D" else discriminators(self.run)
+        other = [p for network in others for p in network.parameters()]
+        own = list(module.parameters())
+        frozen = not any(p.requires_grad for p in other)
+        for name, loss in losses.items():
+            if name not in {reach.loss for reach in self.found}:  # one D step of several is enough
+                norms = (_on(loss, own), _on(loss, other))
+                self.found.append(Reach(name, role, loss.item(), *norms, frozen))
+        yield {}
+
+    def judge(self) -> list[str]:
+        """The notes of an audit that found no fault.
+
+        :raises RecipeError: for a loss without a gradient on its network, or with one on the other.
+        """
+        notes = []
+        for reach in self.found:
+            mine, other = ("G", "D") if reach.role == "G" else ("D", "G")
+            if reach.on_own == 0 and reach.value == 0:
+                notes.append(f"{reach.loss} is 0 here, and pulls at nothing")
+            elif reach.on_own == 0:
+                raise self._error(
+                    reach.loss,
+                    f"{reach.loss} has no gradient on {mine}: its value {reach.value:.4g} is a "
+                    "constant to the network, which would not learn from it. Compute it from the "
+                    "tensors of the hook, without torch.no_grad(), .detach(), .item() or rounding",
+                )
+            if reach.on_other > 0 and not self._couples():
+                raise self._error(
+                    reach.loss,
+                    f"{reach.loss} has a gradient on {other} in the step of {mine} (norm "
+                    f"{reach.on_other:.3g}), which is not its to move. Detach what comes from "
+                    f"{other}, or freeze {other} in a step of your own",
+                )
+        return notes
+
+    def _couples(self) -> bool:
+        return any(plugin.couples_players for plugin in self.run.recipe.plugins.values())
+
+    def _error(self, loss: str, fault: str) -> RecipeError:
+        """Blame the plugin after which the loss is named, if there is one."""
+        plugin = self.run.recipe.plugins.get(loss.partition("/")[2])
+        return plugin.error(fault) if plugin else RecipeError(f"{self.run.recipe.file}: {fault}")
+
+
+def _on(loss: Tensor, parameters: list[nn.Parameter]) -> float:
+    return norm(gradients(loss, parameters)).item()
+
+
+def table(found: list[Reach]) -> Iterator[str]:
+    """The audit as lines of text: a loss each, its value, and its gradient's norm on G and on D."""
+    width = max(len(reach.loss) for reach in found)
+    yield f"  {'loss':<{width}}  {'value':>10}  {'on G':>10}  {'on D':>10}"
+    for reach in found:
+        other = "frozen" if reach.frozen else f"{reach.on_other:.3g}"
+        on_g, on_d = (f"{reach.on_own:.3g}", other)[:: 1 if reach.role == "G" else -1]
+        yield f"  {reach.loss:<{width}}  {reach.value:>10.4g}  {on_g:>10}  {on_d:>10}"

@@ -1,0 +1,99 @@
+"""What is told of each loss's pull, and that looking changes nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ganlab.attribution import attributed, gradients, norm
+from ganlab.engine import assemble, iterate
+from ganlab.recipe import load_recipe
+
+
+def linear(*weights: float) -> nn.Linear:
+    module = nn.Linear(len(weights), 1, bias=False)
+    module.weight.data = torch.tensor([weights])
+    return module
+
+
+def test_norms_shares_and_cosines_of_linear_losses_are_known() -> None:
+    module = linear(1.0, 2.0)
+    losses = {
+        "G/x": module.weight @ torch.tensor([3.0, 4.0]),  # gradient (3, 4)
+        "G/y": module.weight @ torch.tensor([0.0, -15.0]),  # gradient (0, -15)
+    }
+    with attributed("G", module, {k: v.sum() for k, v in losses.items()}) as seen:
+        module.weight.data += torch.tensor([[0.0, 1.0]])
+    expected = {
+        "gradient/G/x": 5.0,
+        "gradient/G/y": 15.0,
+        "share/G/x": 0.25,
+        "share/G/y": 0.75,
+        "cosine/G/x,G/y": -0.8,
+        "health/G_update": 1 / 5**0.5,
+    }
+    assert {k: v.item() for k, v in seen.items()} == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_loss_without_gradient_has_norm_and_cosine_0() -> None:
+    module = linear(1.0, 2.0)
+    losses = {"G/x": module.weight.sum(), "G/dead": torch.tensor(7.0)}
+    with attributed("G", module, losses) as seen:
+        pass
+    assert seen["gradient/G/dead"].item() == 0
+    assert seen["cosine/G/x,G/dead"].item() == 0
+    assert seen["health/G_update"].item() == 0
+
+
+def test_parameters_that_a_loss_does_not_touch_have_gradient_0() -> None:
+    one, other = linear(1.0), linear(2.0)
+    first, second = gradients(3 * one.weight.sum(), [one.weight, other.weight])
+    assert (first.item(), second.item()) == (3.0, 0.0)
+    assert norm([first, second]).item() == 3.0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["d_steps=3"],
+        ["gradient_penalty=false", "r1={ every = 2 }", "wasserstein=false", "bce={}"],
+        [
+            "num_discriminators=2",
+            "second={ use = 'patch_discriminator', width = 4, num_layers = 1 }",
+        ],
+        ["g_steps=2"],
+    ],
+    ids=["plain", "several D steps", "lazy penalty", "two discriminators", "several G steps"],
+)
+def test_looking_at_every_step_changes_no_weight(tiny: Path, overrides: list[str]) -> None:
+    def weights(watch_every: int) -> list[torch.Tensor]:
+        recipe = load_recipe(tiny, [*overrides, f"watch_every={watch_every}"])
+        run = assemble(recipe, torch.device("cpu"))
+        for run.iteration in range(3):
+            losses = iterate(run)
+            assert any(n.startswith("gradient/") for n in losses) == (watch_every > 0)
+        assert run.D is not None
+        return [*run.G.parameters(), *run.D.parameters()]
+
+    for watched, plain in zip(weights(1), weights(0), strict=True):
+        assert torch.equal(watched, plain)
+
+
+def test_only_the_iterations_that_the_recipe_names_are_watched(tiny: Path) -> None:
+    run = assemble(load_recipe(tiny, ["watch_every=2"]), torch.device("cpu"))
+    seen = []
+    for run.iteration in range(4):
+        seen.append("gradient/G/pixel_loss" in iterate(run))
+    assert seen == [False, True, False, True]
+
+
+def test_the_gradient_of_the_sum_is_what_the_shares_are_of(tiny: Path) -> None:
+    """The norms and the cosine of two losses give the length of their sum, the law of cosines."""
+    run = assemble(load_recipe(tiny, ["watch_every=1"]), torch.device("cpu"))
+    losses = {name: value.item() for name, value in iterate(run).items()}
+    a, b = losses["gradient/G/adversarial"], losses["gradient/G/pixel_loss"]
+    cosine = losses["cosine/G/adversarial,G/pixel_loss"]
+    whole = norm([p.grad for p in run.G.parameters() if p.grad is not None]).item()
+    assert whole**2 == pytest.approx(a**2 + b**2 + 2 * a * b * cosine, rel=1e-4)

@@ -1,0 +1,156 @@
+"""`ganlab check` refuses a loss that does not train its network, or that trains the other one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ganlab.audit import Audit
+from ganlab.cli import main
+from ganlab.engine import assemble, iterate
+from ganlab.recipe import load_recipe
+
+HEAD = """\
+import torch
+from ganlab import Plugin, hookimpl
+
+
+class Idea(Plugin):
+    \"\"\"A loss of the user's own.\"\"\"
+
+"""
+# what a well-known trainer ships: the adversarial loss of G computed where nothing is recorded
+UNDER_NO_GRAD = """\
+    @hookimpl
+    def generator_loss(self, fake, real):
+        with torch.no_grad():
+            return {"G/idea": (fake - real).abs().mean()}
+"""
+ROUNDED = """\
+    @hookimpl
+    def generator_loss(self, fake, real):
+        return {"G/idea": (255 * fake).round().mean() - real.mean()}
+"""
+ADDS_ZERO = """\
+    @hookimpl
+    def generator_loss(self, fake):
+        return {"G/idea": 0 * fake.sum()}
+"""
+PENALTY_ON_A_CONSTANT = """\
+    @hookimpl
+    def penalty(self, discriminator, real):
+        with torch.no_grad():
+            return {"D/idea": discriminator(real).square().mean()}
+"""
+# a penalty that makes its own fakes, and lets their gradient through
+LEAK = """\
+    @hookimpl
+    def run_start(self, run):
+        object.__setattr__(self, "_idea", run)
+
+    @hookimpl
+    def penalty(self, discriminator, condition):
+        return {"D/idea": discriminator(self._idea.G(condition)).square().mean()}
+"""
+# a step of its own that forgets to freeze D
+UNFROZEN = """\
+    @hookimpl(tryfirst=True)
+    def generator_step(self, run, batch):
+        from ganlab import generator_losses
+        return run.descend(run.G_optimizer, generator_losses(run, batch))
+"""
+
+
+@pytest.fixture
+def check(tiny: Path) -> Callable[[str], tuple[int, str, str]]:
+    def check(code: str) -> tuple[int, str, str]:
+        (tiny.parent / "idea.py").write_text(HEAD + code)
+        tiny.write_text(tiny.read_text() + 'idea = { use = "./idea.py" }\n')
+        result = CliRunner().invoke(main, ["check", str(tiny)], catch_exceptions=False)
+        return result.exit_code, result.stdout, result.stderr
+
+    return check
+
+
+@pytest.mark.parametrize("code", [UNDER_NO_GRAD, ROUNDED])
+def test_a_generator_loss_without_a_gradient_is_refused(
+    check: Callable[[str], tuple[int, str, str]], code: str
+) -> None:
+    exit_code, _, complaint = check(code)
+    assert exit_code == 2
+    assert "tiny.toml:14: plugins.idea: G/idea has no gradient on G" in complaint
+    assert "torch.no_grad()" in complaint
+    assert "Traceback" not in complaint
+
+
+def test_a_penalty_without_a_gradient_is_refused(
+    check: Callable[[str], tuple[int, str, str]],
+) -> None:
+    exit_code, _, complaint = check(PENALTY_ON_A_CONSTANT)
+    assert exit_code == 2
+    assert "D/idea has no gradient on D" in complaint
+
+
+def test_a_penalty_whose_gradient_leaks_into_the_generator_is_refused(
+    check: Callable[[str], tuple[int, str, str]],
+) -> None:
+    exit_code, _, complaint = check(LEAK)
+    assert exit_code == 2
+    assert "D/idea has a gradient on G in the step of D" in complaint
+
+
+def test_a_generator_step_that_leaves_the_discriminator_unfrozen_is_refused(
+    check: Callable[[str], tuple[int, str, str]],
+) -> None:
+    exit_code, _, complaint = check(UNFROZEN)
+    assert exit_code == 2
+    assert "G/adversarial has a gradient on D in the step of G" in complaint
+
+
+def test_a_loss_that_is_0_is_told_and_not_refused(
+    check: Callable[[str], tuple[int, str, str]],
+) -> None:
+    exit_code, report, _ = check(ADDS_ZERO)
+    assert exit_code == 0
+    assert "note: G/idea is 0 here, and pulls at nothing" in report
+
+
+def test_every_loss_of_both_networks_is_in_the_report(
+    tiny: Path, check: Callable[[str], tuple[int, str, str]]
+) -> None:
+    _, report, _ = check(ADDS_ZERO)
+    rows = {line.split()[0]: line.split()[1:] for line in report.splitlines() if line[:2] == "  "}
+    assert rows.keys() == {
+        "loss", "D/adversarial", "D/gradient_penalty", "G/adversarial", "G/pixel_loss", "G/idea"
+    }  # fmt: skip
+    assert rows.pop("loss") == ["value", "on", "G", "on", "D"]
+    for name, (_, on_g, on_d) in rows.items():
+        if name.startswith("D/"):
+            assert float(on_g) == 0
+            assert float(on_d) > 0
+        elif name.startswith("G/"):
+            assert on_d == "frozen"
+
+
+def test_consensus_couples_the_players_and_says_so(tiny: Path) -> None:
+    recipe = load_recipe(tiny, ["gradient_penalty=false", "wasserstein=false", "bce={}",
+                                "consensus={}"])  # fmt: skip
+    run = assemble(recipe, torch.device("cpu"))
+    audit = Audit(run)
+    iterate(run, audit)
+    assert audit.judge() == []
+    reach = {found.loss: found for found in audit.found}
+    assert reach["D/consensus"].on_other > 0
+    assert not reach["D/consensus"].frozen
+
+
+def test_the_audited_step_is_the_step_that_training_takes(tiny: Path) -> None:
+    def weights(audited: bool) -> list[torch.Tensor]:
+        run = assemble(load_recipe(tiny), torch.device("cpu"))
+        iterate(run, Audit(run) if audited else None)
+        return list(run.G.parameters())
+
+    for one, other in zip(weights(True), weights(False), strict=True):
+        assert torch.equal(one, other)
