@@ -1,12 +1,14 @@
 """What is told of each loss's pull, and that looking changes nothing."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from ganlab.attribution import attributed, gradients, norm
+from ganlab.attribution import Losses, attributed, gradients, norm
 from ganlab.engine import assemble, iterate
 from ganlab.recipe import load_recipe
 
@@ -97,3 +99,27 @@ def test_the_gradient_of_the_sum_is_what_the_shares_are_of(tiny: Path) -> None:
     cosine = losses["cosine/G/adversarial,G/pixel_loss"]
     whole = norm([p.grad for p in run.G.parameters() if p.grad is not None]).item()
     assert whole**2 == pytest.approx(a**2 + b**2 + 2 * a * b * cosine, rel=1e-4)
+
+
+def test_a_loss_alone_has_no_share() -> None:
+    module = linear(1.0, 2.0)
+    with attributed("G", module, {"G/x": module.weight.sum()}) as seen:
+        pass
+    assert seen.keys() == {"gradient/G/x", "health/G_update"}
+
+
+def test_of_several_steps_the_first_is_looked_at_by_the_observer_that_was_given(
+    tiny: Path,
+) -> None:
+    looked: list[str] = []
+
+    @contextmanager
+    def look(role: str, module: nn.Module, losses: Losses) -> Iterator[Losses]:
+        looked.append(role)
+        yield {"seen": torch.tensor(1.0)}
+
+    recipe = load_recipe(tiny, ["d_steps=3", "g_steps=2", "watch_every=1"])
+    losses = iterate(assemble(recipe, torch.device("cpu")), look)
+    assert looked == ["D", "G"]
+    assert "seen" in losses
+    assert "gradient/G/pixel_loss" not in losses
