@@ -45,17 +45,14 @@ class Audit:
                 self.found.append(Reach(name, role, loss.item(), *norms, frozen))
         yield {}
 
-    def judge(self) -> list[str]:
-        """The notes of an audit that found no fault.
+    def judge(self) -> None:
+        """Refuse what cannot be meant; a loss that is 0 here (a weight scheduled to 0) can be.
 
         :raises RecipeError: for a loss without a gradient on its network, or with one on the other.
         """
-        notes = []
         for reach in self.found:
             mine, other = ("G", "D") if reach.role == "G" else ("D", "G")
-            if reach.on_own == 0 and reach.value == 0:
-                notes.append(f"{reach.loss} is 0 here, and pulls at nothing")
-            elif reach.on_own == 0:
+            if reach.on_own == 0 and reach.value != 0:
                 raise self._error(
                     reach.loss,
                     f"{reach.loss} has no gradient on {mine}: its value {reach.value:.4g} is a "
@@ -69,7 +66,6 @@ class Audit:
                     f"{reach.on_other:.3g}), which is not its to move. Detach what comes from "
                     f"{other}, or freeze {other} in a step of your own",
                 )
-        return notes
 
     def _couples(self) -> bool:
         return any(plugin.couples_players for plugin in self.run.recipe.plugins.values())
@@ -91,4 +87,5 @@ def table(found: list[Reach]) -> Iterator[str]:
     for reach in found:
         other = "frozen" if reach.frozen else f"{reach.on_other:.3g}"
         on_g, on_d = (f"{reach.on_own:.3g}", other)[:: 1 if reach.role == "G" else -1]
-        yield f"  {reach.loss:<{width}}  {reach.value:>10.4g}  {on_g:>10}  {on_d:>10}"
+        idle = "" if reach.on_own else "  0 here: pulls at nothing"
+        yield f"  {reach.loss:<{width}}  {reach.value:>10.4g}  {on_g:>10}  {on_d:>10}{idle}"

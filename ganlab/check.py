@@ -58,8 +58,7 @@ def _try(run: Run) -> Iterator[str]:
         raise RecipeError(f"{run.recipe.file}: iteration {run.iteration} trains nothing")
     yield f"one step as of iteration {run.iteration}, and the norm of each loss's gradient:"
     yield from table(audit.found)
-    for note in audit.judge():
-        yield f"note: {note}"
+    audit.judge()
 
 
 def _shown(figures: dict[str, float]) -> str:
