@@ -114,7 +114,7 @@ def test_a_loss_that_is_0_is_told_and_not_refused(
 ) -> None:
     exit_code, report, _ = check(ADDS_ZERO)
     assert exit_code == 0
-    (row,) = [line for line in report.splitlines() if "G/idea" in line]
+    row, *_ = [line for line in report.splitlines() if "G/idea" in line]
     assert row.split()[:4] == ["G/idea", "0", "0", "frozen"]
     assert row.endswith("0 here: pulls at nothing")
 
