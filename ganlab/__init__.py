@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ganlab.plugin import Batch, NonNegativeSchedule, Plugin, RecipePath, Schedule, hookimpl
     from ganlab.resampling import resize, resize_exact, round_to_8_bits, to_float, to_uint8
     from ganlab.steps import discriminator_losses, discriminators, generator_losses, shown
+    from ganlab.verdicts import History, Verdict
     from ganlab.weights import fill_network, load_weights, read_weights, weights_file
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ _HOME = {
     "DISTSNetwork": "perceptual",
     "Diverged": "errors",
     "GanlabError": "errors",
+    "History": "verdicts",
     "ImageError": "images",
     "ImageStore": "image_store",
     "Judged": "evaluation",
@@ -52,6 +54,7 @@ _HOME = {
     "Run": "engine",
     "Schedule": "plugin",
     "VGGFeatures": "perceptual",
+    "Verdict": "verdicts",
     "cache_folder": "images",
     "discriminator_losses": "steps",
     "discriminators": "steps",
@@ -88,6 +91,7 @@ __all__ = [
     "DISTSNetwork",
     "Diverged",
     "GanlabError",
+    "History",
     "ImageError",
     "ImageStore",
     "InceptionFeatures",
@@ -102,6 +106,7 @@ __all__ = [
     "Run",
     "Schedule",
     "VGGFeatures",
+    "Verdict",
     "cache_folder",
     "discriminator_losses",
     "discriminators",

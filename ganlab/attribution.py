@@ -57,6 +57,31 @@ def attributed(role: str, module: nn.Module, losses: Losses) -> Iterator[Losses]
     seen[f"health/{role}_update"] = _over(norm(moved), norm(before))
 
 
+def of_logits(real_logits: Tensor, fake_logits: Tensor, by_sign: bool) -> Losses:
+    """How D judges a batch: every figure 0-d, without gradient.
+
+    `health/paired_accuracy`, the share of places where the real image has the larger logit; where
+    the sign is D's verdict also `health/real_accuracy` and `health/fake_accuracy`, and
+    `health/saturation`, the share of logits of which D is surer than 99 %.
+
+    :param real_logits, fake_logits: of one shape.
+    """
+    real, fake = real_logits.detach(), fake_logits.detach()
+    seen = {"health/paired_accuracy": _share(real > fake)}
+    if by_sign:
+        sure = torch.cat([(real.sigmoid() > 0.99).flatten(), (fake.sigmoid() < 0.01).flatten()])
+        seen |= {
+            "health/real_accuracy": _share(real > 0),
+            "health/fake_accuracy": _share(fake < 0),
+            "health/saturation": _share(sure),
+        }
+    return seen
+
+
+def _share(places: Tensor) -> Tensor:
+    return places.float().mean()
+
+
 def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
     """A quotient, 0 where the denominator is."""
     return torch.where(denominator > 0, numerator / denominator, torch.zeros_like(denominator))

@@ -70,6 +70,22 @@ def load_checkpoint(run: "Run", folder: Path) -> int:
     raise GanlabError(f"{folder}: no sound checkpoint to resume from; start the run anew")
 
 
+def roll_back(run: "Run", folder: Path, since: int) -> int:
+    """Put back the newest kept checkpoint from before an iteration, or else the oldest kept.
+
+    Those after it are taken away, so that the run would go on from there. Returns its iteration.
+
+    :raises GanlabError: when it is damaged or absent.
+    """
+    kept = _markers(folder)
+    before = [marker for marker in kept if int(marker.stem) < since] or kept[:1]
+    for marker in kept:
+        if not before or int(marker.stem) > int(before[-1].stem):
+            marker.unlink()
+            marker.with_suffix(".pt").unlink(missing_ok=True)
+    return load_checkpoint(run, folder)
+
+
 def save_generator(run: "Run", generator: nn.Module, path: Path) -> None:
     """Write a generator's weights alone, with its recipe, for `eval`, `upscale` and other tools."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in generator.state_dict().items()}

@@ -114,8 +114,8 @@ def run(
     """Train a recipe.
 
     Writes runs/<recipe>-<n>/: weights, sample pictures, stats.jsonl, checkpoints, the resolved
-    recipe. Exit codes: 0 done, 1 failed, 2 wrong recipe or usage, 3 diverged, 75 stopped by a
-    signal and resumable, 130 Ctrl-C and resumable.
+    recipe. Exit codes: 0 done, 1 failed, 2 wrong recipe or usage, 3 diverged, 4 stopped by a
+    verdict, 75 stopped by a signal and resumable, 130 Ctrl-C and resumable.
 
     Example: ganlab run recipes/wgan_gp.toml --set gradient_penalty.weight=5 --seed 1
     """

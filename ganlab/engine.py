@@ -19,16 +19,18 @@ from ganlab.assembly import (
     register,
 )
 from ganlab.attribution import attributed
-from ganlab.checkpoint import save_checkpoint, save_generator
+from ganlab.checkpoint import roll_back, save_checkpoint, save_generator
 from ganlab.device import autocast
 from ganlab.errors import Diverged, RecipeError
 from ganlab.evaluation import check_held_out, evaluating, judge_run
 from ganlab.folder import RunFolder
+from ganlab.health import game_health
 from ganlab.journal import Journal
 from ganlab.plugin import Plugin, Schedule
 from ganlab.recipe import Recipe
 from ganlab.steps import EngineDefaults, discriminators, merged
 from ganlab.streams import Streams
+from ganlab.verdicts import Verdict
 
 PROBE = 2  # samples in the batch that shapes are learnt from; two show whether D mixes them
 Observer = Callable[[str, nn.Module, dict[str, Tensor]], AbstractContextManager[dict[str, Tensor]]]
@@ -50,6 +52,7 @@ class Run:
     """The generator losses that read no logits; `adversarial_loss` is the others."""
     adversarial_loss: HookCaller = field(init=False)
     reads_real_logits: bool = field(init=False)
+    judges_by_sign: bool = field(init=False)
     condition_shape: tuple[int, ...] = field(init=False)
     real_shape: tuple[int, ...] = field(init=False)
     G: nn.Module = field(init=False)
@@ -149,6 +152,8 @@ def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     plugins = recipe.plugins.values()
     run.adversarial_loss = run.generator_losses_of(adversaries)
     run.content_loss = run.generator_losses_of(p for p in plugins if p not in adversaries)
+    objectives = providers(manager, "discriminator_loss")
+    run.judges_by_sign = any(plugin.judges_by_sign for plugin in objectives)
     run.reads_real_logits = any("real_logits" in impl.argnames for _, impl in with_logits)
     for plugin in recipe.plugins.values():
         plugin._streams = streams
@@ -180,20 +185,29 @@ def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> s
     """Iterate until the recipe's end or until `stop()` gives a reason; the state is saved.
 
     :param stop: "" to go on; "signal" saves and leaves, at any other reason G is judged too.
-    :returns: the reason, "" when the recipe's end was reached.
+    :returns: the reason, "" when the recipe's end was reached, "verdict" when that ended it.
     :raises Diverged: when a loss is not finite; the last checkpoint is from before.
     """
     recipe, saved, judged = run.recipe, run.iteration, -1
     reason = ""
-    while run.iteration < recipe.iterations and not (reason := stop()):
+    while not reason and run.iteration < recipe.iterations and not (reason := stop()):
         losses = iterate(run)
         run.iteration += 1
         journal.record(run.iteration, losses)
         last = run.iteration == recipe.iterations
-        if last or run.iteration % recipe.evaluate_every == 0:
+        evaluating_now = last or run.iteration % recipe.evaluate_every == 0
+        saving_now = last or run.iteration % recipe.checkpoint_every == 0
+        if evaluating_now:
             judged = evaluate(run, journal)
-        if last or run.iteration % recipe.checkpoint_every == 0:
+        # before the checkpoint, so that a run killed in between finds the same again
+        found = look_for_verdicts(run, journal) if evaluating_now or saving_now else []
+        if saving_now:
             saved = save(run, journal)
+        reason = "verdict" if found and recipe.on_verdict != "carry on" else ""
+    if reason == "verdict" and recipe.on_verdict == "roll back":
+        assert run.folder
+        saved = roll_back(run, run.folder.checkpoints, min(verdict.since for verdict in found))
+        journal.say(f"rolled back to iteration {run.iteration}")
     if saved != run.iteration:
         save(run, journal)
     if reason not in ("", "signal") and judged != run.iteration:
@@ -246,16 +260,27 @@ def evaluate(run: Run, journal: Journal, planned: bool = True) -> int:
     generator = run.hook.evaluation_generator(generator=run.G)
     with evaluating(generator):
         figures, scores = judge_run(run, generator)
+        health = game_health(run, generator)
     save_generator(run, generator, run.folder.weights("last"))
     run.scores = figures
-    if figures:
-        journal.evaluation(run.iteration, figures, scores, planned)
+    if figures or health:
+        journal.evaluation(run.iteration, figures, scores, health, planned)
     figure = figures.get(run.recipe.best_metric)
     sign = 1 if run.recipe.best_is == "highest" else -1
     if planned and figure is not None and (not run.best or sign * (figure - run.best[1]) > 0):
         run.best = (run.iteration, figure)
         save_generator(run, generator, run.folder.weights("best"))
     return run.iteration
+
+
+def look_for_verdicts(run: Run, journal: Journal) -> list[Verdict]:
+    """Tell and write what fails by now and was not told before."""
+    journal.flush()
+    found = [one for several in run.hook.verdicts(history=journal.history) for one in several]
+    new = [verdict for verdict in found if verdict.name not in journal.verdicts]
+    for verdict in new:
+        journal.verdict(run.iteration, verdict, run.recipe.on_verdict)
+    return new
 
 
 def save(run: Run, journal: Journal) -> int:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ganlab.plugin import Batch, hookspec
+from ganlab.verdicts import History, Verdict
 
 if TYPE_CHECKING:
     from ganlab.engine import Run
@@ -253,4 +254,16 @@ def evaluate(run: "Run", generator: nn.Module, judged: "list[Judged]") -> dict[s
     :param judged: the held-out images with what was made of them (`.name`, `.hr`, `.lr`, `.sr`,
         `.bicubic`: uint8 [C, H, W] on the CPU; `.scores`); empty where there are none.
     :returns: name -> number, written to stats.jsonl.
+    """
+
+
+@hookspec
+def verdicts(history: History) -> list[Verdict]:  # type: ignore[empty-body]
+    """Say whether training fails. Collected; at every evaluation and checkpoint.
+
+    The engine's own rules are asked as well. A verdict is told once, by its name; what happens
+    then is the recipe's `on_verdict`.
+
+    :param history: what `watch_every` and the evaluations have logged so far, plain numbers.
+    :returns: what fails now; empty when nothing does.
     """

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ganlab.errors import Diverged
 from ganlab.folder import RunFolder, write_text
+from ganlab.verdicts import History, Verdict
 
 PLAIN_SECONDS = 5.0  # between two plain lines, when stderr is not a terminal
 
@@ -29,6 +31,9 @@ class Journal:
     def __init__(self, folder: RunFolder, total: int, images: int, report_every: int) -> None:
         """:param images: that G learns from in one iteration, for the images/s shown."""
         self.folder = folder
+        self.history = History()
+        self.verdicts: dict[str, str] = {}
+        """The sentence of each verdict so far, by its name."""
         self.console = Console(stderr=True, soft_wrap=True)
         self._total, self._images, self._every = total, images, report_every
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
@@ -46,6 +51,11 @@ class Journal:
             self.folder.verdicts,
         ):
             _keep_until(path, iteration)
+        for line in read_lines(self.folder.stats):
+            self.history.add(line.pop("iteration"), _without_null(line))
+        self.verdicts = {
+            line["name"]: line["sentence"] for line in read_lines(self.folder.verdicts)
+        }
         self._seconds_before = _last_seconds(self.folder)
         self._first = self._last = iteration
         self._began = self._reported = time.monotonic()
@@ -102,6 +112,7 @@ class Journal:
                 lines.append(_line(iteration, {k: v for k, v in figures.items() if k not in bad}))
             elif not fault:
                 lines.append(_line(iteration, figures))
+                self.history.add(iteration, _rounded_as_written(figures))
         last = self._pending[-1][0]
         self._pending.clear()
         self._append(self.folder.stats, lines)
@@ -120,16 +131,26 @@ class Journal:
         iteration: int,
         figures: dict[str, float],
         scores: dict[str, dict[str, dict[str, float]]],
+        health: dict[str, float],
         written: bool = True,
     ) -> None:
         """Say an evaluation's figures; write them and each image's scores when it was planned."""
         self.flush()
         if written:
-            named = {f"evaluation/{name}": value for name, value in figures.items()}
+            named = {f"evaluation/{name}": value for name, value in figures.items()} | health
             self._append(self.folder.stats, [_line(iteration, named)])
+            self.history.add(iteration, _rounded_as_written(named))
             self._append(self.folder.scores, [_scores_line(iteration, scores)])
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.say(f"evaluation at {iteration}: {shown}")
+        if figures:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            self.say(f"evaluation at {iteration}: {shown}")
+
+    def verdict(self, iteration: int, verdict: Verdict, action: str) -> None:
+        """Say that training fails, and write it."""
+        self.verdicts[verdict.name] = verdict.sentence
+        line = {"iteration": iteration, **asdict(verdict), "action": action}
+        self._append(self.folder.verdicts, [json.dumps(line)])
+        self.say(f"verdict: {verdict.sentence} ({action})")
 
     def _report(self, iteration: int, figures: dict[str, float]) -> None:
         now = time.monotonic()
@@ -185,6 +206,15 @@ def _scores_line(iteration: int, scores: dict[str, dict[str, dict[str, float]]])
 def _rounded(figures: dict[str, float]) -> dict[str, float | None]:
     """9 significant digits, enough to tell two float32 numbers apart; null what is not finite."""
     return {k: float(f"{v:.9g}") if math.isfinite(v) else None for k, v in figures.items()}
+
+
+def _rounded_as_written(figures: dict[str, float]) -> dict[str, float]:
+    """What a resumed run will read back, so that it comes to the same verdicts."""
+    return _without_null(_rounded(figures))
+
+
+def _without_null(figures: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def _whole_lines(path: Any) -> list[str]:

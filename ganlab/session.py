@@ -26,8 +26,9 @@ from ganlab.folder import (
 )
 from ganlab.journal import Journal
 from ganlab.recipe import Recipe, load_recipe, resolved
+from ganlab.verdicts import Verdict
 
-DONE, FAILED, USAGE, DIVERGED, SIGTERMED, INTERRUPTED = 0, 1, 2, 3, 75, 130
+DONE, FAILED, USAGE, DIVERGED, UNHEALTHY, SIGTERMED, INTERRUPTED = 0, 1, 2, 3, 4, 75, 130
 
 
 class Limits:
@@ -145,9 +146,14 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
             reason = train(run, journal, limits)
             state = "stopped" if reason else "done"
             code = _exit_code(limits.signal) if reason == "signal" else DONE
+            code = UNHEALTHY if reason == "verdict" else code
             message = reason
         except Diverged as error:
             state, code, message = "diverged", DIVERGED, str(error)
+            sentence = f"training exploded at iteration {run.iteration:,}: {error}"
+            verdict = Verdict("exploded", run.iteration, sentence)
+            if verdict.name not in journal.verdicts:
+                journal.verdict(run.iteration, verdict, "stop")
             print(f"diverged: {error}; the last checkpoint is from before", file=sys.stderr)
         except BaseException as error:
             message = f"{type(error).__name__}: {error}"
@@ -166,6 +172,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
                 best=run.best,
                 bicubic=run.bicubic,
                 scores=run.scores,
+                verdicts=list(journal.verdicts.values()),
             )
     return code
 
@@ -217,6 +224,7 @@ def summary(folder: RunFolder) -> str:
         for name, value in scores.items():
             beside = f"{bicubic[name]:>10.4g}" if name in bicubic else ""
             lines.append(f"{name:<{width}}{value:>10.4g}{beside}")
+    lines += [f"verdict: {sentence}" for sentence in status.get("verdicts") or []]
     lines.append(f"run folder: {folder.path}")
     return "\n".join(lines)
 

@@ -8,8 +8,10 @@ import torch
 from pluggy import HookCaller
 from torch import Tensor, nn
 
+from ganlab.attribution import of_logits
 from ganlab.errors import RecipeError
 from ganlab.plugin import Batch, hookimpl
+from ganlab.verdicts import History, Verdict, find_verdicts
 
 if TYPE_CHECKING:
     from ganlab.engine import Run
@@ -30,6 +32,8 @@ def discriminator_losses(run: "Run", batch: Batch) -> tuple[Losses, Losses]:
             "fake_logits": judge(run, D, fake),
         }
         watched.append({f"D/{name}": value.detach().mean() for name, value in logits.items()})
+        if run.observer:
+            watched[-1] |= of_logits(**logits, by_sign=run.judges_by_sign)
         real_label, fake_label = hook.labels(**logits)
         adversarial = hook.discriminator_loss(
             real_label=real_label, fake_label=fake_label, **logits
@@ -171,6 +175,10 @@ class EngineDefaults:
     @hookimpl(trylast=True)
     def evaluation_generator(self, generator: nn.Module) -> nn.Module:
         return generator
+
+    @hookimpl(trylast=True)
+    def verdicts(self, history: History) -> list[Verdict]:
+        return list(find_verdicts(history))
 
     @hookimpl(trylast=True)
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:

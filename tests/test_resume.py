@@ -26,6 +26,8 @@ g_steps = 2
 evaluate_every = 10
 checkpoint_every = 10
 report_every = 7
+watch_every = 4
+on_verdict = "carry on"
 
 [plugins]
 image_folder = { path = "photos", evaluation_path = "held_out", crop = 16 }
@@ -110,8 +112,8 @@ def whole(folder: Path) -> Path:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Byte-equal stats lines, pictures and weights; equal checkpoints, tensor by tensor."""
-    assert (one / "stats.jsonl").read_bytes() == (other / "stats.jsonl").read_bytes()
-    for name in ("generator.safetensors", "best.safetensors", "samples/0000040.png"):
+    lines = [f"{name}.jsonl" for name in ("stats", "scores", "verdicts")]
+    for name in (*lines, "generator.safetensors", "best.safetensors", "samples/0000040.png"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     states = [torch.load(p / "checkpoints/0000040.pt", weights_only=True) for p in (one, other)]
     assert_same(*states, "checkpoint")

@@ -6,12 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ganlab import Plugin, hookimpl, luma, require_held_out
+from ganlab import History, Plugin, Verdict, hookimpl, luma, require_held_out
 
 if TYPE_CHECKING:
     from ganlab import Run
 
 TILE = 8  # periods in a tile, enough to tell a period from the picture
+PRINTED = 4.0  # times the power of HR at which a pattern is plain to see
 ROUNDING = 1 / 12  # variance of rounding to whole grey levels: the floor of any 8-bit spectrum
 
 
@@ -44,6 +45,21 @@ class Checkerboard(Plugin):
     def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, float]:
         stride = self.stride or run.scale
         return {self.name: (_stride_power(sr, stride) / _stride_power(hr, stride)).item()}
+
+    @hookimpl
+    def verdicts(self, history: History) -> list[Verdict]:
+        sharpness = dict(history.of("evaluation/hf_ratio"))
+        tail = history.lasting(f"evaluation/{self.name}", lambda power: power > PRINTED, 2)
+        # a sharp picture has more power everywhere, a pattern at its stride alone
+        tail = [(at, power) for at, power in tail if power > PRINTED * sharpness.get(at, 1)]
+        if len(tail) < 2:
+            return []
+        since, power = tail[0][0], tail[-1][1]
+        sentence = (
+            f"G prints a checkerboard from iteration {since:,}: {power:.1f} times the power of the "
+            "original images at the stride of its upsampling"
+        )
+        return [Verdict("checkerboard", since, sentence)]
 
 
 def _stride_power(image: Tensor, stride: int) -> Tensor:

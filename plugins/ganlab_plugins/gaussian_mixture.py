@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ganlab import Plugin, hookimpl, write_png
+from ganlab import History, Plugin, Verdict, hookimpl, write_png
 
 if TYPE_CHECKING:
     from ganlab import Run
@@ -34,6 +34,8 @@ class GaussianMixture(Plugin):
       centres, 5000 samples have (K - 1) / 10000 on average.
     - `energy_distance`: `2 E|X - Y| - E|X - X'| - E|Y - Y'|` (Szekely and Rizzo 2013,
       doi:10.1016/j.jspi.2013.03.018), unbiased, so that equal distributions give 0 on average.
+
+    A generator that covers at most half of the centres in two evaluations has collapsed: a verdict.
 
     samples/ gets a picture of -2..2: the generator's samples in blue on the data in grey.
     """
@@ -64,6 +66,16 @@ class GaussianMixture(Plugin):
             path = run.folder.samples / f"{run.iteration:07d}.png"
             write_png(picture(made.cpu(), batch.real.cpu(), title), path)
         return figures
+
+    @hookimpl
+    def verdicts(self, history: History) -> list[Verdict]:
+        centres = len(mixture(self.layout)[0])
+        tail = history.lasting("evaluation/modes", lambda modes: modes <= centres / 2, 2)
+        if not tail:
+            return []
+        since, modes = tail[0][0], tail[-1][1]
+        sentence = f"G collapsed from iteration {since:,}: it covers {modes:.0f} of {centres} modes"
+        return [Verdict("collapsed", since, sentence)]
 
 
 def mixture(layout: str) -> tuple[Tensor, float, float]:

@@ -1,0 +1,206 @@
+"""Has training failed? Rules over the figures that a run has logged, and verdicts in plain words.
+
+A rule sees plain numbers alone, so the same history always gets the same verdicts: in a run that
+was resumed, too. Thresholds stand beside the rule that uses them, with their reason.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import takewhile
+from statistics import median
+
+PERSISTENCE = 5  # watched steps that must agree, so that one odd batch is no verdict
+JUDGEMENTS = 2  # evaluations that must agree
+_TOLD_BY = ("gradient/", "health/", "evaluation/")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """That training fails, since when, and by which figures."""
+
+    name: str
+    """One word: saturated, exploded, collapsed, ..."""
+    since: int
+    """The iteration at which it began, as far as the history tells."""
+    sentence: str
+
+
+@dataclass(slots=True)
+class History:
+    """The lines of stats.jsonl in which a step was watched or the generator judged."""
+
+    lines: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+    def add(self, iteration: int, figures: dict[str, float]) -> None:
+        """Note a line, if it is one of those."""
+        if any(name.startswith(_TOLD_BY) for name in figures):
+            self.lines.append((iteration, figures))
+
+    def of(self, name: str) -> list[tuple[int, float]]:
+        """A figure with its iterations, where it was finite."""
+        return [
+            (iteration, figures[name])
+            for iteration, figures in self.lines
+            if math.isfinite(figures.get(name, math.nan))
+        ]
+
+    def lasting(
+        self, name: str, fails: Callable[[float], bool], count: int
+    ) -> list[tuple[int, float]]:
+        """The failing values with which a figure ends, unbroken, if they are at least `count`."""
+        tail = list(takewhile(lambda pair: fails(pair[1]), reversed(self.of(name))))
+        return tail[::-1] if len(tail) >= count else []
+
+
+def find_verdicts(history: History) -> Iterator[Verdict]:
+    """What the core itself can tell of any run."""
+    for rule in (_exploded, _saturated, _static, _collapsed, _drifted, _noisy, _memorised):
+        if found := rule(history):
+            yield found
+
+
+def _exploded(history: History) -> Verdict | None:
+    """D's logits run away, or a network moves by a good part of its weights in every step.
+
+    Logits of trained critics stay within some hundreds (WGAN-GP's slope of 1 times the distance of
+    the images); steps of Adam at a sound rate move 1e-4 to 1e-2 of the weights.
+    """
+    for name in ("D/real_logits", "D/fake_logits"):
+        if tail := history.lasting(name, lambda logit: abs(logit) > 1000, 3):
+            since, largest = tail[0][0], max((abs(v) for _, v in tail))
+            return Verdict(
+                "exploded",
+                since,
+                f"D exploded from iteration {since:,}: its mean logits reached {largest:.2g}",
+            )
+    for role in ("G", "D"):
+        if tail := history.lasting(f"health/{role}_update", lambda ratio: ratio > 0.3, 3):
+            since, share = tail[0][0], median(v for _, v in tail)
+            return Verdict(
+                "exploded",
+                since,
+                f"{role} exploded from iteration {since:,}: each step moves {share:.0%} of its "
+                "weights; the learning rate is too large",
+            )
+    return None
+
+
+def _saturated(history: History) -> Verdict | None:
+    """D is sure of every image, and its answer no longer tells G where to go.
+
+    Sure: of five watched steps the median share of logits that it is 99 % sure of is above 85 %;
+    only where the sign of a logit is D's verdict. No longer: the gradient that it sends to G fell
+    to a tenth of what it was as the game began. Either alone is seen in healthy games.
+    """
+    sure = _medians(history.of("health/saturation"))
+    gradient = _medians(history.of("gradient/G/adversarial"))
+    if not sure or not gradient or sure[-1][1] < 0.85 or gradient[-1][1] > gradient[0][1] / 10:
+        return None
+    since = _since(sure, lambda share: share >= 0.85)
+    logit = min(
+        _medians(history.of(name))[-1][1] * sign
+        for name, sign in (("D/real_logits", 1), ("D/fake_logits", -1))
+    )
+    fold = gradient[0][1] / gradient[-1][1] if gradient[-1][1] else math.inf
+    return Verdict(
+        "saturated",
+        since,
+        f"D saturated from iteration {since:,}: logits beyond {logit:.2g}, generator gradient "
+        f"fell {fold:,.0f}-fold",
+    )
+
+
+def _static(history: History) -> Verdict | None:
+    """G's weights no longer move: float32 keeps 6e-8 of a number."""
+    tail = history.lasting("health/G_update", lambda ratio: ratio < 1e-8, PERSISTENCE)
+    if not tail:
+        return None
+    since = tail[0][0]
+    return Verdict(
+        "static", since, f"G stands still from iteration {since:,}: its steps move no weight"
+    )
+
+
+def _collapsed(history: History) -> Verdict | None:
+    """G gives nearly the same answer to everything."""
+    tail = history.lasting("health/spread", lambda spread: spread < 0.1, JUDGEMENTS)
+    if not tail:
+        return None
+    since, spread = tail[0][0], tail[-1][1]
+    return Verdict(
+        "collapsed",
+        since,
+        f"G collapsed from iteration {since:,}: its samples vary {spread:.2g} times as much as "
+        "real ones",
+    )
+
+
+def _drifted(history: History) -> Verdict | None:
+    """The answer, shrunk again, is another picture than the one that was enlarged.
+
+    20 dB is a mean error of 25 grey levels in what the generator was given: colours or structure
+    are gone. Bicubic and every trained generator seen so far are above 28 dB.
+    """
+    tail = history.lasting("evaluation/lr_psnr", lambda psnr: psnr < 20, JUDGEMENTS)
+    if not tail:
+        return None
+    since, psnr = tail[0][0], tail[-1][1]
+    return Verdict(
+        "drifted",
+        since,
+        f"G drifted from its input from iteration {since:,}: its answers shrunk again agree with "
+        f"the LR images to {psnr:.1f} dB only",
+    )
+
+
+def _noisy(history: History) -> Verdict | None:
+    """G prints noise or a pattern: several times the fine detail of a photograph."""
+    tail = history.lasting("evaluation/hf_ratio", lambda ratio: ratio > 8, JUDGEMENTS)
+    if not tail:
+        return None
+    since, ratio = tail[0][0], tail[-1][1]
+    return Verdict(
+        "noisy",
+        since,
+        f"G prints noise from iteration {since:,}: {ratio:.1f} times the fine detail of the "
+        "original images",
+    )
+
+
+def _memorised(history: History) -> Verdict | None:
+    """D tells real from fake on its training images, and can hardly on others.
+
+    On six photographs and some dead leaves, few enough, healthy games reach a gap of 0.25 to 0.55.
+    """
+    sure = dict(history.of("health/trained_accuracy"))
+    tail = [
+        (iteration, gap)
+        for iteration, gap in history.lasting("health/held_out_gap", lambda gap: gap > 0.75, 3)
+        if sure.get(iteration, 0) > 0.95
+    ]
+    if len(tail) < 3:
+        return None
+    since, gap = tail[0][0], tail[-1][1]
+    return Verdict(
+        "memorised",
+        since,
+        f"D knows its training images by heart from iteration {since:,}: on held-out images "
+        f"{gap:.0%} of what it tells real from fake by is gone",
+    )
+
+
+def _medians(values: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Of each five watched steps in a row the median, at the first of them."""
+    return [
+        (
+            values[end - PERSISTENCE][0],
+            median(value for _, value in values[end - PERSISTENCE : end]),
+        )
+        for end in range(PERSISTENCE, len(values) + 1)
+    ]
+
+
+def _since(values: list[tuple[int, float]], fails: Callable[[float], bool]) -> int:
+    """Where the failing values begin with which a figure ends."""
+    return list(takewhile(lambda pair: fails(pair[1]), reversed(values)))[-1][0]
