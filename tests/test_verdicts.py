@@ -1,0 +1,118 @@
+"""The rules by which a history gets its verdicts, each with its nearest miss."""
+
+import pytest
+
+from ganlab.verdicts import History, Verdict, find_verdicts
+
+HEALTHY = {
+    "D/real_logits": 2.0,
+    "D/fake_logits": -2.0,
+    "gradient/G/adversarial": 0.5,
+    "health/G_update": 1e-3,
+    "health/D_update": 1e-2,
+    "health/saturation": 0.5,
+    "health/spread": 0.95,
+    "health/held_out_gap": 0.5,
+    "health/trained_accuracy": 1.0,
+    "evaluation/lr_psnr": 40.0,
+    "evaluation/hf_ratio": 0.9,
+}
+
+
+def history(*parts: tuple[int, dict[str, float]]) -> History:
+    """Healthy lines with some figures changed: (how many lines, what is different in them)."""
+    made = History()
+    for count, changes in parts:
+        for _ in range(count):
+            made.add(10 * (len(made.lines) + 1), HEALTHY | changes)
+    return made
+
+
+def verdicts(*parts: tuple[int, dict[str, float]]) -> dict[str, Verdict]:
+    return {verdict.name: verdict for verdict in find_verdicts(history(*parts))}
+
+
+def test_a_healthy_history_gets_no_verdict() -> None:
+    assert verdicts((30, {})) == {}
+    assert list(find_verdicts(History())) == []
+
+
+def test_lines_that_tell_nothing_of_health_are_not_kept() -> None:
+    made = History()
+    made.add(1, {"D/adversarial": 1.0})
+    made.add(2, {"D/adversarial": 1.0, "gradient/D/adversarial": 0.1})
+    assert [iteration for iteration, _ in made.lines] == [2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "name", "words"),
+    [
+        ({"D/real_logits": -1001.0}, 3, "exploded", "its mean logits reached 1e+03"),
+        ({"health/G_update": 0.5}, 3, "exploded", "G exploded from iteration 210: each step"),
+        ({"health/D_update": 0.31}, 3, "exploded", "each step moves 31% of its weights"),
+        ({"health/G_update": 0.0}, 5, "static", "G stands still from iteration 210"),
+        ({"health/spread": 0.05}, 2, "collapsed", "vary 0.05 times as much"),
+        ({"evaluation/lr_psnr": 19.9}, 2, "drifted", "to 19.9 dB only"),
+        ({"evaluation/hf_ratio": 8.1}, 2, "noisy", "8.1 times the fine detail"),
+        ({"health/held_out_gap": 0.8}, 3, "memorised", "80% of what it tells"),
+    ],
+)  # fmt: skip
+def test_a_failure_that_lasts_gets_its_verdict_and_one_that_does_not_gets_none(
+    changes: dict[str, float], count: int, name: str, words: str
+) -> None:
+    found = verdicts((20, {}), (count, changes))
+    assert found.keys() == {name}
+    assert found[name].since == 210
+    assert words in found[name].sentence
+    assert verdicts((20, {}), (count - 1, changes)) == {}
+    assert verdicts((20, {}), (count, changes), (1, {})) == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"D/real_logits": 999.0},
+        {"health/G_update": 0.29},
+        {"health/G_update": 1.1e-8},
+        {"health/spread": 0.11},
+        {"evaluation/lr_psnr": 20.1},
+        {"evaluation/hf_ratio": 7.9},
+        {"health/held_out_gap": 0.74},
+        {"health/held_out_gap": 0.99, "health/trained_accuracy": 0.94},
+        {"health/saturation": 0.84, "gradient/G/adversarial": 0.01},
+        {"health/saturation": 1.0, "gradient/G/adversarial": 0.06},
+    ],
+)
+def test_what_is_just_short_of_a_threshold_gets_no_verdict(changes: dict[str, float]) -> None:
+    assert verdicts((20, {}), (20, changes)) == {}
+
+
+def test_a_saturated_discriminator_is_told_with_its_logits_and_the_fall_of_the_gradient() -> None:
+    won = {
+        "D/real_logits": 9.0,
+        "D/fake_logits": -8.0,
+        "health/saturation": 0.99,
+        "gradient/G/adversarial": 0.0125,
+    }
+    (found,) = verdicts((20, {}), (7, won)).values()
+    # the first five in a row of which most are sure begin two before
+    assert found.since == 190
+    assert found.sentence == (
+        "D saturated from iteration 190: logits beyond 8, generator gradient fell 40-fold"
+    )
+
+
+def test_one_odd_batch_does_not_hide_a_saturated_discriminator() -> None:
+    won = {"health/saturation": 1.0, "gradient/G/adversarial": 0.001}
+    odd = {"health/saturation": 0.0, "gradient/G/adversarial": 5.0}
+    assert verdicts((20, {}), (4, won), (1, odd), (2, won)).keys() == {"saturated"}
+
+
+def test_a_gradient_that_is_gone_is_no_division_by_zero() -> None:
+    won = {"health/saturation": 1.0, "gradient/G/adversarial": 0.0}
+    (found,) = verdicts((20, {}), (9, won)).values()
+    assert "fell inf-fold" in found.sentence
+
+
+def test_a_figure_that_was_not_finite_is_passed_over() -> None:
+    assert verdicts((20, {}), (3, {"D/real_logits": float("nan")})) == {}
