@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from ganlab import __version__
-from ganlab.errors import Diverged, GanlabError, RecipeError
+from ganlab.errors import GanlabError, RecipeError
 
 
 class Group(click.Group):
@@ -25,9 +25,8 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except (GanlabError, OSError) as error:
-            codes = {RecipeError: 2, Diverged: 3}
             print(error, file=sys.stderr)
-            ctx.exit(next((n for kind, n in codes.items() if isinstance(error, kind)), 1))
+            ctx.exit(getattr(error, "exit_code", 1))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             ctx.exit(130)
@@ -177,6 +176,77 @@ def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
     _next(_run_command(recipe, overrides))
 
 
+seeds_option = click.option("--seeds", default="0..4", show_default=True, help="0..4, or 0,2,5.")
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), help="Runs at a time; one a CUDA device, else one."
+)
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for `run`, in every recipe."
+)
+figure_option = click.option(
+    "--figure", "figures", multiple=True, help="An evaluation figure to compare; may be repeated."
+)
+page_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The page; else beside the runs."
+)
+plan_option = click.option(
+    "--plan", "only_plan", is_flag=True, help="Say what would be run and its cost; run nothing."
+)
+
+
+@main.command()
+@click.argument("arms", nargs=-1, required=True, metavar="RECIPE_OR_RUN...")
+@seeds_option
+@set_option
+@figure_option
+@jobs_option
+@device_option
+@runs_option
+@page_option
+@plan_option
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def compare(arms: tuple[str, ...], **options: Any) -> None:
+    """Compare recipes, or runs, on the same crops, noise and seeds, with intervals.
+
+    The first is the baseline. Each recipe is run once a seed; runs that exist are used, so an
+    interrupted comparison continues, and one more seed costs one more run a recipe. Prints a
+    table and writes one page.
+
+    Example: ganlab compare recipes/wgan_gp.toml recipes/r3gan.toml --seeds 0..4
+    """
+    from ganlab.compare import compare_arms
+
+    _compared(compare_arms(arms, options), options["as_json"])
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--without", multiple=True, metavar="PLUGIN", help="Leave out this one; repeatable.")
+@click.option(
+    "--vary", multiple=True, metavar="KEY=V1,V2", help="Set an option to each of these; repeatable."
+)
+@seeds_option
+@set_option
+@figure_option
+@jobs_option
+@device_option
+@runs_option
+@page_option
+@plan_option
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def ablate(recipe: Path, **options: Any) -> None:
+    """Leave out each plugin in turn, or vary options, and say what that changes.
+
+    With neither --without nor --vary, every plugin that can be left out is. The differences are
+    to the whole recipe, paired by seed.
+
+    Example: ganlab ablate recipes/wgan_gp.toml --seeds 0..2 --plan
+    """
+    from ganlab.ablate import ablate_recipe
+
+    _compared(ablate_recipe(recipe, options), options["as_json"])
+
+
 @main.command()
 @click.argument("name", required=False)
 @click.option("--hook", help="Only plugins that implement this hook.")
@@ -286,6 +356,24 @@ def _report(folder: Any, code: int) -> None:
     elif code == session.DIVERGED:
         _next(f"ganlab check {folder.path / 'recipe.toml'}")
     sys.exit(code)
+
+
+def _compared(outcome: Any, as_json: bool) -> None:
+    """End a comparison: its tables, or its plan when nothing was to be run."""
+    if outcome is None:
+        return
+    comparison, page = outcome
+    if as_json:
+        from ganlab.report.wording import as_data
+
+        click.echo(json.dumps(as_data(comparison) | {"page": str(page)}, indent=2))
+    else:
+        from ganlab.report.text import print_comparison
+
+        print_comparison(comparison)
+        click.echo(f"page: {page}")
+    best = comparison.arms[-1].runs[0].folder.path
+    _next(f"ganlab report {best}")
 
 
 def _run_command(recipe: Path, overrides: tuple[str, ...]) -> str:

@@ -79,10 +79,10 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def code_digest() -> str:
-    """The sha256 of ganlab's own source files: two runs of equal digest ran the same engine."""
+    """The sha256 of ganlab's own source files, but for reports: equal digests, the same engine."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for file in sorted(folder.rglob("*.py")):
+    for file in sorted(set(folder.rglob("*.py")) - set(folder.glob("report/*"))):
         digest.update(f"{file.relative_to(folder).as_posix()}\0".encode() + file.read_bytes())
     return digest.hexdigest()
 

@@ -4,10 +4,16 @@
 class GanlabError(Exception):
     """Something outside the recipe stopped the work; the command ends with exit code 1."""
 
+    exit_code = 1
+
 
 class RecipeError(GanlabError, ValueError):
     """The recipe, or the command line, asks for something that cannot be; exit code 2."""
 
+    exit_code = 2
+
 
 class Diverged(GanlabError):  # noqa: N818  # it names an outcome
     """A loss is not finite; exit code 3. The last checkpoint is from before."""
+
+    exit_code = 3

@@ -60,6 +60,7 @@ class Recipe(BaseModel):
     _plugins: dict[str, Plugin] = PrivateAttr(default_factory=dict)
     _sources: dict[str, PluginSource] = PrivateAttr(default_factory=dict)
     _file: Path = PrivateAttr(default=Path("recipe.toml"))
+    _name: str = PrivateAttr("")
 
     @property
     def plugins(self) -> dict[str, Plugin]:
@@ -77,19 +78,21 @@ class Recipe(BaseModel):
 
     @property
     def name(self) -> str:
-        return self._file.stem
+        """What its runs are called: the file's name, unless it is a variant of that."""
+        return self._name or self._file.stem
 
 
-def load_recipe(file: Path | str, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(file: Path | str, overrides: Iterable[str] = (), name: str = "") -> Recipe:
     """Read, merge and validate a recipe; build its plugins.
 
     :param overrides: `key=value` strings, as given to `--set`.
+    :param name: of this variant of the file; its runs are called by it.
     :raises RecipeError: with file, line, fault and remedy.
     """
     table = read_recipe(Path(file), overrides)
     options = table.values.pop("plugins", {})
     recipe = _settings(table)
-    recipe._file = Path(file)
+    recipe._file, recipe._name = Path(file), name
     for name in options:
         plugin, source = _plugin(table, name, options[name])
         recipe._plugins[name] = plugin

@@ -18,7 +18,7 @@ FLOORS = [
     {"cli"},
     {"ablate"},
     {"compare"},
-    {"report"},
+    {"plan", "report"},
     {"apply", "check", "describe", "audit", "difference", "explain", "trace", "records"},
     {"session"},
     {"engine"},

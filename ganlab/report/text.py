@@ -1,0 +1,108 @@
+"""A comparison on the terminal."""
+
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from ganlab.report.model import Comparison, Cost, Table
+from ganlab.report.wording import decimals, narrowing, shown
+
+WIDTH = 160  # into a file or a pipe, where there is no width to fit
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print a comparison: scores, costs, verdicts, and what to know before believing them.
+
+    All figures at the last checkpoint; of the other views the first figure alone, for the page has
+    them all.
+    """
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console.print(f"{comparison.title}", markup=False, style="bold")
+    first = comparison.tables[0] if comparison.tables else None
+    for table in comparison.tables:
+        if first and table.view != first.view and table.figure != first.figure:
+            continue
+        console.print()
+        console.print(f"{table.figure}: {table.view}", markup=False)
+        console.print(_scores(table))
+    if comparison.images and comparison.images.tallies:
+        console.print(f"\n{comparison.images.figure} image by image", markup=False)
+        for arm, tally in comparison.images.tallies.items():
+            p = f", Wilcoxon p {tally.p:.3g}" if tally.p is not None else ""
+            console.print(
+                f"  {arm}: won {tally.won}, lost {tally.lost}, tied {tally.tied}; over images "
+                f"{shown(tally.difference, signed=True)}{p}",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
+    if first and any(row.visible is not None for row in first.rows):
+        console.print(f"\nhow sharply {first.figure} is seen: half-widths of 95 %", markup=False)
+        console.print(_sight(first))
+    console.print()
+    console.print(_costs(comparison.costs))
+    for line in _health(comparison):
+        console.print(line, markup=False, soft_wrap=True)
+    for note in comparison.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def _scores(table: Table) -> RichTable:
+    result = _columns("", "mean, 95 % interval", "difference, paired by seed", "")
+    for row in table.rows:
+        difference = shown(row.difference, signed=True) if row.difference else ""
+        result.add_row(_text(row.arm), shown(row.value), difference, row.words)
+    return result
+
+
+def _sight(table: Table) -> RichTable:
+    """What pairing earned, and what would have gone unseen."""
+    result = _columns("", "paired", "unpaired", "pairing narrows", "smallest effect visible")
+    for row in table.rows:
+        if row.difference and row.difference.half_width is not None:
+            narrower = narrowing(row)
+            result.add_row(
+                _text(row.arm),
+                _size(row.difference.half_width, "+-"),
+                _size(row.unpaired.half_width if row.unpaired else None, "+-"),
+                f"{narrower:.1f} times" if narrower else "",
+                _size(row.visible),
+            )
+    return result
+
+
+def _columns(*titles: str) -> RichTable:
+    result = RichTable(box=None, pad_edge=False)
+    for title in titles:
+        result.add_column(title, overflow="fold")
+    return result
+
+
+def _size(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{sign}{value:.{decimals(value)}f}"
+
+
+def _costs(costs: tuple[Cost, ...]) -> RichTable:
+    result = _columns("", "runs", "seconds a run", "images/s", "peak memory", "verdicts")
+    for cost in costs:
+        result.add_row(
+            _text(cost.arm),
+            cost.states,
+            f"{cost.seconds:,.0f}",
+            f"{cost.images_per_second:,.0f}",
+            f"{cost.peak_memory / 2**20:,.0f} MiB",
+            str(cost.verdicts),
+        )
+    return result
+
+
+def _health(comparison: Comparison) -> Iterator[str]:
+    for arm in comparison.arms:
+        for run in arm.runs:
+            for found in run.verdicts:
+                yield f"verdict on {arm.name}, seed {run.seed}: {found['sentence']}"
+
+
+def _text(name: str) -> str:
+    """A name that may hold what rich would take for markup."""
+    return name.replace("[", r"\[")

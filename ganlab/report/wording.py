@@ -1,0 +1,46 @@
+"""Numbers with their intervals as text, alike on the page and on the terminal."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from ganlab.report.model import Comparison, Row
+from ganlab.statistics import Interval
+
+
+def narrowing(row: Row) -> float | None:
+    """How many times narrower pairing by seed has made an interval."""
+    paired = row.difference.half_width if row.difference else None
+    unpaired = row.unpaired.half_width if row.unpaired else None
+    return unpaired / paired if paired and unpaired else None
+
+
+def shown(value: Interval | None, signed: bool = False) -> str:
+    """`28.21 [28.15, 28.27]`, two digits of the interval; the mean alone where there is none."""
+    if value is None:
+        return "-"
+    number = f"{{:{'+' if signed else ''}.{decimals(value.half_width or abs(value.mean) / 100)}f}}"
+    if value.low is None or value.high is None:
+        return number.format(value.mean)
+    low, high = number.format(value.low), number.format(value.high)
+    return f"{number.format(value.mean)} [{low}, {high}]"
+
+
+def decimals(size: float) -> int:
+    """Decimals that show a number of this size with two significant digits, 6 at most."""
+    return min(6, max(0, 1 - math.floor(math.log10(size)))) if size > 0 else 2
+
+
+def as_data(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as plain data for JSON, the runs by their folders."""
+    return {
+        "title": comparison.title,
+        "arms": {
+            arm.name: {run.seed: str(run.folder.path) for run in arm.runs}
+            for arm in comparison.arms
+        },
+        "tables": [asdict(table) for table in comparison.tables],
+        "costs": [asdict(cost) for cost in comparison.costs],
+        "images": asdict(comparison.images) if comparison.images else None,
+        "notes": list(comparison.notes),
+    }
