@@ -248,6 +248,25 @@ def ablate(recipe: Path, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("run_folder", metavar="RUN")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The page; else report.html in the run."
+)
+def report(run_folder: str, output: Path | None) -> None:
+    """Write the page of one run: scores, curves, gradients, health, pictures, environment.
+
+    It is one file without scripts or pictures from elsewhere. A run writes it at each evaluation.
+
+    Example: ganlab report runs/wgan_gp-1
+    """
+    from ganlab.report import report_run
+
+    page = report_run(run_folder, output)
+    click.echo(f"page: {page}")
+    _next(f"ganlab compare {run_folder} ANOTHER_RUN")
+
+
+@main.command()
 @click.argument("name", required=False)
 @click.option("--hook", help="Only plugins that implement this hook.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")

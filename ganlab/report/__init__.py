@@ -2,9 +2,33 @@
 
 from pathlib import Path
 
-from ganlab.report.model import Comparison
+from ganlab.errors import RecipeError
+from ganlab.folder import write_text
+from ganlab.records import read_run
+from ganlab.report.model import Arm, Comparison
+from ganlab.report.page import render
+from ganlab.report.tables import compare
+
+_OURS = '<meta name="generator" content="ganlab '
 
 
 def write_report(comparison: Comparison, path: Path) -> Path:
-    """Write the page of a comparison."""
+    """Write the page of a comparison; only a page of ganlab's is overwritten.
+
+    :raises RecipeError: when another file is in the way.
+    """
+    if path.exists() and _OURS not in path.read_text(encoding="utf-8", errors="replace")[:4096]:
+        raise RecipeError(f"{path} exists and is no page of ganlab's; choose another -o")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, render(comparison))
     return path
+
+
+def report_run(run: Path | str, path: Path | None = None) -> Path:
+    """Write the page of one run; into its folder, over the one before, when no path is given.
+
+    :raises RecipeError: when it is no run folder.
+    """
+    record = read_run(run)
+    arm = Arm(record.folder.path.name, (record,))
+    return write_report(compare(record.folder.path.name, [arm]), path or record.folder.report)

@@ -1,0 +1,230 @@
+"""Small charts as plain numbers in a box of 640 x 260, for the template to draw as SVG."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ganlab.records import RunRecord, Series
+from ganlab.report.model import Arm
+from ganlab.statistics import Interval, interval
+
+WIDTH, HEIGHT = 640, 260
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 34
+MOST_POINTS = 300  # of a line
+MARKED = 40  # points of a line that tell their value
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point that tells its value."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A curve in the colour of its arm; bold is the mean over seeds."""
+
+    arm: int
+    bold: bool
+    path: str
+    marks: tuple[Mark, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Whisker:
+    """A point with its intervals, in the colour of its arm (-1: bicubic)."""
+
+    arm: int
+    mark: Mark
+    horizontal: tuple[float, float] | None
+    vertical: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One chart: lines or whiskers, and its axes."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...] = ()
+    whiskers: tuple[Whisker, ...] = ()
+
+
+class Axis:
+    """Numbers to places along a side of the box, with round ticks; logarithmic when told."""
+
+    def __init__(
+        self, values: Iterable[float], begin: float, end: float, log: bool = False
+    ) -> None:
+        finite = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
+        self.log = log
+        low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+        if log:
+            low, high = math.log10(low), math.log10(high)
+        room = (high - low) * 0.04 or abs(high) * 0.1 or 0.5
+        self.low, self.high, self.begin, self.end = low - room, high + room, begin, end
+
+    def __call__(self, value: float) -> float:
+        value = math.log10(value) if self.log else value
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.begin + share * (self.end - self.begin), 1)
+
+    def ticks(self) -> tuple[Tick, ...]:
+        """Four to eight round numbers."""
+        step = 10 ** math.floor(math.log10((self.high - self.low) / 4))
+        step *= next(m for m in (1, 2, 5, 10) if (self.high - self.low) / (step * m) <= 7)
+        if self.log:
+            step = max(1.0, round(step))
+        first = math.ceil(self.low / step)
+        numbers = [n * step for n in range(first, math.floor(self.high / step) + 1)]
+        return tuple(
+            Tick(self(10**n if self.log else n), number(10**n if self.log else n)) for n in numbers
+        )
+
+
+def number(value: float) -> str:
+    """A number for people: thousands with commas, few digits."""
+    if abs(value) >= 1000 and value == round(value):
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def curves(
+    title: str, unit: str, arms: Sequence[Arm], series: Sequence[list[Series]]
+) -> Chart | None:
+    """A figure over iterations: each seed a thin line, an arm's mean over its seeds a bold one.
+
+    :param series: of each arm, one a seed; missing ones left out.
+    """
+    every = [one for several in series for one in several if len(one.values)]
+    if not every:
+        return None
+    values = np.concatenate([one.values for one in every])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    log = bool((values > 0).all() and values.max() / values.min() > 300)
+    x = Axis([0, *(int(one.iterations[-1]) for one in every)], LEFT, WIDTH - RIGHT)
+    y = Axis(values, HEIGHT - BOTTOM, TOP, log)
+    lines: list[Line] = []
+    for number_of_arm, several in enumerate(series):
+        shown = [_thinned(one) for one in several if len(one.values)]
+        if len(shown) > 1:
+            lines += [Line(number_of_arm, False, _path(_places(one, x, y))) for one in shown]
+        if mean := _mean(several):
+            mean = _thinned(mean)
+            lines.append(
+                Line(
+                    number_of_arm,
+                    True,
+                    _path(_places(mean, x, y)),
+                    _marks(mean, arms[number_of_arm].name, x, y),
+                )
+            )
+    return Chart(title, "iteration", unit, x.ticks(), y.ticks(), tuple(lines))
+
+
+def plane(
+    title: str, labels: tuple[str, str], points: Sequence[tuple[int, str, list[float], list[float]]]
+) -> Chart | None:
+    """Two figures against each other, a point an arm with intervals over its seeds.
+
+    :param points: number of the arm (-1: bicubic), name, its values on x and on y, one a seed.
+    """
+    found = [(arm, name, interval(xs), interval(ys)) for arm, name, xs, ys in points if xs and ys]
+    if not found:
+        return None
+    x = Axis([end for _, _, across, _ in found for end in _ends(across)], LEFT, WIDTH - RIGHT)
+    y = Axis([end for _, _, _, up in found for end in _ends(up)], HEIGHT - BOTTOM, TOP)
+    whiskers = []
+    for arm, name, across, up in found:
+        text = f"{name}: {labels[0]} {across.mean:.4g}, {labels[1]} {up.mean:.4g}"
+        mark = Mark(x(across.mean), y(up.mean), text)
+        whiskers.append(Whisker(arm, mark, _between(across, x), _between(up, y)))
+    return Chart(title, labels[0], labels[1], x.ticks(), y.ticks(), (), tuple(whiskers))
+
+
+def _ends(found: Interval) -> list[float]:
+    return [v for v in (found.mean, found.low, found.high) if v is not None]
+
+
+def _between(found: Interval, axis: Axis) -> tuple[float, float] | None:
+    if found.low is None or found.high is None:
+        return None
+    return axis(found.low), axis(found.high)
+
+
+def series_of(record: RunRecord, name: str) -> Series | None:
+    """A logged figure of a run, or one of its evaluations ("evaluation/psnr_y")."""
+    if not name.startswith("evaluation/"):
+        return record.series.get(name)
+    figure = name.removeprefix("evaluation/")
+    pairs = [(e.iteration, e.figures[figure]) for e in record.evaluations if figure in e.figures]
+    if not pairs:
+        return None
+    iterations, values = zip(*pairs, strict=True)
+    return Series(np.array(iterations), np.array(values, float))
+
+
+def _mean(several: Sequence[Series]) -> Series | None:
+    """Over the seeds that have a value at an iteration."""
+    several = [one for one in several if len(one.values)]
+    if len(several) <= 1:
+        return several[0] if several else None
+    iterations = np.unique(np.concatenate([one.iterations for one in several]))
+    sums, counts = np.zeros(len(iterations)), np.zeros(len(iterations))
+    for one in several:
+        finite = np.isfinite(one.values)
+        where = np.searchsorted(iterations, one.iterations[finite])
+        np.add.at(sums, where, one.values[finite])
+        np.add.at(counts, where, 1)
+    whole = counts == len(several)  # else the mean jumps where a seed ends
+    return Series(iterations[whole], sums[whole] / len(several)) if whole.any() else None
+
+
+def _thinned(one: Series) -> Series:
+    """At most so many points, each the mean of its stretch of iterations."""
+    size = math.ceil(len(one.values) / MOST_POINTS)
+    if size <= 1:
+        return one
+    edges = np.arange(0, len(one.values), size)
+    counts = np.diff([*edges, len(one.values)])
+    values = np.add.reduceat(one.values, edges) / counts
+    return Series(np.add.reduceat(one.iterations, edges) // counts, values)
+
+
+def _places(one: Series, x: Axis, y: Axis) -> Points:
+    return [
+        (x(float(i)), y(float(v)))
+        for i, v in zip(one.iterations, one.values, strict=True)
+        if math.isfinite(v) and (v > 0 or not y.log)
+    ]
+
+
+def _path(places: Points) -> str:
+    return " ".join(f"{x:g},{y:g}" for x, y in places)
+
+
+def _marks(one: Series, name: str, x: Axis, y: Axis) -> tuple[Mark, ...]:
+    step = max(1, len(one.values) // MARKED)
+    return tuple(
+        Mark(x(float(i)), y(float(v)), f"{name}, iteration {int(i):,}: {v:.5g}")
+        for i, v in list(zip(one.iterations, one.values, strict=True))[::-1][::step]
+        if math.isfinite(v) and (v > 0 or not y.log)
+    )

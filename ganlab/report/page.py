@@ -1,0 +1,339 @@
+"""A comparison as one self-contained HTML page: escaped, offline, readable without scripts."""
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from ganlab import __version__
+from ganlab.pictures import picture
+from ganlab.records import RunRecord
+from ganlab.report.charts import Chart, curves, plane, series_of
+from ganlab.report.model import Comparison, Row, Table
+from ganlab.report.wording import decimals, shown
+
+MOST_PICTURES = 8
+Section = tuple[str, str, str, list[Chart]]  # id, title, what the charts are
+TITLES = {"lr": "LR", "bicubic": "bicubic", "hr": "original"}
+
+
+def render(comparison: Comparison) -> str:
+    """The page, UTF-8 text; equal comparisons give equal pages.
+
+    All text goes through jinja's escaping. The one style sheet and the one script are our own and
+    named by their hashes in the Content-Security-Policy, which allows nothing else but pictures
+    inside the page.
+    """
+    records = [run for arm in comparison.arms for run in arm.runs]
+    css, js = (_own(name) for name in ("page.css", "page.js"))
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["format"] = lambda pattern, *values: pattern % values
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(css)}'; script-src '{_hash(js)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    pictures = _pictures(comparison)
+    sections = [section for section in _curves(comparison) if section[3]]
+    of_plane = _plane(comparison)
+    text = environment.from_string(_own("page.html.j2")).render(
+        comparison=comparison,
+        version=__version__,
+        policy=policy,
+        css=Markup(css),  # ours, and without </style>
+        js=Markup(js),
+        lead=_lead(comparison),
+        contents=_contents(comparison, sections, bool(of_plane), bool(pictures)),
+        verdicts=[(a.name, r.seed, v) for a in comparison.arms for r in a.runs for v in r.verdicts],
+        watched=any(name.startswith("health/") for run in records for name in run.series),
+        seeds=_seeds(comparison),
+        several=len(comparison.arms) > 1,
+        views=_views(comparison),
+        bars={(t.view, t.figure): _bars(t) for t in comparison.tables},
+        shown=shown,
+        size=lambda value: "" if value is None else f"{value:.{decimals(value)}f}",
+        arm_names=[arm.name for arm in comparison.arms],
+        with_bicubic=any(run.bicubic for run in records),
+        plane=of_plane,
+        plane_ideal=_ideal(comparison),
+        curves=sections,
+        pictures=pictures,
+        recipes=[(arm.name, _recipe(arm.runs[0])) for arm in comparison.arms],
+        environment=list(_environment(comparison)),
+        folders=[(a.name, r.seed, r.folder.path, r.state) for a in comparison.arms for r in a.runs],
+    )
+    return _visible(text)
+
+
+def _own(name: str) -> str:
+    return files("ganlab.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _visible(text: str) -> str:
+    """Control characters and marks that turn the writing direction, made visible."""
+    hidden = {*range(32), 127, *range(0x80, 0xA0), 0x200E, 0x200F, 0x2028, 0x2029}
+    hidden |= {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+    hidden -= {9, 10}
+    return text.translate({code: f"\\u{code:04x}" for code in hidden})
+
+
+def _lead(comparison: Comparison) -> str:
+    """The outcome in a sentence: the first figure of the first view."""
+    if len(comparison.arms) == 1:
+        return _of_one_run(comparison.arms[0].runs[0])
+    if not comparison.tables:
+        return "No run has been judged yet."
+    table = comparison.tables[0]
+    parts = [
+        f"{row.arm}: {row.words}" + (f" ({shown(row.difference, True)})" if row.difference else "")
+        for row in table.rows[1:]
+    ]
+    return f"{table.figure} against {comparison.arms[0].name}: {'; '.join(parts)}."
+
+
+def _of_one_run(record: RunRecord) -> str:
+    status = record.status
+    where = f"iteration {status.get('iteration', '?'):,} of {record.recipe['iterations']:,}"
+    parts = [f"Seed {record.seed}, {record.state} at {where}."]
+    for name, found in (("Last", record.last), ("Best", record.best)):
+        metric = record.recipe["best_metric"]
+        if found and metric in found.figures:
+            parts.append(f"{name}: {metric} {found.figures[metric]:.4g} at {found.iteration:,}.")
+    return " ".join(parts)
+
+
+def _contents(
+    comparison: Comparison, sections: Sequence[Section], of_plane: bool, pictures: bool
+) -> list[tuple[str, str]]:
+    found = [("health", "Health"), ("scores", "Scores")]
+    found += [("plane", "Distortion and detail")] if of_plane else []
+    found += [(section[0], section[1]) for section in sections]
+    found += [("images", "Image by image")] if comparison.images else []
+    found += [("pictures", "Crops")] if pictures else []
+    return [*found, ("recipes", "Recipes"), ("environment", "Environment")]
+
+
+def _seeds(comparison: Comparison) -> str:
+    counts = sorted({len(arm.runs) for arm in comparison.arms})
+    numbers = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{numbers} seed{'' if counts[-1] == 1 else 's'}"
+
+
+def _views(comparison: Comparison) -> list[tuple[str, list[Table]]]:
+    views: dict[str, list[Table]] = {}
+    for table in comparison.tables:
+        views.setdefault(table.view, []).append(table)
+    return list(views.items())
+
+
+def _bars(table: Table) -> list[dict[str, float] | None]:
+    """The interval of each row's difference in a box of 120, zero in it, one scale a table."""
+
+    def ends(row: Row) -> list[float]:
+        d = row.difference
+        return [d.low, d.high] if d and d.low is not None and d.high is not None else []
+
+    values = [0.0, *(end for row in table.rows for end in ends(row))]
+    low, high = min(values), max(values)
+    if low == high:
+        return [None] * len(table.rows)
+
+    def place(value: float) -> float:
+        return round(4 + 112 * (value - low) / (high - low), 1)
+
+    return [
+        {
+            "zero": place(0),
+            "low": place(row.difference.low),
+            "high": place(row.difference.high),
+            "mean": place(row.difference.mean),
+        }
+        if row.difference and row.difference.low is not None and row.difference.high is not None
+        else None
+        for row in table.rows
+    ]
+
+
+def _curves(comparison: Comparison) -> Iterator[Section]:
+    """Sections of learning curves."""
+    records = [run for arm in comparison.arms for run in arm.runs]
+    logged = list(dict.fromkeys(name for run in records for name in run.series))
+    figures = dict.fromkeys(n for run in records for e in run.evaluations for n in e.figures)
+    judged = [f"evaluation/{name}" for name in figures]
+
+    def charts(names: Sequence[str], unit: str = "") -> list[Chart]:
+        found = []
+        for name in names:
+            of_arms = [
+                [s for run in arm.runs if (s := series_of(run, name))] for arm in comparison.arms
+            ]
+            title = name.partition("/")[2] if not name.startswith(("D/", "G/")) else name
+            found.append(curves(title, unit, comparison.arms, of_arms))
+        return [chart for chart in found if chart]
+
+    def prefixed(*prefixes: str) -> list[str]:
+        return [name for name in logged if name.startswith(prefixes)]
+
+    thin = "Thin lines are seeds, the bold one their mean. " if len(records) > 1 else ""
+    yield "curves", "Scores over training", f"{thin}On held-out images.", charts(judged)
+    yield "losses", "Losses", f"{thin}As logged, already weighted.", charts(prefixed("D/", "G/"))
+    yield (
+        "gradients",
+        "Pull of each loss",
+        "The norm of each loss's gradient on its own network, before the step; its share of the "
+        "sum of norms; and the cosine between two losses, 1 where they pull alike, -1 where one "
+        "undoes the other.",
+        charts(prefixed("gradient/"), "norm")
+        + charts(prefixed("share/"), "share")
+        + charts(prefixed("cosine/"), "cosine"),
+    )
+    yield (
+        "monitors",
+        "Health monitors",
+        "update: |step| / |weights|. accuracy: of D's verdicts, where its sign is one. saturation: "
+        "share of logits of which D is 99 % sure. spread: how much G's answers vary, as a multiple "
+        "of the real images'. held_out_gap: 0 where D judges unseen images as those it trains on.",
+        charts(prefixed("health/")),
+    )
+
+
+def _detail(comparison: Comparison) -> str:
+    """The figure that stands for perception: the recipe's own choice, else fine detail."""
+    chosen = str(comparison.arms[0].runs[0].recipe["best_metric"])
+    return "hf_ratio" if chosen.startswith(("psnr", "ssim", "lr_psnr")) else chosen
+
+
+def _ideal(comparison: Comparison) -> str:
+    of_detail = _detail(comparison) == "hf_ratio"
+    return "fine detail as in the originals is 1" if of_detail else ""
+
+
+def _plane(comparison: Comparison) -> Chart | None:
+    """Distortion against perception (Blau and Michaeli 2018, arXiv:1711.06077)."""
+    detail = _detail(comparison)
+    points = []
+    for number, arm in enumerate(comparison.arms):
+        lasts = [run.last.figures for run in arm.runs if run.last and run.state != "diverged"]
+        both = [f for f in lasts if _finite(f, "psnr_y") and _finite(f, detail)]
+        xs, ys = [_rmse(f["psnr_y"]) for f in both], [f[detail] for f in both]
+        points.append((number, arm.name, xs, ys))
+    bicubic = next((r.status.get("bicubic") or {} for a in comparison.arms for r in a.runs), {})
+    if _finite(bicubic, "psnr_y") and _finite(bicubic, detail):
+        points.append((-1, "bicubic", [_rmse(bicubic["psnr_y"])], [bicubic[detail]]))
+    label = "fine detail (SR / HR)" if detail == "hf_ratio" else detail
+    return plane("Distortion and perception", ("RMSE of luma, grey levels", label), points)
+
+
+def _rmse(psnr: float) -> float:
+    return 255 / 10 ** (psnr / 20)
+
+
+def _finite(figures: dict[str, Any], name: str) -> bool:
+    return isinstance(figures.get(name), float) and math.isfinite(figures[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    title: str
+    data: str
+    score: str
+    pixelated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The crops of one image, side by side; `left` and `right` are those the slider begins with."""
+
+    name: str
+    width: int
+    height: int
+    cells: list[Cell]
+    left: int
+    right: int
+
+
+def _pictures(comparison: Comparison) -> list[Picture]:
+    base = comparison.arms[0].runs[0]
+    rows = comparison.images.rows if comparison.images else ()
+    order = {row.image: at for at, row in enumerate(rows)}
+    numbered = sorted(enumerate(base.crops), key=lambda pair: order.get(pair[1].name, len(order)))
+    found = []
+    for number, crop in numbered[:MOST_PICTURES]:
+        figure = comparison.images.figure if comparison.images else "psnr_y"
+        cells = [_cell(base, number, kind, TITLES[kind], "") for kind in ("lr", "bicubic")]
+        if crop.name in base.bicubic and figure in base.bicubic[crop.name]:
+            bicubic = f"{figure} {base.bicubic[crop.name][figure]:.2f}"
+            cells[1] = _cell(base, number, "bicubic", "bicubic", bicubic)
+        for arm in comparison.arms:
+            run = arm.runs[0]
+            if crop in run.crops:  # the same pixels of the same image
+                score = run.last.images.get(crop.name, {}).get(figure) if run.last else None
+                text = f"{figure} {score:.2f}" if score is not None else ""
+                cells.append(_cell(run, run.crops.index(crop), "sr", arm.name, text))
+        cells.append(_cell(base, number, "hr", TITLES["hr"], ""))
+        whole = [cell for cell in cells if cell]
+        last = len(whole) - 2
+        found.append(Picture(crop.name, crop.width, crop.height, whole,
+                             last - 1 if len(comparison.arms) > 1 else 1, last))  # fmt: skip
+    return [picture for picture in found if len(picture.cells) > 2]
+
+
+def _cell(run: RunRecord, number: int, kind: str, title: str, score: str) -> Cell | None:
+    try:
+        data = picture(run.folder.pictures, number, kind).read_bytes()
+    except OSError:
+        return None
+    return Cell(title, base64.b64encode(data).decode(), score, kind == "lr")
+
+
+def _recipe(record: RunRecord) -> str:
+    try:
+        return record.folder.recipe.read_text(encoding="utf-8")
+    except OSError:
+        return json.dumps(record.recipe, indent=2)
+
+
+def _environment(comparison: Comparison) -> Iterator[tuple[str, str, bool]]:
+    """What results depend on beside the recipe, and whether the runs differ in it."""
+    manifests = [run.manifest for arm in comparison.arms for run in arm.runs]
+    for title, values in (*_tables_of(manifests, "versions"), *_entries(manifests)):
+        distinct = list(dict.fromkeys(values))
+        yield title, ", ".join(distinct), len(distinct) > 1
+
+
+_ENTRIES = {
+    "device_name": "device",
+    "platform": "platform",
+    "threads": "CPU threads",
+    "git_commit": "git commit",
+    "code": "sha256 of ganlab's code",
+}
+
+
+def _entries(manifests: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    for key, title in _ENTRIES.items():
+        yield title, [str(manifest.get(key)) for manifest in manifests]
+    for name, entries in _tables_of(manifests, "plugins", "sha256"):
+        yield f"sha256 of plugin {name}", entries
+
+
+def _tables_of(
+    manifests: list[dict[str, Any]], table: str, key: str = ""
+) -> Iterator[tuple[str, list[str]]]:
+    """Each name in a table of the manifests, with its values in those that have it."""
+    for name in dict.fromkeys(name for manifest in manifests for name in manifest.get(table, {})):
+        found = [m[table][name] for m in manifests if name in m.get(table, {})]
+        yield name, [str(value[key] if key else value) for value in found]
