@@ -30,7 +30,13 @@ def compare_arms(arguments: Sequence[str], options: dict[str, Any]) -> Outcome |
         raise RecipeError(
             "a comparison wants two recipes or runs at least; one alone: ganlab report"
         )
-    return carry_through(" and ".join(names), f"compare-{'-'.join(names)}", variants, arms, options)
+    return carry_through(
+        ", ".join(names[:-1]) + f" and {names[-1]}",
+        f"compare-{'-'.join(names)}",
+        variants,
+        arms,
+        options,
+    )
 
 
 def carry_through(

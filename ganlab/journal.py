@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -38,6 +38,8 @@ class Journal:
         self._total, self._images, self._every = total, images, report_every
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._progress: _Bar | None = None
+        self.on_evaluation: Callable[[], None] = lambda: None
+        """Called when an evaluation has been written."""
         self._began = self._reported = self._spoke = time.monotonic()
         self._first = self._last = 0
         self._seconds_before = 0.0
@@ -144,6 +146,7 @@ class Journal:
         if figures:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             self.say(f"evaluation at {iteration}: {shown}")
+        self.on_evaluation()
 
     def verdict(self, iteration: int, verdict: Verdict, action: str) -> None:
         """Say that training fails, and write it."""

@@ -1,5 +1,6 @@
 """One sitting of a run: start or resume it, heed signals and limits, leave an exit code behind."""
 
+import math
 import signal
 import sys
 import time
@@ -137,6 +138,8 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     journal = Journal(folder, recipe.iterations, images, recipe.report_every)
     limits.begin(run)
     _announce(run, folder, journal)
+    page = Page(folder, journal)
+    journal.on_evaluation = page.renew
     state, code, message = "failed", FAILED, ""
     begin_peak_memory(run.device)
     with limits.heeding_signals():
@@ -174,7 +177,33 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
                 scores=run.scores,
                 verdicts=list(journal.verdicts.values()),
             )
+    page.write()
     return code
+
+
+class Page:
+    """The run's report, written anew after evaluations, as long as that takes next to no time."""
+
+    def __init__(self, folder: RunFolder, journal: Journal) -> None:
+        self.folder, self.journal = folder, journal
+        self._took, self._ended = 0.0, -math.inf
+
+    def renew(self) -> None:
+        """Write the page, unless that would take more than a hundredth of the training time."""
+        if time.monotonic() - self._ended > 100 * self._took:
+            self.write()
+
+    def write(self) -> None:
+        """Write the page; a fault in it is told, and ends no training."""
+        from ganlab.report import report_run  # a second of imports, and not needed to begin
+
+        began = time.monotonic()
+        try:
+            report_run(self.folder.path)
+        except Exception as error:  # the page is not worth a run
+            self.journal.say(f"{self.folder.report}: not written: {type(error).__name__}: {error}")
+        self._ended = time.monotonic()
+        self._took = self._ended - began
 
 
 def _announce(run: Run, folder: RunFolder, journal: Journal) -> None:

@@ -20,7 +20,7 @@ FLOORS = [
     {"compare"},
     {"plan", "apply", "check", "describe", "audit", "explain", "trace"},
     {"session"},
-    {"report", "engine"},
+    {"engine", "report"},
     {"records", "difference"},
     {"health"},
     {"checkpoint", "evaluation", "journal", "upscale", "penalties"},

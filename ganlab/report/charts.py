@@ -1,4 +1,4 @@
-"""Small charts as plain numbers in a box of 640 x 260, for the template to draw as SVG."""
+"""Small charts as plain numbers in a box of 420 x 230, for the template to draw as SVG."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,8 +10,8 @@ from ganlab.records import RunRecord, Series
 from ganlab.report.model import Arm
 from ganlab.statistics import Interval, interval
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 34
+WIDTH, HEIGHT = 420, 230
+LEFT, RIGHT, TOP, BOTTOM = 58, 8, 8, 36
 MOST_POINTS = 300  # of a line
 MARKED = 40  # points of a line that tell their value
 

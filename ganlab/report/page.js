@@ -77,6 +77,7 @@
     for (const article of root.querySelectorAll(".crop")) {
       const slider = article.querySelector(".slider");
       const pictures = [...article.querySelectorAll(".row img")];
+      const pair = slider.querySelector(".pair");
       const [under, over] = slider.querySelectorAll("img");
       const [left, right] = slider.querySelectorAll("select");
       const range = slider.querySelector("input");
@@ -89,7 +90,7 @@
           image.width = chosen.width;
           image.height = chosen.height;
         }
-        over.style.setProperty("--cut", range.value + "%");
+        pair.style.setProperty("--cut", range.value + "%");
       };
       for (const input of [left, right, range]) input.addEventListener("input", show);
       slider.hidden = false;
@@ -110,8 +111,8 @@
     svg.addEventListener("pointermove", (event) => {
       if (!marks.length) return;
       const box = svg.getBoundingClientRect();
-      const x = (event.clientX - box.left) * 640 / box.width;
-      const y = (event.clientY - box.top) * 260 / box.height;
+      const x = (event.clientX - box.left) * 420 / box.width;
+      const y = (event.clientY - box.top) * 230 / box.height;
       const far = (mark) => Math.hypot(mark.cx.baseVal.value - x, mark.cy.baseVal.value - y);
       tell(marks.reduce((best, mark, i) => (far(mark) < far(marks[best]) ? i : best), 0));
     });

@@ -285,9 +285,10 @@ def _pictures(comparison: Comparison) -> list[Picture]:
                 cells.append(_cell(run, run.crops.index(crop), "sr", arm.name, text))
         cells.append(_cell(base, number, "hr", TITLES["hr"], ""))
         whole = [cell for cell in cells if cell]
-        last = len(whole) - 2
-        found.append(Picture(crop.name, crop.width, crop.height, whole,
-                             last - 1 if len(comparison.arms) > 1 else 1, last))  # fmt: skip
+        # the baseline against the last arm; of a single run, bicubic against it
+        right = len(whole) - 2
+        left = min(right - 1, 2 if len(comparison.arms) > 1 else 1)
+        found.append(Picture(crop.name, crop.width, crop.height, whole, max(left, 0), right))
     return [picture for picture in found if len(picture.cells) > 2]
 
 

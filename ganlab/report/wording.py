@@ -19,7 +19,8 @@ def shown(value: Interval | None, signed: bool = False) -> str:
     """`28.21 [28.15, 28.27]`, two digits of the interval; the mean alone where there is none."""
     if value is None:
         return "-"
-    number = f"{{:{'+' if signed else ''}.{decimals(value.half_width or abs(value.mean) / 100)}f}}"
+    size = value.half_width or abs(value.mean) / (10 if signed else 100)
+    number = f"{{:{'+' if signed else ''}.{decimals(size)}f}}"
     if value.low is None or value.high is None:
         return number.format(value.mean)
     low, high = number.format(value.low), number.format(value.high)
