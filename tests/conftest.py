@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import json
 import os
 import subprocess
 import sys
@@ -86,3 +87,73 @@ def seeded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [m for n, m in sys.modules.items() if n.startswith("ganlab_plugins.")]:
         if hasattr(module, "load_weights"):
             monkeypatch.setattr(module, "load_weights", lambda *arguments, **options: None)
+
+
+HOSTILE = "</script><script>alert(1)</script>--> ]]> {{7*7}} javascript:alert(1) \" ' & \u202e\x1b"
+HOSTILE_PLUGIN = '''\
+from ganlab import Plugin, Verdict, hookimpl
+
+NASTY = "<img src=x onerror=alert(3)>"
+
+
+class Hostile(Plugin):
+    """Puts what a browser might run into every text that it can."""
+
+    text: str
+
+    @hookimpl
+    def evaluate(self, run, generator):
+        return {f"{NASTY}figure": float(run.iteration)}
+
+    @hookimpl
+    def generator_loss(self, fake):
+        return {f"G/{NASTY}": 0.1 * fake.square().mean()}
+
+    @hookimpl
+    def verdicts(self, history):
+        return [Verdict(f"{NASTY}", 2, f"G is ill{NASTY}{self.text}")] if history.lines else []
+'''
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs of two small recipes, two seeds each, and the page that compares them.
+
+    Names of recipes, images, figures, losses and options are as hostile as a file system allows.
+    """
+    import torch
+    from click.testing import CliRunner
+
+    from ganlab.cli import main
+    from ganlab.images import write_png
+
+    folder = tmp_path_factory.mktemp("compared")
+    rng = torch.Generator().manual_seed(0)
+    for part in ("photos", "held_out"):
+        (folder / part).mkdir()
+        for name in ("<script>alert(2)<script>", 'it\'s "b" & {{7*7}}'):
+            image = torch.rand(3, 14, 16, generator=rng)
+            image = torch.nn.functional.interpolate(image[None], scale_factor=5, mode="bicubic")[0]
+            write_png((image.clamp(0, 1) * 255).byte(), folder / part / f"{name}.png")
+    (folder / "hostile.py").write_text(HOSTILE_PLUGIN)
+    game = (
+        TINY.replace("iterations = 4", "iterations = 12\nwatch_every = 2\nreport_every = 3")
+        .replace("evaluate_every = 100", "evaluate_every = 4")
+        .replace(
+            "dead_leaves = { crop = 16, num_images = 2, size = 32 }",
+            'image_folder = { path = "photos", evaluation_path = "held_out", crop = 16 }',
+        )
+    )
+    option = json.dumps(HOSTILE)
+    hostile = (
+        f"{game}hostile = {{ use = './hostile.py', text = {option} }}\n# </style>{HOSTILE[:40]}\n"
+    )
+    recipes = [folder / "plain.toml", folder / "<img src=x onerror=alert(1)>.toml"]
+    for file, text in zip(recipes, (game, hostile), strict=True):
+        file.write_text(text)
+    command = ["compare", *map(str, recipes), "--seeds", "0..1", "--runs", str(folder / "runs"),
+               "-o", str(folder / "page.html")]  # fmt: skip
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (folder / "output.txt").write_text(result.stdout)
+    return folder

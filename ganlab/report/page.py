@@ -106,7 +106,7 @@ def _lead(comparison: Comparison) -> str:
 
 def _of_one_run(record: RunRecord) -> str:
     status = record.status
-    where = f"iteration {status.get('iteration', '?'):,} of {record.recipe['iterations']:,}"
+    where = f"iteration {status.get('iteration', 0):,} of {record.recipe['iterations']:,}"
     parts = [f"Seed {record.seed}, {record.state} at {where}."]
     for name, found in (("Last", record.last), ("Best", record.best)):
         metric = record.recipe["best_metric"]

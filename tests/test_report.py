@@ -1,0 +1,255 @@
+"""The page: whole, offline, and safe whatever its texts say."""
+
+import base64
+import hashlib
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ganlab.errors import RecipeError
+from ganlab.records import Series, read_run
+from ganlab.report import report_run, write_report
+from ganlab.report.charts import BOTTOM, HEIGHT, LEFT, MOST_POINTS, TOP, Axis, curves, number, plane
+from ganlab.report.model import Arm, Comparison
+from ganlab.report.page import render
+from ganlab.report.wording import shown
+from ganlab.statistics import Interval
+
+
+class Page(HTMLParser):
+    """What an HTML parser makes of a page: its tags, and the text outside scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.own: dict[str, str] = {}
+        self.text = ""
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag if tag in ("script", "style") else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.own[self._inside] = self.own.get(self._inside, "") + data
+        else:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(compared: Path) -> Page:
+    return Page((compared / "page.html").read_text(encoding="utf-8"))
+
+
+def test_the_one_script_and_the_one_style_sheet_are_those_that_the_policy_names(page: Page) -> None:
+    names = [tag for tag, _ in page.tags]
+    assert (names.count("script"), names.count("style"), names.count("base")) == (1, 1, 0)
+    assert not {"iframe", "object", "embed", "form", "link", "b"} & set(names)
+    policy = next(
+        a["content"] or "" for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"
+    )
+    for tag in ("script", "style"):
+        digest = base64.b64encode(hashlib.sha256(page.own[tag].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+
+
+def test_no_attribute_runs_anything_or_leads_elsewhere(page: Page) -> None:
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            assert name != "style", tag
+            if name in ("src", "href", "xlink:href", "action", "srcset"):
+                assert (value or "").startswith(("data:image/png;base64,", "#")), (tag, value)
+
+
+def test_hostile_text_is_text(page: Page) -> None:
+    for nasty in (
+        "<img src=x onerror=alert(1)>",
+        "<script>alert(2)<script>",
+        "<img src=x onerror=alert(3)>figure",
+        "G/<img src=x onerror=alert(3)>",
+        "</script><script>alert(1)</script>--> ]]> {{7*7}} javascript:alert(1)",
+        'it\'s "b" & {{7*7}}',
+    ):
+        assert nasty in page.text, nasty
+    assert "& 49" not in page.text
+
+
+def test_marks_that_turn_the_writing_direction_are_shown_and_not_obeyed(page: Page) -> None:
+    assert "\\u202e" in page.text
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f]", page.text)
+
+
+def test_the_terminal_shows_hostile_names_as_they_are(compared: Path) -> None:
+    output = (compared / "output.txt").read_text()
+    assert "<img src=x onerror=alert(1)>" in output
+    assert "no measurable effect" in output or "better" in output or "worse" in output
+
+
+def test_every_section_that_the_contents_name_is_there(page: Page) -> None:
+    links = {a["href"] or "" for t, a in page.tags if t == "a"}
+    ids = {f"#{a['id']}" for t, a in page.tags if t == "section"}
+    assert links == ids
+    assert {"#health", "#scores", "#curves", "#losses", "#gradients", "#monitors", "#images",
+            "#pictures", "#recipes", "#environment", "#plane"} <= ids  # fmt: skip
+
+
+def test_headings_come_in_order_and_every_picture_has_a_text(page: Page) -> None:
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    pictures = [attributes for tag, attributes in page.tags if tag == "img" and "src" in attributes]
+    assert len(pictures) == 2 * 5  # LR, bicubic, two recipes, original
+    assert all(picture["alt"] for picture in pictures)
+
+
+def test_each_picture_is_in_the_page_once(compared: Path, page: Page) -> None:
+    sources = [a["src"] for t, a in page.tags if t == "img" and "src" in a]
+    assert len(set(sources)) == len(sources)
+    kept = (compared / "runs" / "plain-1" / "pictures" / "00-sr.png").read_bytes()
+    assert any(base64.b64decode((s or "").partition(",")[2]) == kept for s in sources)
+
+
+def test_the_page_of_a_comparison_repeats_to_the_byte(compared: Path) -> None:
+    runs = tuple(read_run(path) for path in sorted((compared / "runs").glob("plain-*")))
+    comparison = Comparison("again", (Arm("plain", runs),))
+    assert render(comparison) == render(comparison)
+
+
+def test_a_run_has_a_page_of_its_own(compared: Path) -> None:
+    run = sorted((compared / "runs").glob("plain-*"))[0]
+    assert (run / "report.html").is_file()
+    page = Page(report_run(run).read_text(encoding="utf-8"))
+    assert "Seed 0, done at iteration 12 of 12." in page.text
+    assert "No verdict" in page.text
+    assert "visible from" not in page.text
+
+
+def test_verdicts_head_the_page(compared: Path) -> None:
+    run = sorted((compared / "runs").glob("<img*"))[0]
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert "G is ill<img src=x onerror=alert(3)>" in page.text
+    assert "No verdict" not in page.text
+
+
+def test_a_file_that_is_no_page_of_ours_is_not_overwritten(compared: Path, tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis.html"
+    thesis.write_text("years of work")
+    runs = tuple(read_run(path) for path in sorted((compared / "runs").glob("plain-*")))
+    with pytest.raises(RecipeError, match="no page of ganlab's"):
+        write_report(Comparison("x", (Arm("plain", runs),)), thesis)
+    assert thesis.read_text() == "years of work"
+
+
+def test_a_run_that_was_never_judged_has_a_page_too(compared: Path, tmp_path: Path) -> None:
+    run = sorted((compared / "runs").glob("plain-*"))[0]
+    for name in ("recipe.toml", "manifest.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    page = Page(report_run(tmp_path).read_text(encoding="utf-8"))
+    assert "Not watched" in page.text
+
+
+# --- charts --------------------------------------------------------------------------------------
+
+
+def series(values: list[float], first: int = 1) -> Series:
+    return Series(np.arange(first, first + len(values)), np.array(values, float))
+
+
+def test_an_axis_puts_numbers_in_proportion_and_ticks_at_round_ones() -> None:
+    axis = Axis([0.0, 10.0], 0, 108)
+    assert axis(0) == pytest.approx(4, abs=0.1)
+    assert axis(10) - axis(0) == pytest.approx(100, abs=0.2)
+    assert [tick.text for tick in axis.ticks()] == ["0", "2", "4", "6", "8", "10"]
+    log = Axis([0.01, 100.0], 0, 100, log=True)
+    assert log(1.0) == pytest.approx(50, abs=0.1)
+    assert [tick.text for tick in log.ticks()] == ["0.01", "0.1", "1", "10", "100"]
+
+
+@pytest.mark.parametrize("values", [[5.0], [5.0, 5.0], [0.0, 0.0], [-3.0]])
+def test_equal_values_make_no_division_by_zero(values: list[float]) -> None:
+    axis = Axis(values, 0, 100)
+    assert axis(values[0]) == pytest.approx(50, abs=0.1)
+    assert axis.ticks()
+
+
+def test_the_bold_line_is_the_mean_over_seeds() -> None:
+    chart = curves("x", "", [Arm("a", ())], [[series([1, 2, 3]), series([3, 4, 5])]])
+    assert chart
+    seeds, bold = [line for line in chart.lines if not line.bold], chart.lines[-1]
+    assert len(seeds) == 2
+    low, high, mean = (
+        np.array([[float(n) for n in pair.split(",")] for pair in line.path.split()])
+        for line in (*seeds, bold)
+    )
+    assert np.allclose(mean, (low + high) / 2, atol=0.1)
+    assert bold.marks[0].text == "a, iteration 3: 4"
+
+
+def test_a_long_curve_is_thinned_to_means_and_keeps_its_ends() -> None:
+    chart = curves("x", "", [Arm("a", ())], [[series([float(i % 2) for i in range(10_000)])]])
+    assert chart
+    (line,) = chart.lines
+    assert len(line.path.split()) <= MOST_POINTS
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    heights = [float(pair.split(",")[1]) for pair in line.path.split()]
+    assert np.allclose(heights, middle, atol=2)
+
+
+def test_what_is_not_finite_is_left_out_of_a_curve() -> None:
+    chart = curves("x", "", [Arm("a", ())], [[series([1.0, math.nan, 3.0])]])
+    assert chart
+    assert len(chart.lines[0].path.split()) == 2
+    assert curves("x", "", [Arm("a", ())], [[series([math.nan])]]) is None
+    assert curves("x", "", [Arm("a", ())], [[]]) is None
+
+
+def test_values_over_many_orders_are_drawn_on_a_logarithmic_axis() -> None:
+    chart = curves("x", "", [Arm("a", ())], [[series([1e-4, 1e-2, 1.0])]])
+    assert chart
+    heights = [float(pair.split(",")[1]) for pair in chart.lines[0].path.split()]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.2)
+
+
+def test_the_plane_has_whiskers_where_there_are_seeds_and_none_for_one() -> None:
+    points = [(0, "a", [1.0, 2.0, 3.0], [5.0, 5.0, 8.0]), (-1, "bicubic", [4.0], [0.0])]
+    chart = plane("p", ("x", "y"), points)
+    assert chart
+    ours, bicubic = chart.whiskers
+    assert ours.horizontal
+    assert ours.vertical
+    assert ours.horizontal[0] < ours.mark.x < ours.horizontal[1]
+    assert bicubic.mark.x > LEFT
+    assert bicubic.horizontal is bicubic.vertical is None
+    assert plane("p", ("x", "y"), [(0, "a", [], [])]) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "signed", "text"),
+    [
+        (Interval(28.2114, 28.15, 28.27, 5, "t"), False, "28.211 [28.150, 28.270]"),
+        (Interval(0.5, 0.2, 0.8, 5, "t"), True, "+0.50 [+0.20, +0.80]"),
+        (Interval(28.2114, None, None, 1, ""), False, "28.21"),
+        (Interval(-0.25, None, None, 1, ""), True, "-0.250"),
+        (Interval(0, 0, 0, 5, "t"), True, "+0.00 [+0.00, +0.00]"),
+        (None, False, "-"),
+    ],
+)
+def test_an_interval_as_text(found: Interval | None, signed: bool, text: str) -> None:
+    assert shown(found, signed) == text
+
+
+def test_numbers_for_people() -> None:
+    assert [number(v) for v in (1000, 12345, 0.125, 1e-5)] == ["1,000", "12,345", "0.125", "1e-05"]

@@ -1,0 +1,222 @@
+"""The page in a real browser: Debian's Chromium, without a window."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webdriver import WebDriver
+
+OPTIONS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not chromedriver:
+        pytest.skip("no chromium and chromedriver here (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for option in (*OPTIONS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def page(driver: WebDriver, compared: Path) -> WebDriver:
+    """The page of the comparison, fresh, at the size of a desk."""
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    driver.set_window_size(1280, 900)
+    driver.get((compared / "page.html").as_uri())
+    return driver
+
+
+TRANSFORMS = """
+return [...document.querySelectorAll('.row img')].map(image => {
+  const m = new DOMMatrix(getComputedStyle(image).transform);
+  return [m.a, m.e / image.offsetWidth, m.f / image.offsetHeight].map(n => n.toFixed(3)).join(' ');
+});
+"""
+
+
+def transforms(page: WebDriver) -> set[str]:
+    """How the pictures are zoomed and moved, in parts of their sides: one value when all alike."""
+    return set(page.execute_script(TRANSFORMS))
+
+
+def views(page: WebDriver) -> list[Any]:
+    return page.find_elements(By.CSS_SELECTOR, ".row .view")
+
+
+def test_the_console_has_no_error_and_no_alert_was_raised(page: WebDriver) -> None:
+    assert page.get_log("browser") == []  # an alert would have made the command before fail
+    assert page.title.startswith("plain and <img")
+    assert page.execute_script("return document.querySelectorAll('script').length") == 1
+
+
+def test_hostile_names_are_read_as_they_are(page: WebDriver) -> None:
+    text = page.find_element(By.TAG_NAME, "body").text
+    assert "<img src=x onerror=alert(1)>" in text
+    assert "<script>alert(2)<script>" in text
+    assert page.execute_script("return document.images.length") == 2 * (5 + 2)
+
+
+def test_every_picture_is_decoded(page: WebDriver) -> None:
+    sizes = page.execute_script("return [...document.images].map(i => i.naturalWidth)")
+    assert min(sizes) > 0
+
+
+@pytest.mark.parametrize(
+    "zoom",
+    [
+        lambda page: page.execute_script(
+            "arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: -1}))", views(page)[1]
+        ),
+        lambda page: views(page)[2].send_keys("+"),
+        lambda page: page.find_element(By.CSS_SELECTOR, "[data-zoom=in]").click(),
+    ],
+    ids=["wheel", "keyboard", "button"],
+)
+def test_zoom_is_the_same_in_all_pictures(
+    page: WebDriver, zoom: Callable[[WebDriver], None]
+) -> None:
+    (before,) = transforms(page)
+    zoom(page)
+    (after,) = transforms(page)
+    assert after != before
+    page.find_element(By.CSS_SELECTOR, "[data-zoom=reset]").click()
+    assert transforms(page) == {before}
+
+
+def test_dragging_one_picture_moves_all(page: WebDriver) -> None:
+    view = views(page)[0]
+    view.send_keys("+")
+    view.send_keys("+")
+    (before,) = transforms(page)
+    ActionChains(page).move_to_element(view).click_and_hold().move_by_offset(
+        20, 10
+    ).release().perform()
+    (after,) = transforms(page)
+    assert after != before
+
+
+def test_arrows_move_a_zoomed_picture_and_0_shows_the_whole(page: WebDriver) -> None:
+    (whole,) = transforms(page)
+    view = views(page)[0]
+    view.send_keys("+")
+    (zoomed,) = transforms(page)
+    view.send_keys(Keys.ARROW_RIGHT)
+    (moved,) = transforms(page)
+    assert len({whole, zoomed, moved}) == 3
+    view.send_keys("0")
+    assert transforms(page) == {whole}
+
+
+def test_the_slider_moves_the_cut_and_shows_the_chosen_pictures(page: WebDriver) -> None:
+    slider = page.find_element(By.CSS_SELECTOR, ".slider")
+    over = slider.find_element(By.CSS_SELECTOR, ".over")
+    cut = "return getComputedStyle(arguments[0]).clipPath"
+    before = page.execute_script(cut, over)
+    slider.find_element(By.CSS_SELECTOR, "input").send_keys(Keys.ARROW_RIGHT * 20)
+    after = page.execute_script(cut, over)
+    assert (before, after) == ("inset(0px 0px 0px 50%)", "inset(0px 0px 0px 70%)")
+    source = over.get_attribute("src")
+    slider.find_element(By.CSS_SELECTOR, ".right").send_keys("LR")
+    assert over.get_attribute("src") != source
+
+
+TOO_WIDE = """
+const room = document.documentElement.clientWidth;
+if (document.documentElement.scrollWidth <= room) return [];
+return [...document.querySelectorAll('body *')].filter(
+  e => e.getBoundingClientRect().right > room + 1 && !e.closest('.scroll, pre')
+).map(e => e.tagName + ' ' + e.className);
+"""
+
+
+@pytest.mark.parametrize("width", [360, 414])
+def test_a_phone_scrolls_tables_and_not_the_page(page: WebDriver, width: int) -> None:
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 740, "deviceScaleFactor": 2, "mobile": True},
+    )
+    assert page.execute_script(TOO_WIDE) == []
+
+
+CONTRASTS = """
+const lum = c => { const v = c.match(/[\\d.]+/g).slice(0, 3).map(x => x / 255)
+  .map(x => x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+  return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
+const back = lum(getComputedStyle(document.body).backgroundColor);
+return ['body', '.quiet', 'a', 'summary', 'th', '.tick', '.readout'].flatMap(s => {
+  const e = document.querySelector(s); if (!e) return [];
+  const style = getComputedStyle(e), c = lum(s === '.tick' ? style.fill : style.color);
+  return [[s, (Math.max(c, back) + .05) / (Math.min(c, back) + .05)]]; });
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_light_and_in_dark(page: WebDriver, scheme: str) -> None:
+    page.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+    found = dict(page.execute_script(CONTRASTS))
+    assert len(found) == 7
+    assert {name: ratio for name, ratio in found.items() if ratio < 4.5} == {}
+
+
+FOCUSED = """
+const e = document.activeElement;
+return e.tagName + ' ' + (e.className.baseVal ?? e.className);
+"""
+
+
+def test_the_keyboard_alone_reaches_links_pictures_and_slider(page: WebDriver) -> None:
+    page.find_element(By.TAG_NAME, "body").click()
+    reached = set()
+    for _ in range(150):
+        ActionChains(page).send_keys(Keys.TAB).perform()
+        reached.add(page.execute_script(FOCUSED).strip())
+    assert {"A", "DIV view", "INPUT", "SELECT left", "BUTTON", "svg", "SUMMARY"} <= reached
+    outline = "return getComputedStyle(document.activeElement).outlineStyle"
+    assert page.execute_script(outline) != "none"
+
+
+def test_a_curve_tells_its_values_to_pointer_and_keys(page: WebDriver) -> None:
+    chart = page.find_element(By.CSS_SELECTOR, "#curves svg")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    ActionChains(page).move_to_element(chart).perform()
+    readout = page.find_element(By.CSS_SELECTOR, "#curves .readout")
+    assert "iteration" in readout.text
+    before = readout.text
+    chart.send_keys(Keys.ARROW_RIGHT)
+    assert readout.text != before
+
+
+def test_without_scripts_the_page_reads_the_same(page: WebDriver, compared: Path) -> None:
+    page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    page.get((compared / "page.html").as_uri())
+    body = page.find_element(By.TAG_NAME, "body")
+    assert "Image by image" in body.text
+    assert all(
+        picture.is_displayed() for picture in page.find_elements(By.CSS_SELECTOR, ".row img")
+    )
+    assert not page.find_element(By.CSS_SELECTOR, ".slider").is_displayed()
+    assert not page.find_element(By.CSS_SELECTOR, ".controls").is_displayed()
+    assert page.find_elements(By.CSS_SELECTOR, "circle title")
