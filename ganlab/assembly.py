@@ -17,7 +17,7 @@ _ONE = ("make_generator", "sample_real")
 _WITH_D = ("make_discriminator", "discriminator_loss")
 _AT_MOST_ONE = ("make_optimizer", "sample_batch")
 _ONLY_WITH_D = (*_WITH_D, "penalty", "labels", "augment", "discriminator_step")
-_CHAINED = ("degrade", "augment", "labels", "evaluation_generator")
+CHAINED = ("degrade", "augment", "labels", "evaluation_generator")
 
 
 def register(recipe: Recipe, defaults: object) -> PluginManager:
@@ -115,7 +115,7 @@ def _all_do(names: list[str]) -> str:
 
 
 def _check_chains(manager: PluginManager) -> None:
-    for hook in _CHAINED:
+    for hook in CHAINED:
         for plugin, impl in implementations(manager, hook):
             if not impl.wrapper:
                 raise plugin.error(

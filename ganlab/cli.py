@@ -176,6 +176,107 @@ def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
     _next(_run_command(recipe, overrides))
 
 
+@main.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 when there is a difference.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
+    """What differs between two recipes or runs: values, plugins, code, versions.
+
+    Defaults count, so a value that one states and the other leaves at the same default is none.
+
+    Example: ganlab diff recipes/wgan_gp.toml runs/wgan_gp-1
+    """
+    from dataclasses import asdict
+
+    from ganlab.difference import check_two, difference
+
+    found = difference(*check_two(a, b))
+    if as_json:
+        click.echo(json.dumps([asdict(change) for change in found], indent=2))
+    else:
+        for change in found:
+            sign = {"added": "+", "removed": "-", "changed": "~"}[change.kind]
+            values = [value for value in (change.a, change.b) if value is not None]
+            click.echo(f"{sign} {change.key}: {' -> '.join(values)}")
+        if not found:
+            click.echo("no difference")
+        _next(f"ganlab compare {a} {b}")
+    sys.exit(1 if exit_code and found else 0)
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("key", required=False)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for `run`.")
+@click.option("--cost/--no-cost", default=True, help="Time a few iterations, or do not.")
+@device_option
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def explain(
+    recipe: Path,
+    key: str | None,
+    overrides: tuple[str, ...],
+    cost: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Every value of a recipe with where it came from, and what the run will take.
+
+    With a KEY, such as gradient_penalty.weight, that value, what it means and its limits.
+
+    Example: ganlab explain recipes/r3gan.toml adam
+    """
+    from ganlab.explain import explain_recipe, show
+
+    found = explain_recipe(recipe, overrides, key, device, cost)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, default=str))
+    else:
+        show(found)
+        _next(_run_command(recipe, overrides))
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for `run`.")
+@click.option(
+    "--iteration",
+    "iterations",
+    multiple=True,
+    type=click.IntRange(min=0),
+    help="As of this one, counted from 0; repeatable. Else the first and the last.",
+)
+@device_option
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def trace(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    iterations: tuple[int, ...],
+    device: str,
+    as_json: bool,
+) -> None:
+    """Which plugin runs at which hook in one iteration: order, shapes, dtypes, milliseconds.
+
+    What is called inside is indented; ~ marks a plugin that changes what the others answered, and
+    its time is its own part.
+
+    Example: ganlab trace recipes/wgan_gp.toml --iteration 1200
+    """
+    from dataclasses import asdict
+
+    from ganlab.trace import lines, trace_recipe
+
+    found = trace_recipe(recipe, overrides, device, iterations)
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+    else:
+        for one in found:
+            for line in lines(one):
+                click.echo(line)
+        _next(_run_command(recipe, overrides))
+
+
 seeds_option = click.option("--seeds", default="0..4", show_default=True, help="0..4, or 0,2,5.")
 jobs_option = click.option(
     "--jobs", type=click.IntRange(min=1), help="Runs at a time; one a CUDA device, else one."

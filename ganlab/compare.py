@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ganlab.errors import RecipeError
+from ganlab.difference import Change, difference, side
+from ganlab.errors import GanlabError, RecipeError
 from ganlab.plan import Job, Variant, carry_out, cost, make_plan, parse_seeds
 from ganlab.records import RunRecord, read_run
 from ganlab.report import write_report
@@ -60,9 +61,22 @@ def carry_through(
     workers = options["jobs"] or max(1, torch.cuda.device_count() if device != "cpu" else 1)
     done = carry_out(jobs, parent, device, workers, _say)
     every = [*arms_of_jobs(done), *arms]
-    comparison = compare(title, every, options["figures"])
+    comparison = compare(title, every, options["figures"], _changes(every))
     page = options["output"] or parent / f"{stem[:80]}.html"
     return comparison, write_report(comparison, page)
+
+
+def _changes(arms: Sequence[Arm]) -> dict[str, list[Change]]:
+    """What each recipe has other than the baseline's, by its first run."""
+    try:
+        sides = [side(arm.runs[0].folder.path) for arm in arms]
+    except GanlabError as error:  # a plugin of the run is no longer installed, say
+        _say(f"the recipes cannot be compared: {error}")
+        return {}
+    return {
+        arm.name: [c for c in difference(sides[0], other) if c.group != "environment"]
+        for arm, other in zip(arms[1:], sides[1:], strict=True)
+    }
 
 
 def _plan(variants: Sequence[Variant], jobs: Sequence[Job], device: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
@@ -79,13 +80,20 @@ def _kind(plugin: type[Plugin], hooks: list[str]) -> str:
     return "what the discriminator sees" if "discriminator_loss" in wraps else "training"
 
 
+def bounds_of(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """The limits of each field in words: {"weight": {"at least": 0}}."""
+    properties = model.model_json_schema(by_alias=True).get("properties", {})
+    return {
+        name: {words: schema[key] for key, words in _BOUNDS.items() if key in schema}
+        for name, schema in properties.items()
+    }
+
+
 def _options(plugin: type[Plugin]) -> list[dict[str, Any]]:
-    properties = plugin.model_json_schema(by_alias=True).get("properties", {})
+    bounds = bounds_of(plugin)
     options = []
     for name, field in plugin.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        schema = properties.get(field.alias or name, {})
-        bounds = {key: schema[key] for key in _BOUNDS if key in schema}
         if isinstance(default, Schedule):
             default = default.model_dump()
         options.append(
@@ -94,7 +102,7 @@ def _options(plugin: type[Plugin]) -> list[dict[str, Any]]:
                 "required": field.is_required(),
                 "default": None if default is PydanticUndefined else default,
                 "schedule": Schedule in _parts(field.annotation),
-                "bounds": bounds,
+                "bounds": bounds.get(field.alias or name, {}),
                 "description": " ".join((field.description or "").split()),
             }
         )
@@ -127,20 +135,21 @@ def show(found: list[dict[str, Any]], whole: bool) -> None:
         console.print(f"from: {plugin['distribution']} {plugin['version']}", markup=False)
         console.print("\noptions:" if plugin["options"] else "\nno options", markup=False)
         for option in plugin["options"]:
-            default = "required" if option["required"] else f"= {_toml(option['default'])}"
-            limits = "".join(f", {_BOUNDS[k]} {_toml(v)}" for k, v in option["bounds"].items())
+            default = "required" if option["required"] else f"= {toml(option['default'])}"
+            limits = "".join(f", {k} {toml(v)}" for k, v in option["bounds"].items())
             changes = " (may be a schedule)" if option["schedule"] else ""
             console.print(f"  {option['name']} {default}{limits}{changes}", markup=False)
             console.print(f"      {option['description']}", markup=False)
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """A value as a recipe would state it; (none) where it would be left out."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+        return "{ " + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + " }"
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(toml, value)) + "]"
     return f'"{value}"' if isinstance(value, str) else "(none)" if value is None else str(value)
 
 

@@ -5,25 +5,23 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import torch
 
+from ganlab.cost import estimate
 from ganlab.device import describe_environment, pick_device
-from ganlab.engine import assemble, iterate
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.folder import RunFolder, plugin_record, read_json
 from ganlab.recipe import Recipe, load_recipe, resolved
 from ganlab.session import DIVERGED, DONE, UNHEALTHY, Limits, resume, start
 
-MEASURED_AT = 5  # points of a run at which an iteration is timed
 # diverging and failing are results too
 _FINISHED = ("done", "diverged")
 
@@ -229,7 +227,7 @@ def _passing_signals_on() -> Iterator[None]:
 def cost(jobs: Sequence[Job], device: str) -> tuple[float, str]:
     """Seconds that the missing runs of a plan will take, one at a time, and how that is known.
 
-    From runs of the plan that exist, else from iterations timed at five points of the whole recipe.
+    From runs of the plan that exist, else from iterations timed at seven points of it.
     """
     missing = [job for job in jobs if not job.finished]
     if not missing:
@@ -239,18 +237,5 @@ def cost(jobs: Sequence[Job], device: str) -> tuple[float, str]:
     times = [float(seconds) for seconds in known if seconds]
     if times:
         return len(missing) * median(times), f"from {len(times)} runs that exist"
-    return len(missing) * _measured(missing[0], device), "from a few iterations timed"
-
-
-def _measured(job: Job, device: str) -> float:
-    recipe = job.variant.recipe(job.seed)
-    run = assemble(recipe, pick_device(device))
-    iterate(run)  # the first one also allocates and loads
-    times = []
-    for point in range(MEASURED_AT):
-        run.iteration = point * (recipe.iterations - 1) // (MEASURED_AT - 1)
-        began = time.perf_counter()
-        losses = iterate(run)
-        next(iter(losses.values())).item()  # the device may still be at work
-        times.append(time.perf_counter() - began)
-    return fmean(times) * recipe.iterations
+    first = missing[0].variant.recipe(missing[0].seed)
+    return len(missing) * estimate(first, device).seconds, "from a few iterations timed"

@@ -61,6 +61,7 @@ class Recipe(BaseModel):
     _sources: dict[str, PluginSource] = PrivateAttr(default_factory=dict)
     _file: Path = PrivateAttr(default=Path("recipe.toml"))
     _name: str = PrivateAttr("")
+    _table: RecipeTable | None = PrivateAttr(None)
 
     @property
     def plugins(self) -> dict[str, Plugin]:
@@ -71,6 +72,12 @@ class Recipe(BaseModel):
     def sources(self) -> dict[str, PluginSource]:
         """Where each plugin's code came from, by instance name."""
         return self._sources
+
+    def origin(self, *key: str) -> str:
+        """Where the value at a key was written: file and line, `--set ...`, or "default"."""
+        if self._table is None or not self._table.states(key):
+            return "default"
+        return str(self._table.origin(*key))
 
     @property
     def file(self) -> Path:
@@ -90,9 +97,9 @@ def load_recipe(file: Path | str, overrides: Iterable[str] = (), name: str = "")
     :raises RecipeError: with file, line, fault and remedy.
     """
     table = read_recipe(Path(file), overrides)
-    options = table.values.pop("plugins", {})
+    options = table.values.get("plugins", {})
     recipe = _settings(table)
-    recipe._file, recipe._name = Path(file), name
+    recipe._file, recipe._name, recipe._table = Path(file), name, table
     for name in options:
         plugin, source = _plugin(table, name, options[name])
         recipe._plugins[name] = plugin
@@ -128,7 +135,8 @@ def resolved(recipe: Recipe, copied: bool = True) -> str:
 
 def _settings(table: RecipeTable) -> Recipe:
     try:
-        return Recipe.model_validate_json(json.dumps(table.values))
+        settings = {key: value for key, value in table.values.items() if key != "plugins"}
+        return Recipe.model_validate_json(json.dumps(settings))
     except ValidationError as error:
         first = _worst(error)
         key = [str(part) for part in first["loc"]]

@@ -55,6 +55,10 @@ class RecipeTable:
         """Of the value at this key, or of the nearest table around it."""
         return _nearest(self.origins, key) or Origin(self.file)
 
+    def states(self, key: Key) -> bool:
+        """Whether the recipe has a value at this key, so that it is no default."""
+        return _holds(self.values, key)
+
     def merge(self, values: dict[str, Any], origins: dict[Key, Origin], at: Key = ()) -> None:
         """Lay values over these: tables merge, `plugins.x = false` drops, all else replaces.
 

@@ -19,6 +19,7 @@ FLOORS = [
     {"ablate"},
     {"compare"},
     {"plan", "apply", "check", "describe", "audit", "explain", "trace"},
+    {"cost"},
     {"session"},
     {"engine", "report"},
     {"records", "difference"},

@@ -1,5 +1,6 @@
 """What a report shows: arms of runs, tables of differences, scores image by image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -117,6 +118,6 @@ class Comparison:
     tables: tuple[Table, ...] = ()
     costs: tuple[Cost, ...] = ()
     images: ImageTable | None = None
-    changes: dict[str, list[Change]] = field(default_factory=dict)
+    changes: dict[str, Sequence[Change]] = field(default_factory=dict)
     """Of each arm's recipe against the baseline's."""
     notes: tuple[str, ...] = ()

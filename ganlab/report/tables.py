@@ -2,13 +2,23 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
 from ganlab.errors import RecipeError
 from ganlab.records import Evaluation, RunRecord
-from ganlab.report.model import Arm, Comparison, Cost, ImageRow, ImageTable, Row, Table, Tally
+from ganlab.report.model import (
+    Arm,
+    Change,
+    Comparison,
+    Cost,
+    ImageRow,
+    ImageTable,
+    Row,
+    Table,
+    Tally,
+)
 from ganlab.statistics import (
     interval,
     over_images,
@@ -32,10 +42,16 @@ _HIGHER_IS_BETTER = {
 Chosen = Callable[[RunRecord], Evaluation | None]
 
 
-def compare(title: str, arms: Sequence[Arm], figures: Sequence[str] = ()) -> Comparison:
+def compare(
+    title: str,
+    arms: Sequence[Arm],
+    figures: Sequence[str] = (),
+    changes: Mapping[str, Sequence[Change]] | None = None,
+) -> Comparison:
     """All tables of a comparison; the first arm is the baseline.
 
     :param figures: evaluation figures to compare; the usual ones when left out.
+    :param changes: of each arm's recipe against the baseline's, for the page.
     :raises RecipeError: for a figure that no run has.
     """
     records = [run for arm in arms for run in arm.runs]
@@ -54,6 +70,7 @@ def compare(title: str, arms: Sequence[Arm], figures: Sequence[str] = ()) -> Com
         tuple(tables),
         tuple(_cost(arm) for arm in arms),
         _images(arms, next((f for f in shown if f in FIGURES), "psnr_y")),
+        changes=dict(changes or {}),
         notes=tuple(_notes(arms, tables)),
     )
 

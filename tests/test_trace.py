@@ -1,0 +1,97 @@
+"""`ganlab trace`: which plugin ran where, and that looking changes nothing."""
+
+import json
+from pathlib import Path
+
+import torch
+from click.testing import CliRunner
+
+from ganlab.cli import main
+from ganlab.engine import assemble, iterate
+from ganlab.plugin import Batch
+from ganlab.recipe import load_recipe
+from ganlab.trace import describe, trace_recipe, tracing
+
+CPU = torch.device("cpu")
+
+
+def test_the_calls_of_an_iteration_are_those_of_the_engine_in_order(tiny: Path) -> None:
+    noise = "instance_noise={ sigma = 0.1 }"
+    (traced,) = trace_recipe(tiny, [noise], "cpu", [1])
+    calls = [(call.depth, call.hook, call.plugin, call.wraps) for call in traced.calls]
+    d_step = calls.index((0, "discriminator_step", "engine", False))
+    g_step = calls.index((0, "generator_step", "engine", False))
+    assert calls[:4] == [
+        (0, "sample_batch", "engine", False),
+        (1, "sample_real", "dead_leaves", False),
+        (1, "degrade", "bicubic", True),
+        (1, "degrade", "engine", False),
+    ]
+    inside = [(hook, plugin) for _, hook, plugin, _ in calls[d_step + 1 : g_step - 4]]
+    assert inside == [
+        ("augment", "instance_noise"),
+        ("augment", "engine"),
+        ("augment", "instance_noise"),
+        ("augment", "engine"),
+        ("labels", "engine"),
+        ("discriminator_loss", "wasserstein"),
+        ("penalty", "gradient_penalty"),
+    ]
+    losses = {(hook, plugin) for _, hook, plugin, _ in calls[g_step + 1 :]}
+    assert {("generator_loss", "wasserstein"), ("generator_loss", "pixel_loss")} <= losses
+
+
+def test_shapes_values_and_times_are_told(tiny: Path) -> None:
+    (traced,) = trace_recipe(tiny, [], "cpu", [0])
+    results = {(call.hook, call.plugin): call for call in traced.calls}
+    assert results["degrade", "bicubic"].result == "[2, 3, 4, 4] float32"
+    assert results["sample_real", "dead_leaves"].result == "[2, 3, 16, 16] float32"
+    penalty = traced.losses["D/gradient_penalty"]
+    assert results["penalty", "gradient_penalty"].result.startswith(
+        f"D/gradient_penalty {penalty:.4g}"
+    )
+    step, inner = results["discriminator_step", "engine"], results["penalty", "gradient_penalty"]
+    assert 0 < inner.milliseconds < step.milliseconds
+
+
+def test_a_traced_iteration_is_the_iteration(tiny: Path) -> None:
+    def weights(traced: bool) -> list[torch.Tensor]:
+        run = assemble(load_recipe(tiny, ["instance_noise={ sigma = 0.1 }", "ema={}"]), CPU)
+        functions = [i.function for i in run.hook.augment.get_hookimpls()]
+        if traced:
+            with tracing(run):
+                iterate(run)
+        else:
+            iterate(run)
+        assert [i.function for i in run.hook.augment.get_hookimpls()] == functions
+        return list(run.G.parameters())
+
+    for one, other in zip(weights(True), weights(False), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_both_phases_of_a_pretrained_game_are_shown(tiny: Path) -> None:
+    result = CliRunner().invoke(
+        main,
+        ["trace", str(tiny), "--set", "pretraining={ iterations = 2 }"],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0
+    first, last = result.stdout.split("iteration 3\n")
+    assert "wasserstein" not in first
+    assert "wasserstein" in last
+    assert "~bicubic" in last
+    command = ["trace", str(tiny), "--iteration", "2", "--json"]
+    (one,) = json.loads(CliRunner().invoke(main, command, catch_exceptions=False).stdout)
+    assert one["iteration"] == 2
+
+
+def test_answers_in_short() -> None:
+    image = torch.zeros(2, 3, 4, 4)
+    assert describe(Batch(image, image[:, :, ::2, ::2])) == (
+        "real [2, 3, 4, 4] float32, condition [2, 3, 2, 2] float32"
+    )
+    assert describe({"G/x": torch.tensor(0.5)}) == "G/x 0.5 float32"
+    assert describe({}) == "nothing"
+    assert describe(None) == ""
+    assert describe((image, None)) == "[2, 3, 4, 4] float32, "
