@@ -243,6 +243,17 @@ class AddsZero(Plugin):
     def generator_loss(self, fake):
         return {"G/adds_zero": 0 * fake.sum()}
 '''
+DARKENS = '''\
+from ganlab import Plugin, hookimpl
+
+
+class Darkens(Plugin):
+    """A loss that spoils the pictures."""
+
+    @hookimpl
+    def generator_loss(self, fake):
+        return {"G/darkens": 10 * fake.square().mean()}
+'''
 # not zero, so that rounding lets the runs drift apart, and of no effect on average
 STIRS = '''\
 import torch
@@ -273,8 +284,8 @@ def test_a_planted_effect_is_found_and_a_planted_null_is_not(recipe: Path) -> No
     baseline, null, strong = found["tables"][0]["rows"]
     assert baseline["words"] == "baseline"
     assert null["words"] == "identical"
-    assert strong["words"] == "worse"
-    assert strong["difference"]["high"] < 0
+    assert strong["words"] == "better"
+    assert strong["difference"]["low"] > 0
     assert (recipe.parent / "runs" / "ablate-game.html").is_file()
 
 
