@@ -273,12 +273,13 @@ class Stirs(Plugin):
 
 def test_a_planted_effect_is_found_and_a_planted_null_is_not(recipe: Path) -> None:
     (recipe.parent / "adds_zero.py").write_text(ADDS_ZERO)
-    game = recipe.read_text().replace("iterations = 12", "iterations = 24")
-    recipe.write_text(
-        game + 'adds_zero = { use = "./adds_zero.py" }\nadam = { learning_rate = 1e-2 }\n'
-    )
+    (recipe.parent / "darkens.py").write_text(DARKENS)
+    game = recipe.read_text() + "adam = { learning_rate = 1e-2 }\n"
+    for name in ("adds_zero", "darkens"):
+        game += f'{name} = {{ use = "./{name}.py" }}\n'
+    recipe.write_text(game)
     found = data(
-        "ablate", recipe, "--without", "adds_zero", "--without", "pixel_loss", "--seeds", "0..3",
+        "ablate", recipe, "--without", "adds_zero", "--without", "darkens", "--seeds", "0..3",
         "--runs", recipe.parent / "runs", "--figure", "psnr_y",
     )  # fmt: skip
     baseline, null, strong = found["tables"][0]["rows"]
