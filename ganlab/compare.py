@@ -1,5 +1,6 @@
 """`ganlab compare`: from recipes and run folders to tables and a page."""
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -136,7 +137,12 @@ def arms_of(
         seeds = Counter(record.seed for record in records)
         if twice_seen := [seed for seed, count in seeds.items() if count > 1]:
             raise RecipeError(f"two runs of one recipe have seed {twice_seen[0]}; name one of them")
-        arms.append(Arm(records[0].folder.path.name, tuple(records)))
+        name = records[0].folder.path.name
+        # several are called as their recipe, and not as the first of them
+        arms.append(Arm(re.sub(r"-\d+$", "", name) if len(records) > 1 else name, tuple(records)))
+    every = Counter([*names, *(arm.name for arm in arms)])
+    if alike_names := [name for name, count in every.items() if count > 1]:
+        raise RecipeError(f"two arms are called {alike_names[0]}; rename a recipe or a run folder")
     return variants, arms
 
 
