@@ -22,7 +22,14 @@ if TYPE_CHECKING:
         write_png,
     )
     from ganlab.inception import InceptionFeatures
-    from ganlab.metrics import high_frequency_ratio, luma, psnr, ssim, ssim_maps
+    from ganlab.metrics import (
+        high_frequency_ratio,
+        luma,
+        psnr,
+        ssim,
+        ssim_maps,
+        stride_power,
+    )
     from ganlab.patches import log_spectrum, random_patches, require_held_out
     from ganlab.penalties import LazyPenalty, PatchReduce, input_gradient
     from ganlab.plugin import Batch, NonNegativeSchedule, Plugin, RecipePath, Schedule, hookimpl
@@ -79,6 +86,7 @@ _HOME = {
     "split_alpha": "images",
     "ssim": "metrics",
     "ssim_maps": "metrics",
+    "stride_power": "metrics",
     "to_float": "resampling",
     "to_uint8": "resampling",
     "weights_file": "weights",
@@ -131,6 +139,7 @@ __all__ = [
     "split_alpha",
     "ssim",
     "ssim_maps",
+    "stride_power",
     "to_float",
     "to_uint8",
     "weights_file",

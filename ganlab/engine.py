@@ -259,8 +259,8 @@ def evaluate(run: Run, journal: Journal, planned: bool = True) -> int:
     _require_finite(run, journal)
     generator = run.hook.evaluation_generator(generator=run.G)
     with evaluating(generator):
-        figures, scores = judge_run(run, generator)
-        health = game_health(run, generator)
+        figures, scores, health = judge_run(run, generator)
+        health |= game_health(run, generator)
     save_generator(run, generator, run.folder.weights("last"))
     run.scores = figures
     if figures or health:

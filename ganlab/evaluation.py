@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ganlab.errors import RecipeError
 from ganlab.images import write_png
-from ganlab.metrics import WINDOW, high_frequency_ratio, psnr, ssim
+from ganlab.metrics import WINDOW, high_frequency_ratio, psnr, ssim, stride_power
 from ganlab.pictures import keep_pictures
 from ganlab.recipe_file import did_you_mean
 from ganlab.resampling import resize, to_float, to_uint8
@@ -120,14 +120,15 @@ def check_held_out(run: "Run") -> None:
 
 def judge_run(
     run: "Run", generator: nn.Module
-) -> tuple[dict[str, float], dict[str, dict[str, dict[str, float]]]]:
+) -> tuple[dict[str, float], dict[str, dict[str, dict[str, float]]], dict[str, float]]:
     """All that a run knows of its generator: means over the held-out images, plugins' figures.
 
     Writes the strip of samples and the crops for reports, and keeps bicubic's means the first time.
 
     :param generator: in eval mode.
-    :returns: the figures, and each image's scores: {"images": {name: scores}}, with the same of
-        "bicubic" the first time.
+    :returns: the figures; each image's scores: {"images": {name: scores}}, with the same of
+        "bicubic" the first time; and `health/checkerboard`, the power of SR at the stride of its
+        upsampling as a multiple of that of HR, the mean over images.
     """
     judged = list(judge_images(run.held_out, generator, run, not run.bicubic))
     if judged and run.folder:
@@ -140,7 +141,23 @@ def judge_run(
         scores["bicubic"] = {item.name: item.bicubic_scores for item in judged}
     run.streams.moment("evaluation")
     others = run.hook.evaluate(run=run, generator=generator, judged=judged)
-    return merged(run, [means([item.scores for item in judged]), *others]), scores
+    figures = merged(run, [means([item.scores for item in judged]), *others])
+    return figures, scores, _checkerboard(judged, run.scale)
+
+
+def _checkerboard(judged: list[Judged], scale: int) -> dict[str, float]:
+    if not judged or scale == 1:
+        return {}
+    ratios = [
+        (stride_power(item.sr[None], scale) / stride_power(_in_colour(item), scale)).item()
+        for item in judged
+    ]
+    return {"health/checkerboard": fmean(ratios)}
+
+
+def _in_colour(item: Judged) -> Tensor:
+    """The original, of as many channels as the answer, so that both have the same luma."""
+    return item.hr.expand(3, -1, -1)[None]
 
 
 def strip(judged: list[Judged], scale: int) -> Tensor:

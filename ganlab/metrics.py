@@ -14,6 +14,8 @@ Channel = Literal["y", "rgb"]
 PEAK = 255
 WINDOW = 11  # of SSIM, in pixels
 SIGMA = 1.5
+TILE_PERIODS = 8  # of `stride_power`, enough to tell a period from the picture
+ROUNDING_POWER = 1 / 12  # variance of rounding to whole levels: the floor of any 8-bit spectrum
 
 
 def luma(images: Tensor) -> Tensor:
@@ -108,6 +110,29 @@ def high_frequency_ratio(image: Tensor, reference: Tensor, scale: int) -> Tensor
     """
     image, reference = _planes(image, reference, 0, "y", 1)
     return _power_beyond(image, 0.5 / scale) / _power_beyond(reference, 0.5 / scale)
+
+
+def stride_power(image: Tensor, stride: int) -> Tensor:
+    """Spectral power at the multiples of 1 / stride: that of a pattern with this period.
+
+        P = 1/12 + mean over tiles and over (k, l) != (0, 0) of |F(v Y)(k / s, l / s)|^2 / sum v^2
+
+    Y is `luma` less its mean, in whole tiles of 8 s x 8 s pixels under a Hann window v, k and l are
+    0 .. s - 1; 1/12 is the power of rounding to 8 bits.
+
+    :param image: uint8 [1, C, H, W], each side at least 4 strides.
+    :returns: 0-d float64.
+    """
+    planes = luma(image)[0, 0]
+    side = stride * min(TILE_PERIODS, min(planes.shape) // stride)
+    tiles = planes.unfold(0, side, side).unfold(1, side, side).reshape(-1, side, side)
+    hann = torch.hann_window(side, periodic=True, dtype=torch.float64, device=planes.device)
+    window = hann[:, None] * hann
+    centred = tiles - tiles.mean(dim=(1, 2), keepdim=True)
+    power = torch.fft.fft2(centred * window).abs().square() / window.square().sum()
+    step = side // stride
+    at_stride = power[:, ::step, ::step].mean(0).flatten()[1:]  # without the mean
+    return ROUNDING_POWER + at_stride.mean()
 
 
 def _power_beyond(planes: Tensor, frequency: float) -> Tensor:

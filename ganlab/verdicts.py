@@ -55,7 +55,17 @@ class History:
 
 def find_verdicts(history: History) -> Iterator[Verdict]:
     """What the core itself can tell of any run."""
-    for rule in (_exploded, _saturated, _static, _collapsed, _drifted, _noisy, _memorised):
+    rules = (
+        _exploded,
+        _saturated,
+        _static,
+        _collapsed,
+        _drifted,
+        _noisy,
+        _checkerboard,
+        _memorised,
+    )
+    for rule in rules:
         if found := rule(history):
             yield found
 
@@ -165,6 +175,29 @@ def _noisy(history: History) -> Verdict | None:
         since,
         f"G prints noise from iteration {since:,}: {ratio:.1f} times the fine detail of the "
         "original images",
+    )
+
+
+def _checkerboard(history: History) -> Verdict | None:
+    """G prints a pattern with the period of its upsampling.
+
+    A sharp picture has more power at every frequency, so more than four times that of the original
+    images, and more than four times what the fine detail has. Healthy generators reach 1.1 times.
+    """
+    sharpness = dict(history.of("evaluation/hf_ratio"))
+    tail = [
+        (iteration, power)
+        for iteration, power in history.lasting("health/checkerboard", lambda power: power > 4, 2)
+        if power > 4 * sharpness.get(iteration, 1)
+    ]
+    if len(tail) < JUDGEMENTS:
+        return None
+    since, power = tail[0][0], tail[-1][1]
+    return Verdict(
+        "checkerboard",
+        since,
+        f"G prints a checkerboard from iteration {since:,}: {power:,.0f} times the power of the "
+        "original images at the stride of its upsampling",
     )
 
 

@@ -14,6 +14,7 @@ HEALTHY = {
     "health/spread": 0.95,
     "health/held_out_gap": 0.5,
     "health/trained_accuracy": 1.0,
+    "health/checkerboard": 0.8,
     "evaluation/lr_psnr": 40.0,
     "evaluation/hf_ratio": 0.9,
 }
@@ -54,6 +55,7 @@ def test_lines_that_tell_nothing_of_health_are_not_kept() -> None:
         ({"health/spread": 0.05}, 2, "collapsed", "vary 0.05 times as much"),
         ({"evaluation/lr_psnr": 19.9}, 2, "drifted", "to 19.9 dB only"),
         ({"evaluation/hf_ratio": 8.1}, 2, "noisy", "8.1 times the fine detail"),
+        ({"health/checkerboard": 4.1}, 2, "checkerboard", "4 times the power"),
         ({"health/held_out_gap": 0.8}, 3, "memorised", "80% of what it tells"),
     ],
 )  # fmt: skip
@@ -77,6 +79,8 @@ def test_a_failure_that_lasts_gets_its_verdict_and_one_that_does_not_gets_none(
         {"health/spread": 0.11},
         {"evaluation/lr_psnr": 20.1},
         {"evaluation/hf_ratio": 7.9},
+        {"health/checkerboard": 3.9},
+        {"health/checkerboard": 7.9, "evaluation/hf_ratio": 2.0},
         {"health/held_out_gap": 0.74},
         {"health/held_out_gap": 0.99, "health/trained_accuracy": 0.94},
         {"health/saturation": 0.84, "gradient/G/adversarial": 0.01},

@@ -2,18 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from ganlab import History, Plugin, Verdict, hookimpl, luma, require_held_out
+from ganlab import Plugin, hookimpl, require_held_out, stride_power
 
 if TYPE_CHECKING:
     from ganlab import Run
-
-TILE = 8  # periods in a tile, enough to tell a period from the picture
-PRINTED = 4.0  # times the power of HR at which a pattern is plain to see
-ROUNDING = 1 / 12  # variance of rounding to whole grey levels: the floor of any 8-bit spectrum
 
 
 class Checkerboard(Plugin):
@@ -44,33 +39,4 @@ class Checkerboard(Plugin):
     @hookimpl
     def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, float]:
         stride = self.stride or run.scale
-        return {self.name: (_stride_power(sr, stride) / _stride_power(hr, stride)).item()}
-
-    @hookimpl
-    def verdicts(self, history: History) -> list[Verdict]:
-        sharpness = dict(history.of("evaluation/hf_ratio"))
-        tail = history.lasting(f"evaluation/{self.name}", lambda power: power > PRINTED, 2)
-        # a sharp picture has more power everywhere, a pattern at its stride alone
-        tail = [(at, power) for at, power in tail if power > PRINTED * sharpness.get(at, 1)]
-        if len(tail) < 2:
-            return []
-        since, power = tail[0][0], tail[-1][1]
-        sentence = (
-            f"G prints a checkerboard from iteration {since:,}: {power:.1f} times the power of the "
-            "original images at the stride of its upsampling"
-        )
-        return [Verdict("checkerboard", since, sentence)]
-
-
-def _stride_power(image: Tensor, stride: int) -> Tensor:
-    """Mean power at the multiples of 1 / stride, of an image uint8 [1, C, H, W]: 0-d float64."""
-    planes = luma(image)[0, 0]
-    side = stride * min(TILE, min(planes.shape) // stride)
-    tiles = planes.unfold(0, side, side).unfold(1, side, side).reshape(-1, side, side)
-    hann = torch.hann_window(side, periodic=True, dtype=torch.float64, device=planes.device)
-    window = hann[:, None] * hann
-    centred = tiles - tiles.mean(dim=(1, 2), keepdim=True)
-    power = torch.fft.fft2(centred * window).abs().square() / window.square().sum()
-    step = side // stride
-    at_stride = power[:, ::step, ::step].mean(0).flatten()[1:]  # without the mean
-    return ROUNDING + at_stride.mean()
+        return {self.name: (stride_power(sr, stride) / stride_power(hr, stride)).item()}
