@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ganlab.penalties import LazyPenalty, PatchReduce, input_gradient
     from ganlab.plugin import Batch, NonNegativeSchedule, Plugin, RecipePath, Schedule, hookimpl
     from ganlab.resampling import resize, resize_exact, round_to_8_bits, to_float, to_uint8
-    from ganlab.steps import discriminator_losses, discriminators, generator_losses, shown
+    from ganlab.steps import Terms, discriminator_losses, discriminators, generator_losses, shown
     from ganlab.verdicts import History, Verdict
     from ganlab.weights import fill_network, load_weights, read_weights, weights_file
 
@@ -60,6 +60,7 @@ _HOME = {
     "RecipePath": "plugin",
     "Run": "engine",
     "Schedule": "plugin",
+    "Terms": "steps",
     "VGGFeatures": "perceptual",
     "Verdict": "verdicts",
     "cache_folder": "images",
@@ -113,6 +114,7 @@ __all__ = [
     "RecipePath",
     "Run",
     "Schedule",
+    "Terms",
     "VGGFeatures",
     "Verdict",
     "cache_folder",

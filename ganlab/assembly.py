@@ -81,6 +81,16 @@ def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
             f"{recipe.file}: num_discriminators = {recipe.num_discriminators} has no effect: "
             "d_steps is 0, so there is no discriminator; leave it out"
         )
+    if recipe.first == "generator" and (recipe.d_steps, recipe.g_steps) != (1, 1):
+        raise RecipeError(
+            f'{recipe.file}: first = "generator" takes one step each on one batch; here d_steps = '
+            f"{recipe.d_steps} and g_steps = {recipe.g_steps}; set both to 1, or leave it out"
+        )
+    if recipe.batch_size % recipe.accumulate:
+        raise RecipeError(
+            f"{recipe.file}: accumulate = {recipe.accumulate} cuts a batch into equal parts, and "
+            f"batch_size = {recipe.batch_size} has none such; choose a divisor of it"
+        )
     required = (*_ONE, *(_WITH_D if with_d else ()))
     for hook in (*required, *_AT_MOST_ONE):
         wanted = recipe.num_discriminators if hook == "make_discriminator" and with_d else 1
@@ -165,6 +175,46 @@ def check_images(recipe: Recipe, samples: Tensor) -> None:
             raise plugin.error(
                 f"is for images, and a sample of this data is {[*samples.shape[1:]]}; drop it"
             )
+
+
+def hindrance_to_sharing(
+    recipe: Recipe, manager: PluginManager, networks: list[nn.Module], images: Tensor
+) -> str:
+    """Why D's pass over G's images cannot serve G's step and D's alike; "" when it can.
+
+    Both steps must show D the same, and D must answer the same when it is asked again: it may
+    neither draw numbers (dropout) nor change a buffer (spectral norm) but batch norm's statistics.
+
+    :param networks: the discriminators, of which a copy is asked once.
+    :param images: at least two.
+    """
+    if recipe.accumulate > 1:
+        return f"accumulate = {recipe.accumulate} would keep the passes of all parts in memory"
+    augmenting = {plugin for plugin, _ in implementations(manager, "augment")}
+    for plugin in recipe.plugins.values():
+        if plugin.shares_forward is False:
+            return f"{plugin.name} forbids it"
+        if plugin in augmenting and not plugin.shares_forward:
+            return f"{plugin.name} augments the images anew in each step"
+    return next((fault for D in networks if (fault := _not_repeating(D, images))), "")
+
+
+def _not_repeating(discriminator: nn.Module, images: Tensor) -> str:
+    """How a pass of D in training leaves something behind for the next; "" when it does not."""
+    probe = copy.deepcopy(discriminator).train()
+    norms = [m for m in probe.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    statistics = {id(buffer) for norm in norms for buffer in norm.buffers()}
+    others = {n: b.clone() for n, b in probe.named_buffers() if id(b) not in statistics}
+    drawn = torch.get_rng_state()
+    with torch.no_grad():
+        probe(images)
+    if not torch.equal(drawn, torch.get_rng_state()):
+        return "the discriminator draws random numbers"
+    changed = dict(probe.named_buffers())
+    for name, buffer in others.items():
+        if not torch.equal(buffer, changed[name]):
+            return f"each pass of the discriminator changes its {name}"
+    return ""
 
 
 def check_sample_independence(

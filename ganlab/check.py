@@ -32,10 +32,12 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
     for doubt in doubts(recipe):
         yield f"note: {doubt}"
     small = Recipe.model_validate(
-        recipe.model_dump() | {"batch_size": min(recipe.batch_size, TINY_BATCH)}
+        recipe.model_dump() | {"batch_size": min(recipe.batch_size, TINY_BATCH), "accumulate": 1}
     )
     small._plugins, small._sources, small._file = recipe.plugins, recipe.sources, recipe.file
     run = assemble(small, pick_device(device))
+    for note in run.notes:
+        yield f"note: {note}"
     yield f"one batch: condition {_shape(run.condition_shape)}, real {_shape(run.real_shape)}"
     for iteration in sorted({0, recipe.iterations - 1}):
         run.iteration = iteration

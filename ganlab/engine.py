@@ -1,19 +1,21 @@
 """A run: assembled from a recipe, then the loop. The steps themselves are in steps.py."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from pluggy import HookCaller, HookRelay, PluginManager
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from ganlab.assembly import (
     adversarial,
     check_images,
     check_sample_independence,
+    hindrance_to_sharing,
     implementations,
     providers,
     register,
@@ -26,14 +28,14 @@ from ganlab.evaluation import check_held_out, evaluating, judge_run
 from ganlab.folder import RunFolder
 from ganlab.health import game_health
 from ganlab.journal import Journal
-from ganlab.plugin import Plugin, Schedule
+from ganlab.plugin import Batch, Plugin, Schedule
 from ganlab.recipe import Recipe
-from ganlab.steps import EngineDefaults, discriminators, merged
+from ganlab.steps import EngineDefaults, Losses, Pass, Terms, discriminators, mean, merged
 from ganlab.streams import Streams
 from ganlab.verdicts import Verdict
 
 PROBE = 2  # samples in the batch that shapes are learnt from; two show whether D mixes them
-Observer = Callable[[str, nn.Module, dict[str, Tensor]], AbstractContextManager[dict[str, Tensor]]]
+Observer = Callable[[str, nn.Module, Losses], AbstractContextManager[Losses]]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 
 
@@ -64,6 +66,12 @@ class Run:
     """Iterations completed; inside an iteration, its number counted from 0."""
     observer: Observer | None = None
     """Looks at a step between its losses and its end; set by the engine in a watched step."""
+    shares_forward: bool = False
+    """Whether D runs once on the images that G made in an iteration, for both steps."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of how this run is carried out; told when it starts."""
+    passes: list[Pass] = field(default_factory=list)
+    """What the G step of this iteration leaves to its D step."""
     schedules: list[Schedule] = field(default_factory=list)
     """The options of plugins that change over iterations."""
     held_out: dict[str, Tensor] = field(default_factory=dict)
@@ -90,22 +98,55 @@ class Run:
         """The precision in which networks run."""
         return autocast(self.recipe.precision, self.device)
 
-    def descend(self, optimizer: Optimizer | None, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    @property
+    def sharing(self) -> bool:
+        """Whether D's pass over G's images in this G step serves the D step too."""
+        return self.shares_forward and self.observer is None
+
+    def descend(
+        self, optimizer: Optimizer | None, losses: Callable[["Run", Batch], Terms], batch: Batch
+    ) -> Losses:
         """Take one optimizer step down the sum of the losses: the only place where that happens.
 
-        :returns: the losses, detached, and what the observer of a watched step saw.
+        The batch is taken in the recipe's `accumulate` parts, one after another: the gradient is
+        the mean over them.
+
+        :param losses: a function such as `generator_losses`, the same one at every step.
+        :returns: the losses, detached, what else is to be logged, and what the observer of a
+            watched step saw; means over the parts.
         """
-        if not losses:
-            return {}
         assert optimizer is not None
         role, module = ("D", self.D) if optimizer is self.D_optimizer else ("G", self.G)
         assert module is not None
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        parts = batch.parts(self.recipe.accumulate)
+        found: list[Losses] = []
+        seen: Losses = {}
         optimizer.zero_grad(set_to_none=True)
-        observing = self.observer(role, module, losses) if self.observer else nullcontext({})
-        with observing as seen:
-            torch.stack(list(losses.values())).sum().backward()
+        with ExitStack() as observing:
+            for part in parts:
+                terms = losses(self, part)
+                if self.observer and not found:  # of several parts the first is enough
+                    seen = observing.enter_context(self.observer(role, module, terms.losses))
+                _backward(terms, parameters, len(parts))
+                found.append({n: v.detach() for n, v in (terms.losses | terms.logged).items()})
             optimizer.step()
-        return {name: loss.detach() for name, loss in losses.items()} | seen
+        if role == "D":
+            self.passes.clear()  # they are of D as it was
+        return mean(found) | seen
+
+
+def _backward(terms: Terms, parameters: list[nn.Parameter], parts: int) -> None:
+    """Add the gradient of the sum of the losses, over the number of parts."""
+    total = torch.stack(list(terms.losses.values())).sum()
+    total = total / parts if parts > 1 else total
+    if terms.cut is None:
+        total.backward(inputs=parameters)
+        return
+    made, fake = terms.cut
+    # D's part of the graph is kept for D's step, and G's part goes now
+    total.backward(inputs=[fake, *parameters], retain_graph=True)
+    made.backward(fake.grad, inputs=parameters)
 
 
 def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:
@@ -126,6 +167,11 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
         for owner, D in zip(owners, discriminators(run), strict=True):
             check_sample_independence(recipe, owner, D, shown)
         run.D_optimizer = run.hook.make_optimizer(module=run.D, role="discriminator")
+        if recipe.first == "generator" and recipe.share_forward:
+            reason = hindrance_to_sharing(recipe, run.manager, discriminators(run), shown)
+            run.shares_forward = not reason
+            if reason:
+                run.notes.append(f"D judges G's images once more in its own step: {reason}")
     run.G = build_network(run, "make_generator", run.real_shape)
     run.G_optimizer = run.hook.make_optimizer(module=run.G, role="generator")
     with torch.no_grad(), evaluating(run.G), run.autocast():
@@ -135,6 +181,14 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
             f"{recipe.file}: the generator makes {made} from {run.condition_shape}, but real "
             f"samples are {run.real_shape}; do the scales agree?"
         )
+    if recipe.accumulate > 1:
+        size = recipe.batch_size // recipe.accumulate
+        run.notes += [
+            f"batch norm of the {role} sees {size} samples at a time, not {recipe.batch_size}: "
+            "not the same step as without accumulate"
+            for role, network in (("generator", run.G), ("discriminator", run.D))
+            if network and any(isinstance(m, _BatchNorm) for m in network.modules())
+        ]
     run.held_out = merged(run, run.hook.evaluation_images())
     check_held_out(run)
     run.hook.run_start(run=run)
@@ -219,6 +273,8 @@ def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> s
 def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
     """One iteration: the D steps, then the G steps, each on a batch of its own.
 
+    With `first = "generator"` one step each on one batch, G's first.
+
     :param observer: looks at the first step of each network; else `attributed` does in a watched
         iteration, and nothing in the others.
     :returns: every logged value, its mean over the steps that gave one, on the device.
@@ -231,18 +287,23 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
     if recipe.watch_every and (run.iteration + 1) % recipe.watch_every == 0:
         observer = observer or attributed
     several: dict[str, list[Tensor]] = {}
-    for role, count, step in (
+    players = [
         ("D", recipe.d_steps, hook.discriminator_step),
         ("G", recipe.g_steps, hook.generator_step),
-    ):
+    ]
+    shared = recipe.first == "generator"
+    batch: Batch | None = None
+    for role, count, step in reversed(players) if shared else players:
         for index in range(count):
             run.streams.moment(run.iteration, role, index)
             # the first of several is enough: a watched step costs a backward pass a loss
             run.observer = observer if index == 0 else None
-            batch = hook.sample_batch(batch_size=recipe.batch_size, device=run.device)
+            if batch is None or not shared:
+                batch = hook.sample_batch(batch_size=recipe.batch_size, device=run.device)
             for name, value in step(run=run, batch=batch).items():
                 several.setdefault(name, []).append(value)
     run.observer = None
+    run.passes.clear()
     # a lazy penalty is not there in every step
     losses = {name: v[0] if len(v) == 1 else torch.stack(v).mean() for name, v in several.items()}
     hook.iteration_end(run=run, losses=losses)

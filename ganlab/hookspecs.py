@@ -89,8 +89,9 @@ def evaluation_images() -> dict[str, Tensor]:  # type: ignore[empty-body]
 def sample_real(batch_size: int, device: torch.device) -> Tensor:  # type: ignore[empty-body]
     """Draw real samples: the data source. One, required.
 
-    Called before every D step and every G step, and once with `batch_size` 2 at assembly. Which
-    samples come must depend on `self.host_rng` or `self.rng` alone.
+    Called before every D step and every G step (once an iteration with `first = "generator"`), and
+    once with `batch_size` 2 at assembly. Which samples come must depend on `self.host_rng` or
+    `self.rng` alone.
 
     :returns: [batch_size, ...] on `device`, floating point; images are HR crops in 0..1.
     """
@@ -117,7 +118,8 @@ def augment(images: Tensor, condition: Tensor) -> Tensor:  # type: ignore[empty-
     """Change what the discriminator sees, real and fake alike. Chained.
 
     Called in the D step (on real, then on fake) and in the G step (on fake, through which the
-    generator's gradient must pass; on real too when a generator loss reads the real logits).
+    generator's gradient must pass; on real too when a generator loss reads the real logits). A
+    plugin that answers alike in both steps says `shares_forward = True`.
 
     :returns: images for D. A plugin may change their number of channels: `make_discriminator`
         is told the shape after all of them.

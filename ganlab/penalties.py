@@ -8,7 +8,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from ganlab.plugin import Batch, Plugin, hookimpl
-from ganlab.steps import Losses, discriminators, mean, shown
+from ganlab.steps import Losses, Terms, discriminators, mean, shown
 
 if TYPE_CHECKING:
     from ganlab.engine import Run
@@ -70,11 +70,14 @@ class LazyPenalty(Plugin):
         self._num_steps += 1
         if (self._num_steps - 1) % self.every:
             return losses
+        return losses | run.descend(run.D_optimizer, self._alone, batch)
+
+    def _alone(self, run: "Run", batch: Batch) -> Terms:
         real, fake = shown(run, batch)
         terms = [
             {f"D/{self.name}": self.every * self.term(D, real, fake)} for D in discriminators(run)
         ]
-        return losses | run.descend(run.D_optimizer, mean(terms))
+        return Terms(mean(terms))
 
     @hookimpl(wrapper=True)
     def make_optimizer(

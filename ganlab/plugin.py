@@ -39,6 +39,13 @@ class Batch:
     real: Tensor
     condition: Tensor
 
+    def parts(self, count: int) -> list["Batch"]:
+        """Cut into so many equal parts, which look at the same memory."""
+        if count == 1:
+            return [self]
+        pairs = zip(self.real.chunk(count), self.condition.chunk(count), strict=True)
+        return [Batch(*pair) for pair in pairs]
+
 
 class Schedule(BaseModel):
     """A number that may change over iterations: `0.1`, or `{ from = 0.1, to = 0, over = 10_000 }`.
@@ -179,8 +186,13 @@ class Plugin(BaseModel):
     bounds_slope: ClassVar[bool] = False
     """Bounds the discriminator's slope, softly or hard: a penalty, clipping, a norm of weights."""
 
+    shares_forward: ClassVar[bool | None] = None
+    """Whether D may run once on G's images for both steps (the recipe's `share_forward`). True: it
+    may, `augment` makes the same of the same images in both; False: it may not; None: it may unless
+    the plugin augments, since most draw anew."""
+
     couples_players: ClassVar[bool] = False
-    """Its steps differentiate for both networks, and clear what the other one got."""
+    """Its losses have gradients for both networks, of which a step takes its own."""
 
     _name: str = PrivateAttr("")
     _streams: Streams | None = PrivateAttr(None)

@@ -36,6 +36,15 @@ class Recipe(BaseModel):
     """Discriminator updates an iteration; 0 trains without a discriminator."""
     g_steps: int = Field(1, ge=1)
     """Generator updates an iteration, each on a fresh batch."""
+    first: Literal["discriminator", "generator"] = "discriminator"
+    """Who moves first. "generator" (ESRGAN's code): one step each on one batch, and the
+    discriminator learns from the images that the generator made before it moved."""
+    share_forward: bool = True
+    """With `first = "generator"`: run D once on these images for both steps, where plugins allow
+    it. Off changes nothing but time and memory."""
+    accumulate: int = Field(1, ge=1)
+    """Parts that a batch is cut into, taken one after another, their gradients summed: the same
+    step in less memory."""
     num_discriminators: int = Field(1, ge=1)
     """How many plugins make a discriminator; every loss is the mean over them."""
     seed: int = Field(0, ge=0)

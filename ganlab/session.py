@@ -213,8 +213,8 @@ def _announce(run: Run, folder: RunFolder, journal: Journal) -> None:
     journal.say("plugins: " + ", ".join(recipe.plugins))
     if recipe.precision == "bfloat16" and run.device.type != "cuda":
         journal.say("bfloat16 is for CUDA; running in float32 here")
-    for doubt in doubts(recipe):
-        journal.say(f"note: {doubt}")
+    for note in (*doubts(recipe), *run.notes):
+        journal.say(f"note: {note}")
     if run.iteration:
         journal.say(f"resuming at iteration {run.iteration}")
     journal.say(f"writing to {folder.path}")

@@ -59,7 +59,7 @@ UNFROZEN = """\
     @hookimpl(tryfirst=True)
     def generator_step(self, run, batch):
         from ganlab import generator_losses
-        return run.descend(run.G_optimizer, generator_losses(run, batch))
+        return run.descend(run.G_optimizer, generator_losses, batch)
 """
 
 

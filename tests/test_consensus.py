@@ -112,6 +112,7 @@ def test_a_step_moves_one_player_and_leaves_no_gradient_on_the_other(tiny: Path)
         (run.hook.discriminator_step, run.D, run.G),
         (run.hook.generator_step, run.G, run.D),
     ):
+        other.zero_grad(set_to_none=True)
         before = [[p.detach().clone() for p in module.parameters()] for module in (mover, other)]
         losses = step(run=run, batch=batch)
         assert not all(map(torch.equal, mover.parameters(), before[0]))

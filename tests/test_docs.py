@@ -83,7 +83,8 @@ def test_every_link_between_pages_leads_somewhere() -> None:
 def test_every_setting_of_a_recipe_is_documented_with_its_default() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text()
     for name, field in Recipe.model_fields.items():
-        default = "required" if field.is_required() else str(field.default)
+        default = "required" if field.is_required() else f"{field.default}"
+        default = default.lower() if isinstance(field.default, bool) else default
         row = re.search(rf"^\| `{name}` \| (.*?) \|", text, flags=re.MULTILINE)
         assert row, name
         assert default in row[1], name

@@ -5,6 +5,7 @@ that fill the same slot. Its options are their own `examples`, else their defaul
 user's files gets photographs in a folder, and seeded weights where published ones would be read.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ganlab import Plugin
+from ganlab import Batch, Plugin, Terms
 from ganlab.checkpoint import load_checkpoint, save_checkpoint
 from ganlab.describe import HOOKS
 from ganlab.discover import find_plugin, installed
@@ -127,8 +128,14 @@ def test_its_gradients_are_finite_and_reach_the_right_network_only(
     found: set[str] = set()
     hooks = own_answers(type(run.recipe.plugins[name]))
 
-    def look(run: Run, optimizer: torch.optim.Optimizer, losses: Losses) -> Losses:
+    def look(
+        run: Run,
+        optimizer: torch.optim.Optimizer,
+        terms: Callable[[Run, Batch], Terms],
+        batch: Batch,
+    ) -> Losses:
         """In the place of Run.descend: the gradient of each of the plugin's own terms."""
+        losses = terms(run, batch).losses
         mine, other = (run.D, run.G) if optimizer is run.D_optimizer else (run.G, run.D)
         networks = [network for network in (mine, other) if network is not None]
         for log_name in own_terms(run, name) & losses.keys():

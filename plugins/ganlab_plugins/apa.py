@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ganlab import AdaptiveProbability, Batch, Plugin, discriminator_losses, hookimpl
+from ganlab import AdaptiveProbability, Batch, Plugin, Terms, discriminator_losses, hookimpl
 
 if TYPE_CHECKING:
     from ganlab import Run
@@ -44,9 +44,11 @@ class APA(AdaptiveProbability):
 
     @hookimpl
     def discriminator_step(self, run: "Run", batch: Batch) -> Losses:
-        losses, watched = discriminator_losses(run, self._deceived(run, batch))
-        losses = run.descend(run.D_optimizer, losses) | watched
+        losses = run.descend(run.D_optimizer, self._losses, batch)
         return self.steered(losses, len(batch.real))
+
+    def _losses(self, run: "Run", batch: Batch) -> Terms:
+        return discriminator_losses(run, self._deceived(run, batch))
 
     def _deceived(self, run: "Run", batch: Batch) -> Batch:
         with torch.no_grad(), run.autocast():

@@ -1,7 +1,7 @@
 """Conditional discriminator: it judges an image beside the low-resolution one that it came from."""
 
 from collections.abc import Generator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class ConditionalDiscriminator(Plugin):
     condition. Penalties see the appended channels: the slope that gradient_penalty holds is over
     x and condition together, and its point between real and fake has their common condition.
     """
+
+    shares_forward: ClassVar[bool | None] = True
 
     enlarge: Literal["bicubic", "nearest"] = "bicubic"
     """How the condition is brought to the size of the images; `nearest` shows its pixels as

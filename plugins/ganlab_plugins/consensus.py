@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ganlab import Batch, NonNegativeSchedule, Plugin, Schedule, discriminators, hookimpl
+from ganlab import (
+    Batch,
+    NonNegativeSchedule,
+    Plugin,
+    Schedule,
+    Terms,
+    discriminators,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from ganlab import Run
@@ -41,18 +49,19 @@ class Consensus(Plugin):
 
     @hookimpl
     def discriminator_step(self, run: "Run", batch: Batch) -> Losses:
-        of_d, of_g = _game(run, batch)
-        losses = run.descend(run.D_optimizer, of_d | self._agreement(run, of_d, of_g, "D"))
-        run.G.zero_grad(set_to_none=True)  # |v|^2 has a gradient for the other player too
-        return losses
+        return run.descend(run.D_optimizer, self._losses_of_d, batch)
 
     @hookimpl
     def generator_step(self, run: "Run", batch: Batch) -> Losses:
+        return run.descend(run.G_optimizer, self._losses_of_g, batch)
+
+    def _losses_of_d(self, run: "Run", batch: Batch) -> Terms:
         of_d, of_g = _game(run, batch)
-        losses = run.descend(run.G_optimizer, of_g | self._agreement(run, of_d, of_g, "G"))
-        for discriminator in discriminators(run):
-            discriminator.zero_grad(set_to_none=True)
-        return losses
+        return Terms(of_d | self._agreement(run, of_d, of_g, "D"))
+
+    def _losses_of_g(self, run: "Run", batch: Batch) -> Terms:
+        of_d, of_g = _game(run, batch)
+        return Terms(of_g | self._agreement(run, of_d, of_g, "G"))
 
     def _agreement(self, run: "Run", of_d: Losses, of_g: Losses, role: str) -> Losses:
         v = [*_gradient(of_d, discriminators(run)), *_gradient(of_g, [run.G])]

@@ -6,7 +6,7 @@ from pluggy import HookCaller
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from ganlab import Batch, Plugin, generator_losses, hookimpl
+from ganlab import Batch, Plugin, Terms, generator_losses, hookimpl
 
 if TYPE_CHECKING:
     from ganlab import Run
@@ -59,5 +59,7 @@ class Pretraining(Plugin):
     def generator_step(self, run: "Run", batch: Batch) -> dict[str, Tensor] | None:
         if run.iteration >= self.iterations:
             return None
-        losses = generator_losses(run, batch, adversarial=False, content=self._content)
-        return run.descend(run.G_optimizer, losses)
+        return run.descend(run.G_optimizer, self._losses, batch)
+
+    def _losses(self, run: "Run", batch: Batch) -> Terms:
+        return generator_losses(run, batch, adversarial=False, content=self._content)
