@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim import Optimizer
 
 from ganlab.errors import GanlabError
 from ganlab.folder import write_text
@@ -122,13 +123,23 @@ def _state(run: "Run") -> dict[str, Any]:
         "scores": run.scores,
         "bicubic": run.bicubic,
         "threads": torch.get_num_threads(),
-        "networks": {name: part.state_dict() for name, part in networks.items()},
+        "networks": {name: _state_of(part) for name, part in networks.items()},
         "plugins": {
             name: plugin.state_dict()
             for name, plugin in run.recipe.plugins.items()
             if hasattr(plugin, "state_dict")  # torch's Stateful protocol
         },
     }
+
+
+def _state_of(part: nn.Module | Optimizer) -> dict[str, Any]:
+    """A network's or optimizer's state, alike whether its steps were captured as graphs or not."""
+    state = part.state_dict()
+    if isinstance(part, Optimizer):
+        kept = {"capturable": part.defaults["capturable"]} if "capturable" in part.defaults else {}
+        groups = [group | kept | {"lr": float(group["lr"])} for group in state["param_groups"]]
+        state = state | {"param_groups": groups}
+    return state
 
 
 def _restore(run: "Run", state: dict[str, Any], path: Path) -> None:

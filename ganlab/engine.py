@@ -1,7 +1,7 @@
 """A run: assembled from a recipe, then the loop. The steps themselves are in steps.py."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,15 +22,17 @@ from ganlab.assembly import (
 )
 from ganlab.attribution import attributed
 from ganlab.checkpoint import roll_back, save_checkpoint, save_generator
+from ganlab.descent import LossesOf, Update
 from ganlab.device import autocast
 from ganlab.errors import Diverged, RecipeError
 from ganlab.evaluation import check_held_out, evaluating, judge_run
+from ganlab.fast import Eager, choose
 from ganlab.folder import RunFolder
 from ganlab.health import game_health
 from ganlab.journal import Journal
 from ganlab.plugin import Batch, Plugin, Schedule
 from ganlab.recipe import Recipe
-from ganlab.steps import EngineDefaults, Losses, Pass, Terms, discriminators, mean, merged
+from ganlab.steps import EngineDefaults, Losses, Pass, discriminators, merged
 from ganlab.streams import Streams
 from ganlab.verdicts import Verdict
 
@@ -66,6 +68,10 @@ class Run:
     """Iterations completed; inside an iteration, its number counted from 0."""
     observer: Observer | None = None
     """Looks at a step between its losses and its end; set by the engine in a watched step."""
+    fast: Eager = field(default_factory=Eager)
+    """How updates are carried out; `fast.choose` has the choice."""
+    say: Callable[[str], None] = print
+    """Tells the person at the terminal a line."""
     shares_forward: bool = False
     """Whether D runs once on the images that G made in an iteration, for both steps."""
     notes: list[str] = field(default_factory=list)
@@ -103,50 +109,24 @@ class Run:
         """Whether D's pass over G's images in this G step serves the D step too."""
         return self.shares_forward and self.observer is None
 
-    def descend(
-        self, optimizer: Optimizer | None, losses: Callable[["Run", Batch], Terms], batch: Batch
-    ) -> Losses:
+    def network(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What to call for a network's answer in a step: itself, or its compiled form."""
+        return self.fast.network(module)
+
+    def descend(self, optimizer: Optimizer | None, losses: LossesOf, batch: Batch) -> Losses:
         """Take one optimizer step down the sum of the losses: the only place where that happens.
 
-        The batch is taken in the recipe's `accumulate` parts, one after another: the gradient is
-        the mean over them.
-
-        :param losses: a function such as `generator_losses`, the same one at every step.
+        :param losses: a function such as `generator_losses`; the same one at every step, since it
+            is captured once and replayed where the device allows it.
         :returns: the losses, detached, what else is to be logged, and what the observer of a
-            watched step saw; means over the parts.
+            watched step saw.
         """
         assert optimizer is not None
-        role, module = ("D", self.D) if optimizer is self.D_optimizer else ("G", self.G)
-        assert module is not None
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        parts = batch.parts(self.recipe.accumulate)
-        found: list[Losses] = []
-        seen: Losses = {}
-        optimizer.zero_grad(set_to_none=True)
-        with ExitStack() as observing:
-            for part in parts:
-                terms = losses(self, part)
-                if self.observer and not found:  # of several parts the first is enough
-                    seen = observing.enter_context(self.observer(role, module, terms.losses))
-                _backward(terms, parameters, len(parts))
-                found.append({n: v.detach() for n, v in (terms.losses | terms.logged).items()})
-            optimizer.step()
-        if role == "D":
+        update = Update("D" if optimizer is self.D_optimizer else "G", losses)
+        found = update(self, batch) if self.observer else self.fast(self, update, batch)
+        if update.role == "D":
             self.passes.clear()  # they are of D as it was
-        return mean(found) | seen
-
-
-def _backward(terms: Terms, parameters: list[nn.Parameter], parts: int) -> None:
-    """Add the gradient of the sum of the losses, over the number of parts."""
-    total = torch.stack(list(terms.losses.values())).sum()
-    total = total / parts if parts > 1 else total
-    if terms.cut is None:
-        total.backward(inputs=parameters)
-        return
-    made, fake = terms.cut
-    # D's part of the graph is kept for D's step, and G's part goes now
-    total.backward(inputs=[fake, *parameters], retain_graph=True)
-    made.backward(fake.grad, inputs=parameters)
+        return found
 
 
 def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:
@@ -189,6 +169,7 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
             for role, network in (("generator", run.G), ("discriminator", run.D))
             if network and any(isinstance(m, _BatchNorm) for m in network.modules())
         ]
+    run.fast = choose(run)
     run.held_out = merged(run, run.hook.evaluation_images())
     check_held_out(run)
     run.hook.run_start(run=run)
@@ -242,6 +223,12 @@ def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> s
     :returns: the reason, "" when the recipe's end was reached, "verdict" when that ended it.
     :raises Diverged: when a loss is not finite; the last checkpoint is from before.
     """
+    run.say = journal.say
+    with run.fast.running():
+        return _train(run, journal, stop)
+
+
+def _train(run: Run, journal: Journal, stop: Callable[[], str]) -> str:
     recipe, saved, judged = run.recipe, run.iteration, -1
     reason = ""
     while not reason and run.iteration < recipe.iterations and not (reason := stop()):
@@ -305,9 +292,15 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
     run.observer = None
     run.passes.clear()
     # a lazy penalty is not there in every step
-    losses = {name: v[0] if len(v) == 1 else torch.stack(v).mean() for name, v in several.items()}
+    losses = {
+        n: v[0] if len(v) == 1 else torch.stack(v).double().mean() for n, v in several.items()
+    }
     hook.iteration_end(run=run, losses=losses)
     return losses
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).double().mean()
 
 
 def evaluate(run: Run, journal: Journal, planned: bool = True) -> int:

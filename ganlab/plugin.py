@@ -191,6 +191,10 @@ class Plugin(BaseModel):
     may, `augment` makes the same of the same images in both; False: it may not; None: it may unless
     the plugin augments, since most draw anew."""
 
+    capturable: ClassVar[bool] = True
+    """Whether its tensor hooks may be captured as a CUDA graph: no `.item()`, no branch on a value,
+    nothing that changes from step to step but tensors, in place."""
+
     couples_players: ClassVar[bool] = False
     """Its losses have gradients for both networks, of which a step takes its own."""
 

@@ -49,6 +49,9 @@ class Recipe(BaseModel):
     """How many plugins make a discriminator; every loss is the mean over them."""
     seed: int = Field(0, ge=0)
     """Every random stream is a function of it."""
+    compile: Literal["auto", "off", "networks", "graphs"] = "auto"
+    """How steps are made quicker: "networks" by torch.compile, "graphs" as captured CUDA graphs,
+    "auto" graphs on CUDA and nothing on a CPU. What cannot be runs as it is, and is named."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of the networks; bfloat16 is autocast on CUDA (float32 elsewhere), losses stay float32."""
     evaluate_every: int = Field(1000, ge=1)

@@ -88,12 +88,25 @@ def _round_ratio(sums: Tensor, totals: Tensor) -> Tensor:
     return sums.add_(totals / 2).div_(totals).floor_().clamp_(0, 255)
 
 
-@cache  # for good: a captured CUDA graph reads the matrix by its address
-@torch.inference_mode(False)  # an inference tensor could not take part in a backward pass
 def _weights(
     old: int, new: int, antialias: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """The matrix [new, old] that resamples one axis; each row sums to 1."""
+    key = (old, new, antialias, dtype, device)
+    if key not in _MATRICES:
+        _MATRICES[key] = _new_weights(*key)
+    return _MATRICES[key]
+
+
+# for good: a captured CUDA graph reads a matrix by its address; a plain dict, since torch.compile
+# looks through functools.cache and would make the matrix anew at each call
+_MATRICES: dict[tuple[int, int, bool, torch.dtype, torch.device], Tensor] = {}
+
+
+@torch.inference_mode(False)  # an inference tensor could not take part in a backward pass
+def _new_weights(
+    old: int, new: int, antialias: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     taps = _taps(old, new, antialias, torch.device("cpu"))
     return (taps / taps.sum(1, keepdim=True)).to(device, dtype)
 

@@ -87,7 +87,7 @@ def shown(run: "Run", batch: Batch) -> tuple[Tensor, Tensor]:
         fake = passed.fake
     else:
         with torch.no_grad(), run.autocast():
-            fake = run.G(batch.condition)
+            fake = run.network(run.G)(batch.condition)
     with torch.no_grad():
         real = augment(images=batch.real, condition=batch.condition)
         return real, augment(images=fake.to(real.dtype), condition=batch.condition)
@@ -107,7 +107,7 @@ def generator_losses(
     """
     augment = run.hook.augment
     with run.autocast():
-        made = run.G(batch.condition)
+        made = run.network(run.G)(batch.condition)
     made = made.to(batch.real.dtype)
     playing = adversarial and run.D is not None
     cut = playing and run.sharing
@@ -140,7 +140,7 @@ def generator_losses(
 def judge(run: "Run", D: nn.Module, images: Tensor) -> Tensor:
     """D's logits, in the precision of the images even when D itself ran in bfloat16."""
     with run.autocast():
-        logits: Tensor = D(images)
+        logits = run.network(D)(images)
     return logits.to(images.dtype)
 
 

@@ -1,8 +1,11 @@
 """Counter-based randomness: every stream is a function of (seed, name, moment) and nothing else."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def stream_seed(*key: object) -> int:
@@ -24,6 +27,7 @@ class Streams:
         self.device = torch.device(device)
         self._moment: tuple[object, ...] = ("assembly",)
         self._generators: dict[tuple[str, str], torch.Generator] = {}
+        self._refusing = False
 
     def moment(self, *moment: object) -> None:
         """Set every stream to where it is at this moment, torch's global one included."""
@@ -41,7 +45,36 @@ class Streams:
 
     def host_generator(self, name: str) -> torch.Generator:
         """The stream of this name on the CPU."""
+        if self._refusing:
+            raise RuntimeError("draws on the CPU, which a captured graph would not do again")
         return self._get(name, "host", torch.device("cpu"))
+
+    def on_device(self) -> list[torch.Generator]:
+        """The streams on the run's device, torch's own left out."""
+        return [g for (_, side), g in self._generators.items() if side == "device"]
+
+    @contextmanager
+    def host_draws_refused(self) -> Iterator[None]:
+        """Within it, asking for a stream on the CPU raises RuntimeError."""
+        self._refusing = True
+        try:
+            yield
+        finally:
+            self._refusing = False
+
+    def state(self) -> list[tuple[torch.Generator, Tensor]]:
+        """Where every stream is, torch's own included; for `set_state`."""
+        known = [torch.default_generator, *self._generators.values()]
+        if self.device.type == "cuda":
+            known.append(torch.cuda.default_generators[self.device.index or 0])
+        return [(generator, generator.get_state()) for generator in known]
+
+    def set_state(self, state: list[tuple[torch.Generator, Tensor]]) -> None:
+        """Set every stream to where it was; one made since then, to the beginning of its moment."""
+        for key, generator in self._generators.items():
+            generator.manual_seed(stream_seed(self.seed, *key, *self._moment))
+        for generator, saved in state:
+            generator.set_state(saved)
 
     def _get(self, name: str, side: str, device: torch.device) -> torch.Generator:
         key = (name, side)

@@ -1,0 +1,369 @@
+"""Quicker ways to take a step give the step, and what cannot be quicker is named.
+
+CUDA graphs are tried with a recorder for the CPU that freezes what capture would freeze; the tests
+marked `cuda` capture real ones.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from recorder import CpuRecorder
+from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
+
+from ganlab import fast
+from ganlab.checkpoint import load_checkpoint, save_checkpoint
+from ganlab.engine import Run, assemble, iterate
+from ganlab.fast import WARM_UPS, Compiled, Eager, Graphs, choose
+from ganlab.recipe import load_recipe
+
+pytestmark = [
+    # of torch's own compiler
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch"),
+    pytest.mark.usefixtures("seeded_weights"),
+]
+
+CPU = torch.device("cpu")
+GAME = """\
+iterations = 20
+batch_size = 4
+watch_every = 7
+
+[plugins]
+dead_leaves = { crop = 16, num_images = 2, size = 32 }
+bicubic = { scale = 4 }
+encoder_decoder = { width = 4 }
+patch_discriminator = { width = 4, num_layers = 2, norm = "batch" }
+bce = { weight = 0.1 }
+pixel_loss = { weight = 1.0 }
+"""
+ALONE = ["patch_discriminator.norm=none"]
+GAMES = {
+    "bce": [],
+    "generator first": ["first=generator"],
+    "not shared": ["first=generator", "share_forward=false"],
+    "penalty": [*ALONE, "gradient_penalty={}"],
+    "penalty, shared": [*ALONE, "first=generator", "gradient_penalty={}"],
+    "lazy penalty": [*ALONE, "r1={ every = 2 }"],
+    "lazy penalty, shared": [*ALONE, "first=generator", "r1={ every = 2 }"],
+    "schedule": ["instance_noise={ sigma = { from = 0.1, to = 0, over = 5 } }"],
+    "learning rate": ["learning_rate_schedule={ kind = 'linear', over = 10 }", "ema={}"],
+    "augmentations": ["ada={ initial_p = 0.5 }", "first=generator"],
+    "pseudo-real": ["apa={ initial_p = 0.3 }"],
+    "running means": ["lecam={ start = 2 }"],
+    "pretraining": ["pretraining={ iterations = 6 }", "first=generator"],
+    "relativistic": ["bce=false", "relativistic_average={}", "first=generator"],
+    "features": ["feature_matching={}"],
+    "conditional": ["conditional_discriminator={}", "first=generator"],
+    "spectral norm": [*ALONE, "spectral_norm={}", "first=generator"],
+    "parts": ["accumulate=2", "first=generator"],
+    "several steps": ["d_steps=2", "g_steps=2"],
+    "two discriminators": [
+        "num_discriminators=2",
+        'coarse={ use = "patch_discriminator", width = 4, num_layers = 1, downsample = 2 }',
+        "first=generator",
+    ],
+}
+WAYS: dict[str, Callable[[], Eager]] = {
+    "graphs": lambda: Graphs(CpuRecorder()),
+    "networks": lambda: Compiled("aot_eager"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_yet() -> Iterator[None]:
+    yield
+    if "torch._dynamo" in __import__("sys").modules:
+        torch._dynamo.reset()
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Run]:
+    def build(*overrides: str, way: Eager | None = None, code: str = "") -> Run:
+        file = tmp_path / "game.toml"
+        file.write_text(GAME)
+        if code:
+            (tmp_path / "idea.py").write_text(HEAD + code)
+            overrides = (*overrides, 'idea={ use = "./idea.py" }')
+        run = assemble(load_recipe(file, overrides), CPU)
+        run.fast = way or Eager()
+        run.said = []
+        run.say = run.said.append
+        return run
+
+    return build
+
+
+@pytest.fixture(autouse=True)
+def _run_may_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noting(Run):
+        """With room for what was said to the person at the terminal."""
+
+        said: list[str]
+
+    monkeypatch.setattr("ganlab.engine.Run", Noting)
+
+
+def train(run: Run, iterations: int = 12) -> list[dict[str, float]]:
+    lines = []
+    with run.fast.running():
+        for run.iteration in range(iterations):
+            lines.append({name: value.item() for name, value in iterate(run).items()})
+    return lines
+
+
+def states(run: Run) -> list[torch.Tensor]:
+    networks = [network for network in (run.G, run.D) if network is not None]
+    return [tensor for network in networks for tensor in network.state_dict().values()]
+
+
+def assert_same(way: str, one: Run, other: Run, lines: list[list[dict[str, float]]]) -> None:
+    """Weights and logged values: to the last bit when replayed on a CPU, else to rounding."""
+    if way == "graphs":
+        assert all(map(torch.equal, states(one), states(other)))
+        assert lines[0] == lines[1]
+        return
+    # as a whole: Adam makes steps of the rounding of a gradient that is 0, as that of the last bias
+    # under a relativistic loss is
+    mine, theirs = (torch.cat([t.double().flatten() for t in states(run)]) for run in (one, other))
+    assert (mine - theirs).norm() < 2e-6 * mine.norm()
+    for a, b in zip(*lines, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=3e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("overrides", GAMES.values(), ids=GAMES)
+def test_a_quicker_way_is_the_same_way(build, overrides: list[str], way: str) -> None:
+    plain, quick = build(*overrides), build(*overrides, way=WAYS[way]())
+    lines = [train(plain), train(quick)]
+    assert quick.said == []
+    assert_same(way, plain, quick, lines)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda f: str(f.relative_to(ROOT / "recipes")))
+def test_a_recipe_trains_alike_in_every_way(
+    recipe: Path, way: str, photographs: Path  # noqa: F811
+) -> None:  # fmt: skip
+    changes = ["batch_size=4"]
+    if recipe.parent.name == "div2k":
+        changes = small(recipe, photographs)[1::2]  # without the --set
+    lines, runs, said = [], [], []
+    for quick in (Eager(), WAYS[way]()):
+        run = assemble(load_recipe(recipe, changes), CPU)
+        run.fast, run.say = quick, said.append
+        runs.append(run)
+        lines.append([])
+        with run.fast.running():
+            # before the game, where there is such a time, and in it; few, for a game amplifies
+            count = WARM_UPS + 2 if way == "graphs" else 2
+            for first in (0, run.recipe.iterations - count):
+                for run.iteration in range(first, first + count):
+                    lines[-1].append({n: v.item() for n, v in iterate(run).items()})
+    assert said == [] or all("SGD has no capturable form" in line for line in said)
+    assert_same(way, *runs, lines)
+
+
+def test_a_replay_calls_no_plugin(build) -> None:
+    run = build(way=Graphs(CpuRecorder()), code=COUNTS)
+    train(run, 6)
+    assert run.recipe.plugins["idea"]._calls == WARM_UPS + 2  # the trial, and the capture
+
+
+def test_a_watched_step_is_taken_as_it_is_and_told_in_full(build) -> None:
+    run = build(way=Graphs(CpuRecorder()))
+    lines = train(run, 14)
+    watched = ["gradient/G/pixel_loss" in line for line in lines]
+    assert [i for i, was in enumerate(watched) if was] == [6, 13]
+
+
+HEAD = """\
+from typing import ClassVar
+from ganlab import Plugin, hookimpl
+from pydantic import PrivateAttr
+import torch
+
+
+class Idea(Plugin):
+    \"\"\"An idea.\"\"\"
+
+"""
+COUNTS = """\
+    _calls: int = PrivateAttr(0)
+
+    @hookimpl
+    def generator_loss(self, fake):
+        self._calls += 1
+        return {"G/idea": 0.1 * fake.square().mean()}
+"""
+READS = """\
+    @hookimpl
+    def generator_loss(self, fake):
+        return {"G/idea": fake.square().mean() / (1 + fake.square().mean().item())}
+"""
+BRANCHES = """\
+    @hookimpl
+    def penalty(self, real_logits):
+        large = real_logits.sum() > 0
+        return {"D/idea": real_logits.square().mean() if large else 0 * real_logits.sum()}
+"""
+ON_THE_HOST = """\
+    @hookimpl(wrapper=True)
+    def augment(self):
+        images = yield
+        return images + 0.1 * torch.randn(images.shape, generator=self.host_rng)
+"""
+STALE = """\
+    _calls: int = PrivateAttr(0)
+
+    @hookimpl
+    def generator_loss(self, fake):
+        self._calls += 1
+        return {"G/idea": fake.mean() * (-1) ** self._calls}
+"""
+PLAIN_SGD = """\
+    @hookimpl
+    def make_optimizer(self, module):
+        return torch.optim.SGD(module.parameters(), lr=0.1)
+"""
+WHOLLY = """\
+    capturable: ClassVar[bool] = False
+
+    @hookimpl
+    def generator_loss(self, fake):
+        return {"G/idea": 0.1 * fake.square().mean()}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (
+            READS,
+            "G's step is not captured as a graph: idea: called a synchronizing operation (return {",
+        ),
+        (BRANCHES, "D's step is not captured as a graph: idea: called a synchronizing operation"),
+        (ON_THE_HOST, "idea: draws on the CPU, which a captured graph would not do again"),
+        (STALE, "G's step is not captured as a graph: the weights would move otherwise, by"),
+    ],
+)
+def test_what_cannot_be_captured_is_named_once_and_runs_as_it_is(build, code, line) -> None:
+    plain, quick = build(code=code), build(way=Graphs(CpuRecorder()), code=code)
+    lines = [train(plain, 6), train(quick, 6)]
+    assert quick.said and all(line in said for said in quick.said)
+    assert len(quick.said) == len(set(quick.said)) <= 2  # once for each network
+    if code is not STALE:  # which is at another call after the trials
+        assert lines[0] == lines[1]
+        assert all(map(torch.equal, states(plain), states(quick)))
+
+
+def test_an_optimizer_without_a_form_for_graphs_is_named(build) -> None:
+    run = build(way=Graphs(CpuRecorder()), code=PLAIN_SGD)
+    train(run, 2)
+    assert run.said == [
+        "D's step is not captured as a graph: SGD has no capturable form",
+        "G's step is not captured as a graph: SGD has no capturable form",
+    ]
+
+
+def test_losses_of_a_function_made_anew_each_time_are_not_captured_for_ever(build) -> None:
+    from ganlab.steps import generator_losses
+
+    run = build(way=Graphs(CpuRecorder()))
+    batch = run.hook.sample_batch(batch_size=4, device=CPU)
+    for _ in range(30):
+        run.descend(run.G_optimizer, lambda run, batch: generator_losses(run, batch), batch)
+    assert not run.fast._recorded  # none was seen often enough
+
+
+def test_a_compiler_that_fails_is_named_and_the_networks_run_as_they_are(build) -> None:
+    def broken(graph, inputs):
+        raise RuntimeError("no C++ compiler here")
+
+    plain, quick = build(), build(way=Compiled(broken))
+    lines = [train(plain, 4), train(quick, 4)]
+    assert lines[0] == lines[1]
+    assert len(quick.said) == 2 and all("no C++ compiler here" in line for line in quick.said)
+
+
+def test_a_compiler_that_gives_other_numbers_is_refused(build) -> None:
+    def wrong(graph, inputs):
+        return lambda *arguments: [2 * t for t in graph(*arguments)]
+
+    plain, quick = build(), build(way=Compiled(wrong))
+    lines = [train(plain, 4), train(quick, 4)]
+    assert lines[0] == lines[1]
+    assert all("the weights would move otherwise" in line for line in quick.said)
+
+
+@pytest.mark.parametrize(
+    ("device", "compile_", "kind", "note"),
+    [
+        ("cpu", "auto", Eager, None),
+        ("cpu", "off", Eager, None),
+        ("cpu", "networks", Compiled, None),
+        ("cpu", "graphs", Eager, 'compile = "graphs" is for CUDA; running eager here'),
+        ("cuda", "auto", Graphs, None),
+        ("cuda", "graphs", Graphs, None),
+        ("cuda", "off", Eager, None),
+    ],
+)
+def test_the_choice_is_the_recipes_as_far_as_the_device_allows(
+    build, monkeypatch, device, compile_, kind, note
+) -> None:
+    monkeypatch.setattr(fast, "CudaRecorder", lambda device: CpuRecorder())
+    run = build(f"compile={compile_}")
+    run.notes.clear()
+    run.device = torch.device(device)
+    assert type(choose(run)) is kind
+    assert run.notes == ([note] if note else [])
+
+
+def test_a_plugin_that_says_it_cannot_be_captured_is_believed(build, monkeypatch) -> None:
+    monkeypatch.setattr(fast, "CudaRecorder", lambda device: CpuRecorder())
+    run = build(code=WHOLLY)
+    run.device = torch.device("cuda")
+    assert type(choose(run)) is Eager
+    assert run.notes == ["idea cannot be captured as a CUDA graph; running eager"]
+
+
+def test_a_checkpoint_of_captured_steps_goes_on_in_either_way(build, tmp_path: Path) -> None:
+    overrides = ("learning_rate_schedule={ kind = 'linear', over = 20 }", "ema={}")
+    whole = build(*overrides, way=Graphs(CpuRecorder()))
+    train(whole, 6)
+    whole.iteration = 6
+    save_checkpoint(whole, tmp_path)
+    (state,) = tmp_path.glob("*.pt")
+    groups = torch.load(state, weights_only=True)["networks"]["G_optimizer"]["param_groups"]
+    assert isinstance(groups[0]["lr"], float) and groups[0]["capturable"] is False
+    rest = []
+    with whole.fast.running():
+        for whole.iteration in range(6, 12):
+            rest.append({n: v.item() for n, v in iterate(whole).items()})
+    for way in (Eager(), Graphs(CpuRecorder())):
+        again = build(*overrides, way=way)
+        load_checkpoint(again, tmp_path)
+        lines = []
+        with again.fast.running():
+            for again.iteration in range(6, 12):
+                lines.append({n: v.item() for n, v in iterate(again).items()})
+        assert_same("graphs", whole, again, [rest, lines])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("overrides", GAMES.values(), ids=GAMES)
+def test_captured_cuda_graphs_train_alike(tmp_path: Path, overrides: list[str]) -> None:
+    file = tmp_path / "game.toml"
+    file.write_text(GAME)
+    lines, runs, said = [], [], []
+    for mode in ("off", "graphs"):
+        recipe = load_recipe(file, [*overrides, f"compile={mode}"])
+        run = assemble(recipe, torch.device("cuda", 0))
+        run.say = said.append
+        runs.append(run)
+        lines.append(train(run))
+    assert said == [] and type(runs[1].fast) is Graphs and runs[1].fast._recorded
+    for mine, theirs in zip(*lines, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-2, abs=1e-3), json.dumps([mine, theirs])
