@@ -1,5 +1,6 @@
 """The gradient audit: on one real batch, which loss reaches which network, and how hard."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,11 @@ class Reach:
 
 @dataclass(slots=True)
 class Audit:
-    """An observer of `Run.descend` that notes every loss of the steps it sees."""
+    """An observer of `Run.descend` that notes every loss of the steps it sees, and refuses some.
+
+    Refused, as RecipeError: a loss without a gradient on its network, or with one on the other; one
+    that is no number, or not finite, or whose gradient is not.
+    """
 
     run: Run
     found: list[Reach] = field(default_factory=list)
@@ -40,18 +45,53 @@ class Audit:
         own = list(module.parameters())
         frozen = not any(p.requires_grad for p in other)
         for name, loss in losses.items():
+            self._require_scalar(name, loss)
             if name not in {reach.loss for reach in self.found}:  # one D step of several is enough
                 norms = (_on(loss, own), _on(loss, other))
                 self.found.append(Reach(name, role, loss.item(), *norms, frozen))
+        # before the backward pass, which would fail in words of torch's own
+        self._judge([reach for reach in self.found if reach.role == role])
+        if not any(loss.requires_grad for loss in losses.values()):
+            raise RecipeError(
+                f"{self.run.recipe.file}: none of the losses in the step of {role} "
+                f"({', '.join(losses)}) depends on {role}, which would learn nothing"
+            )
         yield {}
 
-    def judge(self) -> None:
-        """Refuse what cannot be meant; a loss that is 0 here (a weight scheduled to 0) can be.
+    def unseen(self, logged: Losses) -> Iterator[str]:
+        """Networks that were trained, as the log tells, by steps that nobody could look at."""
+        for role in ("D", "G"):
+            names = [name for name in logged if name.startswith(f"{role}/")]
+            if names and role not in {reach.role for reach in self.found}:
+                yield (
+                    f"the step of {role} does not go through run.descend, so that its losses "
+                    f"({', '.join(names)}) were not audited"
+                )
 
-        :raises RecipeError: for a loss without a gradient on its network, or with one on the other.
-        """
-        for reach in self.found:
+    def _require_scalar(self, name: str, loss: object) -> None:
+        if not isinstance(loss, Tensor):
+            raise self._error(
+                name,
+                f"{name} is {type(loss).__name__} {loss!r}, and a loss must be a tensor with its "
+                "gradient; leave out .item() and float()",
+            )
+        if loss.dim():
+            raise self._error(
+                name, f"{name} is of shape {[*loss.shape]}, and must be one number; take the mean"
+            )
+
+    def _judge(self, reaches: list[Reach]) -> None:
+        """Refuse what cannot be meant; a loss that is 0 here (a weight scheduled to 0) can be."""
+        for reach in reaches:
             mine, other = ("G", "D") if reach.role == "G" else ("D", "G")
+            if not math.isfinite(reach.value):
+                raise self._error(reach.loss, f"{reach.loss} is {reach.value} at the first step")
+            if not math.isfinite(reach.on_own + reach.on_other):
+                raise self._error(
+                    reach.loss,
+                    f"the gradient of {reach.loss} is not finite; a root or a quotient at 0 has "
+                    "such a gradient even where its value is finite",
+                )
             if reach.on_own == 0 and reach.value != 0:
                 raise self._error(
                     reach.loss,
@@ -82,6 +122,8 @@ def _on(loss: Tensor, parameters: list[nn.Parameter]) -> float:
 
 def table(found: list[Reach]) -> Iterator[str]:
     """The audit as lines of text: a loss each, its value, and its gradient's norm on G and on D."""
+    if not found:
+        return
     width = max(len(reach.loss) for reach in found)
     yield f"  {'loss':<{width}}  {'value':>10}  {'on G':>10}  {'on D':>10}"
     for reach in found:

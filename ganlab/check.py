@@ -9,7 +9,7 @@ from ganlab.assembly import doubts
 from ganlab.audit import Audit, table
 from ganlab.device import pick_device
 from ganlab.engine import Run, assemble, iterate
-from ganlab.errors import Diverged, RecipeError
+from ganlab.errors import RecipeError
 from ganlab.evaluation import evaluating, judge_images
 from ganlab.recipe import Recipe, load_recipe
 
@@ -25,7 +25,6 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
     Each loss of both is audited: its gradient must reach its own network and no other.
 
     :raises RecipeError: with the first fault.
-    :raises Diverged: when a loss of the first step is not finite.
     """
     recipe = load_recipe(file, overrides)
     yield f"{file}: {len(recipe.plugins)} plugins, every key and value is known"
@@ -52,15 +51,19 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
 
 def _try(run: Run) -> Iterator[str]:
     audit = Audit(run)
-    losses = iterate(run, audit)
+    yield f"one step as of iteration {run.iteration}, and the norm of each loss's gradient:"
+    try:
+        losses = iterate(run, audit)
+    except RecipeError:
+        yield from table(audit.found)
+        raise
+    yield from table(audit.found)
+    yield from (f"note: {note}" for note in audit.unseen(losses))
     bad = [name for name, value in losses.items() if not torch.isfinite(value)]
     if bad:
-        raise Diverged(f"{run.recipe.file}: the first step gives {', '.join(bad)} not finite")
+        raise RecipeError(f"{run.recipe.file}: the first step gives {', '.join(bad)} not finite")
     if not losses:
         raise RecipeError(f"{run.recipe.file}: iteration {run.iteration} trains nothing")
-    yield f"one step as of iteration {run.iteration}, and the norm of each loss's gradient:"
-    yield from table(audit.found)
-    audit.judge()
 
 
 def _shown(figures: dict[str, float]) -> str:

@@ -85,6 +85,94 @@ def test_a_generator_loss_without_a_gradient_is_refused(
     assert "Traceback" not in complaint
 
 
+ALONE_UNDER_NO_GRAD = """\
+    @hookimpl
+    def generator_loss(self, fake_logits):
+        with torch.no_grad():
+            return {"G/adversarial": -fake_logits.mean()}
+"""
+D_DETACHED = """\
+    @hookimpl
+    def discriminator_loss(self, real_logits, fake_logits):
+        return (fake_logits - real_logits).detach().mean()
+
+    @hookimpl
+    def generator_loss(self, fake_logits):
+        return {"G/adversarial": -fake_logits.mean()}
+"""
+A_FLOAT = """\
+    @hookimpl
+    def generator_loss(self, fake):
+        return {"G/idea": fake.mean().item()}
+"""
+A_MAP = """\
+    @hookimpl
+    def generator_loss(self, fake):
+        return {"G/idea": fake.square()}
+"""
+ROOT_AT_0 = """\
+    @hookimpl
+    def generator_loss(self, fake):
+        return {"G/idea": (fake - fake).square().sum().sqrt()}
+"""
+NOT_FINITE = """\
+    @hookimpl
+    def generator_loss(self, fake):
+        return {"G/idea": fake.mean() / 0}
+"""
+ON_ITS_OWN = """\
+    @hookimpl(tryfirst=True)
+    def generator_step(self, run, batch):
+        loss = run.G(batch.condition).square().mean()
+        run.G_optimizer.zero_grad()
+        loss.backward()
+        run.G_optimizer.step()
+        return {"G/mine": loss.detach()}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "without", "complaint"),
+    [
+        (ALONE_UNDER_NO_GRAD, ["pixel_loss"], "G/adversarial has no gradient on G"),
+        (D_DETACHED, ["wasserstein", "gradient_penalty"], "D/adversarial has no gradient on D"),
+        (A_FLOAT, [], "G/idea is float 0."),
+        (A_MAP, [], "G/idea is of shape [2, 3, 16, 16], and must be one number; take the mean"),
+        (ROOT_AT_0, [], "the gradient of G/idea is not finite"),
+        (NOT_FINITE, [], "G/idea is inf at the first step"),
+    ],
+)
+def test_a_loss_that_torch_itself_would_stumble_over_is_refused_in_one_line(
+    check: Callable[[str], tuple[int, str, str]],
+    tiny: Path,
+    code: str,
+    without: list[str],
+    complaint: str,
+) -> None:
+    if code is ALONE_UNDER_NO_GRAD:
+        code = code.replace("-fake_logits", "1 - fake_logits")  # 0 would be no constant to blame
+        without = [*without, "wasserstein"]
+        code += "    @hookimpl\n    def discriminator_loss(self, real_logits, fake_logits):\n"
+        code += "        return (fake_logits - real_logits).mean()\n"
+    text = tiny.read_text()
+    for name in without:
+        text = "".join(li for li in text.splitlines(True) if not li.startswith(f"{name} ="))
+    tiny.write_text(text)
+    exit_code, _, said = check(code)
+    assert exit_code == 2
+    assert complaint in said
+    assert said.count("\n") == 2 and "Traceback" not in said  # and whose code was run
+
+
+def test_a_step_that_nobody_could_look_at_is_told(
+    check: Callable[[str], tuple[int, str, str]],
+) -> None:
+    exit_code, report, _ = check(ON_ITS_OWN)
+    assert exit_code == 0
+    assert "note: the step of G does not go through run.descend" in report
+    assert "(G/mine) were not audited" in report
+
+
 def test_a_penalty_without_a_gradient_is_refused(
     check: Callable[[str], tuple[int, str, str]],
 ) -> None:
@@ -141,8 +229,7 @@ def test_consensus_couples_the_players_and_says_so(tiny: Path) -> None:
                                 "consensus={}"])  # fmt: skip
     run = assemble(recipe, torch.device("cpu"))
     audit = Audit(run)
-    iterate(run, audit)
-    audit.judge()
+    iterate(run, audit)  # refuses nothing
     reach = {found.loss: found for found in audit.found}
     assert reach["D/consensus"].on_other > 0
     assert not reach["D/consensus"].frozen
