@@ -122,6 +122,7 @@ def _state(run: "Run") -> dict[str, Any]:
         "best": run.best,
         "scores": run.scores,
         "bicubic": run.bicubic,
+        "game_began": run.game_began,
         "threads": torch.get_num_threads(),
         "networks": {name: _state_of(part) for name, part in networks.items()},
         "plugins": {
@@ -164,7 +165,7 @@ def _restore(run: "Run", state: dict[str, Any], path: Path) -> None:
             "the last digits of float sums will differ",
             file=sys.stderr,
         )
-    for name in ("iteration", "best", "scores", "bicubic"):
+    for name in ("iteration", "best", "scores", "bicubic", "game_began"):
         setattr(run, name, state[name])
 
 

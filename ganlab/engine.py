@@ -88,6 +88,8 @@ class Run:
     """Of plain bicubic enlargement on the held-out images, once evaluated."""
     best: tuple[int, float] | None = None
     """Iteration and figure of the best evaluation so far."""
+    game_began: int | None = None
+    """The iteration of D's first step."""
 
     @property
     def scale(self) -> int:
@@ -123,6 +125,8 @@ class Run:
         """
         assert optimizer is not None
         update = Update("D" if optimizer is self.D_optimizer else "G", losses)
+        if update.role == "D" and self.game_began is None:
+            self.game_began = self.iteration
         found = update(self, batch) if self.observer else self.fast(self, update, batch)
         if update.role == "D":
             self.passes.clear()  # they are of D as it was
@@ -271,7 +275,7 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
     for schedule in run.schedules:
         schedule.advance(run.iteration)
     hook.iteration_start(run=run)
-    if recipe.watch_every and (run.iteration + 1) % recipe.watch_every == 0:
+    if _is_watched(run):
         observer = observer or attributed
     several: dict[str, list[Tensor]] = {}
     players = [
@@ -297,6 +301,13 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
     }
     hook.iteration_end(run=run, losses=losses)
     return losses
+
+
+def _is_watched(run: Run) -> bool:
+    """At the recipe's interval, and as the game begins, against which later steps are held."""
+    every, began = run.recipe.watch_every, run.game_began
+    beginning = began is not None and run.iteration - began in (1, 2, 4, 8, 16)
+    return every > 0 and (beginning or (run.iteration + 1) % every == 0)
 
 
 def _mean(values: list[Tensor]) -> Tensor:
@@ -331,10 +342,10 @@ def look_for_verdicts(run: Run, journal: Journal) -> list[Verdict]:
     """Tell and write what fails by now and was not told before."""
     journal.flush()
     found = [one for several in run.hook.verdicts(history=journal.history) for one in several]
-    new = [verdict for verdict in found if verdict.name not in journal.verdicts]
-    for verdict in new:
+    new = {v.name: v for v in reversed(found) if v.name not in journal.verdicts}
+    for verdict in new.values():
         journal.verdict(run.iteration, verdict, run.recipe.on_verdict)
-    return new
+    return list(new.values())
 
 
 def save(run: Run, journal: Journal) -> int:

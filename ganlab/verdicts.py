@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 from statistics import median
+from typing import Literal
 
 PERSISTENCE = 5  # watched steps that must agree, so that one odd batch is no verdict
 JUDGEMENTS = 2  # evaluations that must agree
 _TOLD_BY = ("gradient/", "health/", "evaluation/")
+Wanted = Literal["higher", "lower", "any"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,23 @@ class History:
         ]
 
     def lasting(
-        self, name: str, fails: Callable[[float], bool], count: int
+        self, name: str, fails: Callable[[float], bool], count: int, wanted: Wanted = "any"
     ) -> list[tuple[int, float]]:
-        """The failing values with which a figure ends, unbroken, if they are at least `count`."""
-        tail = list(takewhile(lambda pair: fails(pair[1]), reversed(self.of(name))))
-        return tail[::-1] if len(tail) >= count else []
+        """The failing values with which a figure ends, unbroken, if they are at least `count`.
+
+        :param wanted: where the figure should go, "higher" or "lower": then there are none while it
+            still gets there, the last value being better than all of them, by 2 %. So a generator
+            that has just begun to learn does not fail.
+        """
+        tail = list(takewhile(lambda pair: fails(pair[1]), reversed(self.of(name))))[::-1]
+        if len(tail) < count:
+            return []
+        *before, last = (value for _, value in tail)
+        better = {
+            "higher": before and last > max(before) + 0.02 * abs(last),
+            "lower": before and last < min(before) - 0.02 * abs(last),
+        }
+        return [] if better.get(wanted) else tail
 
 
 def find_verdicts(history: History) -> Iterator[Verdict]:
@@ -100,19 +114,24 @@ def _saturated(history: History) -> Verdict | None:
     """D is sure of every image, and its answer no longer tells G where to go.
 
     Sure: of five watched steps the median share of logits that it is 99 % sure of is above 85 %;
-    only where the sign of a logit is D's verdict. No longer: the gradient that it sends to G fell
-    to a tenth of what it was as the game began. Either alone is seen in healthy games.
+    only where the sign of a logit is D's verdict. No longer: the gradient that it sends to G (the
+    loss `G/adversarial`) fell to a tenth of the largest of its first five, which are watched as the
+    game begins. Either alone is seen in healthy games.
     """
     sure = _medians(history.of("health/saturation"))
-    gradient = _medians(history.of("gradient/G/adversarial"))
-    if not sure or not gradient or sure[-1][1] < 0.85 or gradient[-1][1] > gradient[0][1] / 10:
+    pulls = history.of("gradient/G/adversarial")
+    gradient = _medians(pulls)
+    if not sure or not gradient:
+        return None
+    at_first = max(value for _, value in pulls[:PERSISTENCE])
+    if sure[-1][1] < 0.85 or gradient[-1][1] > at_first / 10:
         return None
     since = _since(sure, lambda share: share >= 0.85)
     logit = min(
         _medians(history.of(name))[-1][1] * sign
         for name, sign in (("D/real_logits", 1), ("D/fake_logits", -1))
     )
-    fold = gradient[0][1] / gradient[-1][1] if gradient[-1][1] else math.inf
+    fold = at_first / gradient[-1][1] if gradient[-1][1] else math.inf
     return Verdict(
         "saturated",
         since,
@@ -122,19 +141,29 @@ def _saturated(history: History) -> Verdict | None:
 
 
 def _static(history: History) -> Verdict | None:
-    """G's weights no longer move: float32 keeps 6e-8 of a number."""
-    tail = history.lasting("health/G_update", lambda ratio: ratio < 1e-8, PERSISTENCE)
-    if not tail:
-        return None
-    since = tail[0][0]
-    return Verdict(
-        "static", since, f"G stands still from iteration {since:,}: its steps move no weight"
-    )
+    """A network's weights no longer move: float32 keeps 6e-8 of a number.
+
+    Not where they stand still under a gradient: that is a learning rate of 0, which was asked for.
+    """
+    for role in ("G", "D"):
+        still: list[int] = []
+        for iteration, figures in reversed(history.lines):
+            ratio = figures.get(f"health/{role}_update")
+            pulls = [v for name, v in figures.items() if name.startswith(f"gradient/{role}/")]
+            if ratio is None:
+                continue
+            if ratio >= 1e-8 or (ratio == 0 and any(pulls)):
+                break
+            still.append(iteration)
+        if len(still) >= PERSISTENCE:
+            sentence = f"{role} stands still from iteration {still[-1]:,}: its steps move no weight"
+            return Verdict("static", still[-1], sentence)
+    return None
 
 
 def _collapsed(history: History) -> Verdict | None:
     """G gives nearly the same answer to everything."""
-    tail = history.lasting("health/spread", lambda spread: spread < 0.1, JUDGEMENTS)
+    tail = history.lasting("health/spread", lambda spread: spread < 0.1, JUDGEMENTS, "higher")
     if not tail:
         return None
     since, spread = tail[0][0], tail[-1][1]
@@ -152,7 +181,7 @@ def _drifted(history: History) -> Verdict | None:
     20 dB is a mean error of 25 grey levels in what the generator was given: colours or structure
     are gone. Bicubic and every trained generator seen so far are above 28 dB.
     """
-    tail = history.lasting("evaluation/lr_psnr", lambda psnr: psnr < 20, JUDGEMENTS)
+    tail = history.lasting("evaluation/lr_psnr", lambda psnr: psnr < 20, JUDGEMENTS, "higher")
     if not tail:
         return None
     since, psnr = tail[0][0], tail[-1][1]
@@ -166,7 +195,7 @@ def _drifted(history: History) -> Verdict | None:
 
 def _noisy(history: History) -> Verdict | None:
     """G prints noise or a pattern: several times the fine detail of a photograph."""
-    tail = history.lasting("evaluation/hf_ratio", lambda ratio: ratio > 8, JUDGEMENTS)
+    tail = history.lasting("evaluation/hf_ratio", lambda ratio: ratio > 8, JUDGEMENTS, "lower")
     if not tail:
         return None
     since, ratio = tail[0][0], tail[-1][1]
@@ -185,11 +214,8 @@ def _checkerboard(history: History) -> Verdict | None:
     images, and more than four times what the fine detail has. Healthy generators reach 1.1 times.
     """
     sharpness = dict(history.of("evaluation/hf_ratio"))
-    tail = [
-        (iteration, power)
-        for iteration, power in history.lasting("health/checkerboard", lambda power: power > 4, 2)
-        if power > 4 * sharpness.get(iteration, 1)
-    ]
+    found = history.lasting("health/checkerboard", lambda power: power > 4, JUDGEMENTS, "lower")
+    tail = [(i, power) for i, power in found if power > 4 * sharpness.get(i, 1)]
     if len(tail) < JUDGEMENTS:
         return None
     since, power = tail[0][0], tail[-1][1]

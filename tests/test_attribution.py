@@ -84,11 +84,32 @@ def test_looking_at_every_step_changes_no_weight(tiny: Path, overrides: list[str
 
 
 def test_only_the_iterations_that_the_recipe_names_are_watched(tiny: Path) -> None:
-    run = assemble(load_recipe(tiny, ["watch_every=2"]), torch.device("cpu"))
-    seen = []
+    run = assemble(load_recipe(tiny, ["watch_every=6"]), torch.device("cpu"))
+    watched = []
+    for run.iteration in range(20):
+        if "gradient/G/pixel_loss" in iterate(run):
+            watched.append(run.iteration)
+    # every sixth, and 1, 2, 4, 8, 16 iterations after D's first step
+    assert watched == sorted({5, 11, 17} | {1, 2, 4, 8, 16})
+
+
+def test_the_beginning_of_the_game_is_watched_and_not_that_of_the_pretraining(tiny: Path) -> None:
+    run = assemble(
+        load_recipe(tiny, ["watch_every=100", "iterations=10", "pretraining={ iterations = 4 }"]),
+        torch.device("cpu"),
+    )
+    watched = []
+    for run.iteration in range(10):
+        if "gradient/G/pixel_loss" in iterate(run):
+            watched.append(run.iteration)
+    assert run.game_began == 4
+    assert watched == [5, 6, 8]
+
+
+def test_nothing_is_watched_at_an_interval_of_0(tiny: Path) -> None:
+    run = assemble(load_recipe(tiny, ["watch_every=0"]), torch.device("cpu"))
     for run.iteration in range(4):
-        seen.append("gradient/G/pixel_loss" in iterate(run))
-    assert seen == [False, True, False, True]
+        assert "gradient/G/pixel_loss" not in iterate(run)
 
 
 def test_the_gradient_of_the_sum_is_what_the_shares_are_of(tiny: Path) -> None:

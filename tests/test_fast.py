@@ -152,7 +152,7 @@ def test_a_recipe_trains_alike_in_every_way(
         changes = small(recipe, photographs)[1::2]  # without the --set
     lines, runs, said = [], [], []
     for quick in (Eager(), WAYS[way]()):
-        run = assemble(load_recipe(recipe, changes), CPU)
+        run = assemble(load_recipe(recipe, [*changes, "watch_every=0"]), CPU)
         run.fast, run.say = quick, said.append
         runs.append(run)
         lines.append([])
@@ -167,7 +167,7 @@ def test_a_recipe_trains_alike_in_every_way(
 
 
 def test_a_replay_calls_no_plugin(build) -> None:
-    run = build(way=Graphs(CpuRecorder()), code=COUNTS)
+    run = build("watch_every=0", way=Graphs(CpuRecorder()), code=COUNTS)
     train(run, 6)
     assert run.recipe.plugins["idea"]._calls == WARM_UPS + 2  # the trial, and the capture
 
@@ -176,7 +176,7 @@ def test_a_watched_step_is_taken_as_it_is_and_told_in_full(build) -> None:
     run = build(way=Graphs(CpuRecorder()))
     lines = train(run, 14)
     watched = ["gradient/G/pixel_loss" in line for line in lines]
-    assert [i for i, was in enumerate(watched) if was] == [6, 13]
+    assert [i for i, was in enumerate(watched) if was] == [1, 2, 4, 6, 8, 13]
 
 
 HEAD = """\
@@ -250,7 +250,8 @@ WHOLLY = """\
     ],
 )
 def test_what_cannot_be_captured_is_named_once_and_runs_as_it_is(build, code, line) -> None:
-    plain, quick = build(code=code), build(way=Graphs(CpuRecorder()), code=code)
+    plain = build("watch_every=0", code=code)
+    quick = build("watch_every=0", way=Graphs(CpuRecorder()), code=code)
     lines = [train(plain, 6), train(quick, 6)]
     assert quick.said and all(line in said for said in quick.said)
     assert len(quick.said) == len(set(quick.said)) <= 2  # once for each network

@@ -51,7 +51,14 @@ def test_lines_that_tell_nothing_of_health_are_not_kept() -> None:
         ({"D/real_logits": -1001.0}, 3, "exploded", "its mean logits reached 1e+03"),
         ({"health/G_update": 0.5}, 3, "exploded", "G exploded from iteration 210: each step"),
         ({"health/D_update": 0.31}, 3, "exploded", "each step moves 31% of its weights"),
-        ({"health/G_update": 0.0}, 5, "static", "G stands still from iteration 210"),
+        ({"health/G_update": 1e-9}, 5, "static", "G stands still from iteration 210"),
+        ({"health/D_update": 1e-9}, 5, "static", "D stands still from iteration 210"),
+        (
+            {"health/G_update": 0.0, "gradient/G/adversarial": 0.0},
+            5,
+            "static",
+            "G stands still from iteration 210",
+        ),
         ({"health/spread": 0.05}, 2, "collapsed", "vary 0.05 times as much"),
         ({"evaluation/lr_psnr": 19.9}, 2, "drifted", "to 19.9 dB only"),
         ({"evaluation/hf_ratio": 8.1}, 2, "noisy", "8.1 times the fine detail"),
@@ -76,6 +83,7 @@ def test_a_failure_that_lasts_gets_its_verdict_and_one_that_does_not_gets_none(
         {"D/real_logits": 999.0},
         {"health/G_update": 0.29},
         {"health/G_update": 1.1e-8},
+        {"health/G_update": 0.0},  # under a gradient: the learning rate is 0
         {"health/spread": 0.11},
         {"evaluation/lr_psnr": 20.1},
         {"evaluation/hf_ratio": 7.9},
@@ -104,6 +112,29 @@ def test_a_saturated_discriminator_is_told_with_its_logits_and_the_fall_of_the_g
     assert found.sentence == (
         "D saturated from iteration 190: logits beyond 8, generator gradient fell 40-fold"
     )
+
+
+def test_a_discriminator_that_wins_at_once_is_held_against_the_beginning_of_the_game() -> None:
+    won = {"health/saturation": 1.0, "gradient/G/adversarial": 1e-4}
+    assert verdicts((1, {}), (9, won)).keys() == {"saturated"}
+
+
+@pytest.mark.parametrize(
+    ("figure", "values"),
+    [
+        ("evaluation/lr_psnr", [11.0, 13.0, 15.0, 18.0]),
+        ("health/spread", [0.01, 0.03, 0.08]),
+        ("health/checkerboard", [40.0, 20.0, 9.0]),
+        ("evaluation/hf_ratio", [30.0, 12.0, 9.0]),
+    ],
+)
+def test_a_generator_that_is_still_learning_does_not_fail_but_one_that_stops_does(
+    figure: str, values: list[float]
+) -> None:
+    learning = [(1, {figure: value}) for value in values]
+    assert verdicts(*learning) == {}
+    assert len(verdicts(*learning, (1, {figure: values[-1]}))) == 1
+    assert len(verdicts(*learning[::-1])) == 1
 
 
 def test_one_odd_batch_does_not_hide_a_saturated_discriminator() -> None:

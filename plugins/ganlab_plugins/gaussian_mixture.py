@@ -70,7 +70,7 @@ class GaussianMixture(Plugin):
     @hookimpl
     def verdicts(self, history: History) -> list[Verdict]:
         centres = len(mixture(self.layout)[0])
-        tail = history.lasting("evaluation/modes", lambda modes: modes <= centres / 2, 2)
+        tail = history.lasting("evaluation/modes", lambda n: n <= centres / 2, 2, "higher")
         if not tail:
             return []
         since, modes = tail[0][0], tail[-1][1]
