@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.wait import WebDriverWait
 
 OPTIONS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
@@ -83,7 +85,8 @@ def test_every_picture_is_decoded(page: WebDriver) -> None:
     "zoom",
     [
         lambda page: page.execute_script(
-            "arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: -1}))", views(page)[1]
+            "arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: -1, ctrlKey: true}))",
+            views(page)[1],
         ),
         lambda page: views(page)[2].send_keys("+"),
         lambda page: page.find_element(By.CSS_SELECTOR, "[data-zoom=in]").click(),
@@ -101,16 +104,61 @@ def test_zoom_is_the_same_in_all_pictures(
     assert transforms(page) == {before}
 
 
-def test_dragging_one_picture_moves_all(page: WebDriver) -> None:
+def test_dragging_one_picture_moves_all_as_far_as_the_pointer(page: WebDriver) -> None:
     view = views(page)[0]
-    view.send_keys("+")
-    view.send_keys("+")
+    for _ in range(4):
+        view.send_keys("+")
     (before,) = transforms(page)
-    ActionChains(page).move_to_element(view).click_and_hold().move_by_offset(
-        20, 10
-    ).release().perform()
+    drag = ActionChains(page).move_to_element(view).click_and_hold()
+    for _ in range(6):  # a browser that takes it for the dragging of an image ends it at the second
+        drag = drag.move_by_offset(5, 0)
+    drag.release().perform()
     (after,) = transforms(page)
-    assert after != before
+    shift = [float(transform.split()[1]) * view.size["width"] for transform in (before, after)]
+    assert shift[1] - shift[0] == pytest.approx(30, abs=2)
+
+
+def test_a_wheel_scrolls_the_page_until_a_picture_is_zoomed(page: WebDriver) -> None:
+    view = views(page)[0]
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", view)
+    place = "return window.scrollY"
+    top = page.execute_script(place)
+    wheel = ScrollOrigin.from_element(view)
+    ActionChains(page).scroll_from_origin(wheel, 0, -200).perform()
+    WebDriverWait(page, 5).until(lambda _: page.execute_script(place) < top - 198)  # smoothly
+    view.send_keys("+")
+    top, (before,) = page.execute_script(place), transforms(page)
+    ActionChains(page).scroll_from_origin(ScrollOrigin.from_element(view), 0, -100).perform()
+    assert page.execute_script(place) == top
+    assert transforms(page) != {before}
+
+
+def test_a_finger_scrolls_the_page_over_pictures(page: WebDriver) -> None:
+    ways = (
+        "return [...document.querySelectorAll('.view')].map(e => getComputedStyle(e).touchAction)"
+    )
+    assert set(page.execute_script(ways)) == {"pan-y"}
+    views(page)[0].send_keys("+")
+    assert page.execute_script(ways)[0] == "none"
+
+
+def test_dragging_on_the_pair_moves_its_cut_and_zoom_holds_there_too(page: WebDriver) -> None:
+    pair = page.find_element(By.CSS_SELECTOR, ".slider .pair")
+    drag = ActionChains(page).move_to_element(pair).click_and_hold()
+    for _ in range(4):
+        drag = drag.move_by_offset(10, 0)
+    drag.release().perform()
+    width = pair.size["width"]
+    cut = page.execute_script(
+        "return getComputedStyle(arguments[0]).getPropertyValue('--cut')", pair
+    )
+    assert float(cut.strip("% ")) == pytest.approx(50 + 100 * 40 / width, abs=2)
+    views(page)[0].send_keys("+")
+    (zoomed,) = transforms(page)
+    inside = (
+        "return new DOMMatrix(getComputedStyle(arguments[0].querySelector('.over')).transform).a"
+    )
+    assert page.execute_script(inside, pair) == pytest.approx(float(zoomed.split()[0]), abs=1e-3)
 
 
 def test_arrows_move_a_zoomed_picture_and_0_shows_the_whole(page: WebDriver) -> None:
@@ -128,10 +176,11 @@ def test_arrows_move_a_zoomed_picture_and_0_shows_the_whole(page: WebDriver) -> 
 def test_the_slider_moves_the_cut_and_shows_the_chosen_pictures(page: WebDriver) -> None:
     slider = page.find_element(By.CSS_SELECTOR, ".slider")
     over = slider.find_element(By.CSS_SELECTOR, ".over")
+    top = slider.find_element(By.CSS_SELECTOR, ".top")
     cut = "return getComputedStyle(arguments[0]).clipPath"
-    before = page.execute_script(cut, over)
+    before = page.execute_script(cut, top)
     slider.find_element(By.CSS_SELECTOR, "input").send_keys(Keys.ARROW_RIGHT * 20)
-    after = page.execute_script(cut, over)
+    after = page.execute_script(cut, top)
     assert (before, after) == ("inset(0px 0px 0px 50%)", "inset(0px 0px 0px 70%)")
     source = over.get_attribute("src")
     slider.find_element(By.CSS_SELECTOR, ".right").send_keys("LR")

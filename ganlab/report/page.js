@@ -37,7 +37,9 @@
         const box = view.getBoundingClientRect();
         return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
       };
+      view.addEventListener("dragstart", (event) => event.preventDefault());
       view.addEventListener("wheel", (event) => {
+        if (!event.ctrlKey && state.zoom === 1) return; // the page scrolls
         event.preventDefault();
         zoom(event.deltaY < 0 ? 1.25 : 0.8, ...place(event));
       }, { passive: false });
@@ -93,6 +95,17 @@
         pair.style.setProperty("--cut", range.value + "%");
       };
       for (const input of [left, right, range]) input.addEventListener("input", show);
+      const follow = (event) => {
+        if (!event.buttons) return;
+        const box = pair.getBoundingClientRect();
+        range.value = 100 * (event.clientX - box.left) / box.width;
+        show();
+      };
+      pair.addEventListener("pointerdown", (event) => {
+        pair.setPointerCapture(event.pointerId);
+        follow(event);
+      });
+      pair.addEventListener("pointermove", follow);
       slider.hidden = false;
       show();
     }

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -14,7 +15,7 @@ from markupsafe import Markup
 
 from ganlab import __version__
 from ganlab.pictures import picture
-from ganlab.records import RunRecord
+from ganlab.records import RunRecord, Scores
 from ganlab.report.charts import Chart, curves, plane, series_of
 from ganlab.report.model import Comparison, Row, Table
 from ganlab.report.wording import decimals, shown
@@ -60,6 +61,7 @@ def render(comparison: Comparison) -> str:
         bars={(t.view, t.figure): _bars(t) for t in comparison.tables},
         shown=shown,
         size=lambda value: "" if value is None else f"{value:.{decimals(value)}f}",
+        look=_look,
         arm_names=[arm.name for arm in comparison.arms],
         with_bicubic=any(run.bicubic for run in records),
         plane=of_plane,
@@ -71,6 +73,11 @@ def render(comparison: Comparison) -> str:
         folders=[(a.name, r.seed, r.folder.path, r.state) for a in comparison.arms for r in a.runs],
     )
     return _visible(text)
+
+
+def _look(arm: int) -> str:
+    """The class of an arm's colour and dashes: seven, and once more with other dashes."""
+    return "bicubic" if arm < 0 else f"arm{arm % 7}" + (" again" if arm > 6 else "")
 
 
 def _own(name: str) -> str:
@@ -86,6 +93,7 @@ def _visible(text: str) -> str:
     """Control characters and marks that turn the writing direction, made visible."""
     hidden = {*range(32), 127, *range(0x80, 0xA0), 0x200E, 0x200F, 0x2028, 0x2029}
     hidden |= {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+    hidden |= {*range(0xD800, 0xE000)}  # of file names that are not UTF-8
     hidden -= {9, 10}
     return text.translate({code: f"\\u{code:04x}" for code in hidden})
 
@@ -174,14 +182,15 @@ def _curves(comparison: Comparison) -> Iterator[Section]:
     figures = dict.fromkeys(n for run in records for e in run.evaluations for n in e.figures)
     judged = [f"evaluation/{name}" for name in figures]
 
-    def charts(names: Sequence[str], unit: str = "") -> list[Chart]:
+    def charts(names: Sequence[str], kind: str = "") -> list[Chart]:
         found = []
         for name in names:
             of_arms = [
                 [s for run in arm.runs if (s := series_of(run, name))] for arm in comparison.arms
             ]
-            title = name.partition("/")[2] if not name.startswith(("D/", "G/")) else name
-            found.append(curves(title, unit, comparison.arms, of_arms))
+            prefix, _, rest = name.partition("/")
+            title = name if prefix in ("D", "G") else f"{kind} {rest}".strip()
+            found.append(curves(title, "", comparison.arms, of_arms))
         return [chart for chart in found if chart]
 
     def prefixed(*prefixes: str) -> list[str]:
@@ -196,9 +205,9 @@ def _curves(comparison: Comparison) -> Iterator[Section]:
         "The norm of each loss's gradient on its own network, before the step; its share of the "
         "sum of norms; and the cosine between two losses, 1 where they pull alike, -1 where one "
         "undoes the other.",
-        charts(prefixed("gradient/"), "norm")
-        + charts(prefixed("share/"), "share")
-        + charts(prefixed("cosine/"), "cosine"),
+        charts(prefixed("gradient/"), "norm of")
+        + charts(prefixed("share/"), "share of")
+        + charts(prefixed("cosine/"), "cosine of"),
     )
     yield (
         "monitors",
@@ -226,15 +235,23 @@ def _plane(comparison: Comparison) -> Chart | None:
     detail = _detail(comparison)
     points = []
     for number, arm in enumerate(comparison.arms):
-        lasts = [run.last.figures for run in arm.runs if run.last and run.state != "diverged"]
+        lasts = [e.figures for run in arm.runs if (e := comparison.chosen(run))]
         both = [f for f in lasts if _finite(f, "psnr_y") and _finite(f, detail)]
         xs, ys = [_rmse(f["psnr_y"]) for f in both], [f[detail] for f in both]
         points.append((number, arm.name, xs, ys))
-    bicubic = next((r.status.get("bicubic") or {} for a in comparison.arms for r in a.runs), {})
+    every = [run for arm in comparison.arms for run in arm.runs]
+    bicubic = next((found for run in every if (found := _means(run.bicubic))), {})
     if _finite(bicubic, "psnr_y") and _finite(bicubic, detail):
         points.append((-1, "bicubic", [_rmse(bicubic["psnr_y"])], [bicubic[detail]]))
     label = "fine detail (SR / HR)" if detail == "hf_ratio" else detail
     return plane("Distortion and perception", ("RMSE of luma, grey levels", label), points)
+
+
+def _means(scores: Scores) -> dict[str, float]:
+    """Over images, of each figure that all of them have."""
+    rows = list(scores.values())
+    names = set.intersection(*(set(row) for row in rows)) if rows else set()
+    return {name: fmean(row[name] for row in rows) for name in sorted(names)}
 
 
 def _rmse(psnr: float) -> float:
@@ -326,7 +343,8 @@ _ENTRIES = {
 
 def _entries(manifests: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
     for key, title in _ENTRIES.items():
-        yield title, [str(manifest.get(key)) for manifest in manifests]
+        found = [manifest.get(key) for manifest in manifests]
+        yield title, ["unknown" if value is None else str(value) for value in found]
     for name, entries in _tables_of(manifests, "plugins", "sha256"):
         yield f"sha256 of plugin {name}", entries
 
