@@ -11,7 +11,7 @@ from ganlab.device import pick_device
 from ganlab.engine import Run, assemble
 from ganlab.errors import RecipeError
 from ganlab.plan import Variant
-from ganlab.recipe import Recipe, load_recipe
+from ganlab.recipe import Recipe, load_recipe, resolved
 from ganlab.recipe_file import did_you_mean
 
 
@@ -30,11 +30,11 @@ def ablate_recipe(file: Path, options: dict[str, Any]) -> Outcome | None:
     :returns: None when only the plan was asked for.
     """
     found = plan_ablation(file, options["overrides"], options["without"], options["vary"])
-    words = [f"{name} stays: {reason}" for name, reason in found.refused.items()]
+    words = [f"{name} is left as it is: {reason}" for name, reason in found.refused.items()]
     title = f"Ablation of {found.variants[0].name}"
-    return carry_through(
-        title, f"ablate-{found.variants[0].name}", found.variants, [], options, words
-    )
+    order = [variant.name for variant in found.variants]
+    stem = f"ablate-{found.variants[0].name}"
+    return carry_through(title, stem, found.variants, [], order, options, words)
 
 
 def plan_ablation(
@@ -49,6 +49,8 @@ def plan_ablation(
     :param vary: `key=value,value`, the values in TOML.
     :raises RecipeError: for a plugin or a key that the recipe has not, or nothing left to compare.
     """
+    if file.is_dir():
+        raise RecipeError(f"{file}: a folder; name a recipe, such as {file / 'recipe.toml'}")
     recipe = load_recipe(file, overrides)
     for name in without:
         if name not in recipe.plugins:
@@ -71,9 +73,22 @@ def plan_ablation(
         else:
             refused[name] = fault
     variants += [v for text in vary for v in _varied(text, recipe, variants[0], whole)]
+    variants, alike = _distinct(variants)
     if len(variants) == 1:
-        raise RecipeError(f"{file}: no plugin can be left out; vary an option with --vary")
-    return Ablation(tuple(variants), refused)
+        what = f": {'; '.join(alike.values())}" if alike else ""
+        raise RecipeError(f"{file}: nothing to compare{what}; vary an option with --vary")
+    return Ablation(tuple(variants), refused | alike)
+
+
+def _distinct(variants: Sequence[Variant]) -> tuple[list[Variant], dict[str, str]]:
+    """The first of those that are one recipe, and of which one the others are a repetition."""
+    first: dict[str, Variant] = {}
+    alike: dict[str, str] = {}
+    for variant in variants:
+        same = first.setdefault(resolved(variant.recipe(0)), variant)
+        if same is not variant:
+            alike[variant.name] = f"it is {same.name}"
+    return list(first.values()), alike
 
 
 def _fault(variant: Variant, whole: Run) -> str:
@@ -93,6 +108,8 @@ def _fault(variant: Variant, whole: Run) -> str:
 
 def _varied(text: str, recipe: Recipe, whole: Variant, run: Run) -> list[Variant]:
     key, equals, values = text.partition("=")
+    if key.strip() == "seed":
+        raise RecipeError(f"--vary {text}: seeds are paired, not compared; use --seeds")
     try:
         parsed = tomllib.loads(f"values = [{values}]")["values"] if equals else []
         given = _pieces(values) if parsed else []

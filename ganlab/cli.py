@@ -492,8 +492,10 @@ def _compared(outcome: Any, as_json: bool) -> None:
 
         print_comparison(comparison)
         click.echo(f"page: {page}")
-    best = comparison.arms[-1].runs[0].folder.path
-    _next(f"ganlab report {best}")
+    if comparison.arms:
+        _next(f"ganlab report {comparison.arms[-1].runs[0].folder.path}")
+    # a run that failed leaves its arm without a figure, and the work undone
+    sys.exit(1 if any(run.state == "failed" for arm in comparison.arms for run in arm.runs) else 0)
 
 
 def _run_command(recipe: Path, overrides: tuple[str, ...]) -> str:

@@ -1,5 +1,6 @@
 """`ganlab compare`: from recipes and run folders to tables and a page."""
 
+import math
 import re
 import sys
 from collections import Counter
@@ -9,11 +10,12 @@ from typing import Any
 
 import torch
 
+from ganlab.cost import clock
 from ganlab.difference import Change, difference, side
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.plan import Job, Variant, carry_out, cost, make_plan, parse_seeds
 from ganlab.records import RunRecord, read_run
-from ganlab.report import write_report
+from ganlab.report import check_writable, write_report
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.tables import compare
 
@@ -26,8 +28,7 @@ def compare_arms(arguments: Sequence[str], options: dict[str, Any]) -> Outcome |
     :param options: as of the command line.
     :returns: None when only the plan was asked for.
     """
-    variants, arms = arms_of(arguments, options["overrides"])
-    names = [*(variant.name for variant in variants), *(arm.name for arm in arms)]
+    variants, arms, names = arms_of(arguments, options["overrides"])
     if len(names) < 2:
         raise RecipeError(
             "a comparison wants two recipes or runs at least; one alone: ganlab report"
@@ -37,6 +38,7 @@ def compare_arms(arguments: Sequence[str], options: dict[str, Any]) -> Outcome |
         f"compare-{'-'.join(names)}",
         variants,
         arms,
+        names,
         options,
     )
 
@@ -45,25 +47,29 @@ def carry_through(
     title: str,
     stem: str,
     variants: Sequence[Variant],
-    arms: list[Arm],
+    arms: Sequence[Arm],
+    order: Sequence[str],
     options: dict[str, Any],
     words: Sequence[str] = (),
 ) -> Outcome | None:
     """Make the runs of variants, and compare them and the arms that are there already.
 
+    :param order: the names of variants and arms, the baseline first.
     :param words: lines to say with the plan.
     """
     device, parent = options["device"], options["parent"]
-    jobs = make_plan(variants, parse_seeds(options["seeds"]), parent, device) if variants else []
+    page = options["output"] or parent / f"{stem[:80]}.html"
+    check_writable(page)  # before hours of training
+    seeds = parse_seeds(options["seeds"])
+    jobs = make_plan(variants, seeds, parent, device) if variants else []
     for line in (*_plan(variants, jobs, device), *words):
         _say(line)
     if options["only_plan"]:
         return None
     workers = options["jobs"] or max(1, torch.cuda.device_count() if device != "cpu" else 1)
     done = carry_out(jobs, parent, device, workers, _say)
-    every = [*arms_of_jobs(done), *arms]
+    every = sorted([*arms_of_jobs(done), *arms], key=lambda arm: order.index(arm.name))
     comparison = compare(title, every, options["figures"], _changes(every))
-    page = options["output"] or parent / f"{stem[:80]}.html"
     return comparison, write_report(comparison, page)
 
 
@@ -94,13 +100,8 @@ def _plan(variants: Sequence[Variant], jobs: Sequence[Job], device: str) -> Iter
         yield f"  {variant.name} ({have} there)"
     seconds, source = cost(jobs, device)
     if missing:
-        yield f"about {_clock(seconds)} of training, one run at a time ({source})"
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        time = f"about {clock(seconds)} of training" if math.isfinite(seconds) else "time unknown"
+        yield f"{time}, one run at a time ({source})"
 
 
 def _say(line: str) -> None:
@@ -109,22 +110,24 @@ def _say(line: str) -> None:
 
 def arms_of(
     arguments: Sequence[str], overrides: tuple[str, ...]
-) -> tuple[list[Variant], list[Arm]]:
-    """The recipes among the arguments, and the arms that run folders make; names are unique.
+) -> tuple[list[Variant], list[Arm], list[str]]:
+    """The recipes among the arguments, the arms that run folders make, and all names in order.
 
-    Run folders of one recipe but other seeds are one arm.
+    Run folders of one recipe and one code but other seeds are one arm.
 
     :raises RecipeError: for what is neither, or an arm given twice.
     """
     variants: list[Variant] = []
     runs: dict[str, list[RunRecord]] = {}
+    order: list[str] = []  # names of recipes and keys of run folders
     for argument in arguments:
         if Path(argument).suffix == ".toml":
             variants.append(Variant(Path(argument).stem, Path(argument), overrides))
+            order.append(variants[-1].name)
         else:
             record = read_run(argument)
-            alike = {k: v for k, v in record.recipe.items() if k != "seed"}
-            runs.setdefault(repr(alike), []).append(record)
+            runs.setdefault(_alike(record), []).append(record)
+            order.append(_alike(record))
     if runs and overrides:
         raise RecipeError("--set changes recipes; it has no effect on a run folder that exists")
     names = Counter(variant.name for variant in variants)
@@ -132,24 +135,40 @@ def arms_of(
         raise RecipeError(
             f"two recipes are called {twice[0]}; rename a file, or name one only once"
         )
-    arms = []
-    for records in runs.values():
+    # several runs are called as their recipe, and not as the first of them
+    stems = Counter(_stem(records[0]) for records in runs.values())
+    arms: dict[str, Arm] = {}
+    for key, records in runs.items():
         seeds = Counter(record.seed for record in records)
         if twice_seen := [seed for seed, count in seeds.items() if count > 1]:
             raise RecipeError(f"two runs of one recipe have seed {twice_seen[0]}; name one of them")
-        name = records[0].folder.path.name
-        # several are called as their recipe, and not as the first of them
-        arms.append(Arm(re.sub(r"-\d+$", "", name) if len(records) > 1 else name, tuple(records)))
-    every = Counter([*names, *(arm.name for arm in arms)])
+        alone = len(records) == 1 or stems[_stem(records[0])] > 1
+        name = records[0].folder.path.name if alone else _stem(records[0])
+        arms[key] = Arm(name, tuple(records))
+    every = Counter([*names, *(arm.name for arm in arms.values())])
     if alike_names := [name for name, count in every.items() if count > 1]:
         raise RecipeError(f"two arms are called {alike_names[0]}; rename a recipe or a run folder")
-    return variants, arms
+    named = [arms[key].name if key in arms else key for key in dict.fromkeys(order)]
+    return variants, list(arms.values()), named
+
+
+def _alike(record: RunRecord) -> str:
+    """Equal for runs of one arm: the recipe but its seed, the plugins' code, ganlab's and torch."""
+    recipe = {key: value for key, value in record.recipe.items() if key != "seed"}
+    plugins = {n: entry.get("sha256") for n, entry in record.manifest.get("plugins", {}).items()}
+    torch_version = record.manifest.get("versions", {}).get("torch")
+    return repr((recipe, plugins, record.manifest.get("code"), torch_version))
+
+
+def _stem(record: RunRecord) -> str:
+    return re.sub(r"-\d+$", "", record.folder.path.name)
 
 
 def arms_of_jobs(jobs: Iterable[Job]) -> list[Arm]:
     """The arms of a plan that is carried out, in the order of its variants."""
     runs: dict[str, list[RunRecord]] = {}
     for job in jobs:
-        assert job.folder
+        if job.folder is None:  # it failed before it had one
+            continue
         runs.setdefault(job.variant.name, []).append(read_run(job.folder))
     return [Arm(name, tuple(records)) for name, records in runs.items()]

@@ -50,3 +50,11 @@ def estimate(recipe: Recipe, device: str) -> Cost:
         {n: sum(p.numel() for m in ms for p in m.parameters()) for n, ms in networks.items()},
         fmean(with_d),
     )
+
+
+def clock(seconds: float) -> str:
+    """A duration in the largest unit of which there are two."""
+    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} s"

@@ -130,12 +130,8 @@ def check_two(a: Path | str, b: Path | str) -> tuple[Side, Side]:
 
     :raises RecipeError: naming the one that is neither recipe nor run.
     """
-    sides = []
     for argument in (a, b):
-        try:
-            sides.append(side(argument))
-        except RecipeError as error:
-            if "not a run folder" in str(error):
-                raise RecipeError(f"{argument}: neither a recipe file nor a run folder") from None
-            raise
-    return sides[0], sides[1]
+        path = Path(argument)
+        if path.suffix != ".toml" and not (path / "recipe.toml").is_file():
+            raise RecipeError(f"{argument}: neither a recipe file nor a run folder")
+    return side(a), side(b)

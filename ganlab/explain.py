@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ganlab.cost import Cost, estimate
+from ganlab.cost import Cost, clock, estimate
 from ganlab.describe import bounds_of, toml
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.plugin import Schedule
@@ -141,16 +141,9 @@ def _lines(cost: dict[str, Any]) -> list[str]:
     if "unknown" in cost:
         return [f"cost unknown: {cost['unknown']}"]
     counts = ", ".join(f"{name} {count:,}" for name, count in cost["parameters"].items() if count)
-    time, memory = _clock(cost["seconds"]), f"{cost['peak_memory'] / 2**20:,.0f} MiB"
+    time, memory = clock(cost["seconds"]), f"{cost['peak_memory'] / 2**20:,.0f} MiB"
     return [
         f"parameters: {counts}",
         f"about {time} on {cost['device']}, {cost['images/s']:,.0f} images/s, {memory} at most: an "
         "estimate from seven iterations timed here, without evaluations",
     ]
-
-
-def _clock(seconds: float) -> str:
-    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.0f} s"

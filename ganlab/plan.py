@@ -1,13 +1,14 @@
 """The runs that a comparison needs: what exists is used, what was cut goes on, the rest is made."""
 
+import math
 import multiprocessing
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -20,10 +21,22 @@ from ganlab.device import describe_environment, pick_device
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.folder import RunFolder, plugin_record, read_json
 from ganlab.recipe import Recipe, load_recipe, resolved
-from ganlab.session import DIVERGED, DONE, UNHEALTHY, Limits, resume, start
+from ganlab.session import (
+    DIVERGED,
+    DONE,
+    FAILED,
+    SIGTERMED,
+    UNHEALTHY,
+    Limits,
+    resume,
+    start,
+)
 
-# diverging and failing are results too
+# diverging is a result too; a run that failed is tried again by the next command
 _FINISHED = ("done", "diverged")
+
+
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,10 @@ def parse_seeds(text: str) -> list[int]:
         found = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", part)
         if not found or (found[2] and int(found[2]) < int(found[1])):
             raise RecipeError(f"--seeds {text}: write 0..4, or 0,2,5")
-        seeds += range(int(found[1]), int(found[2] or found[1]) + 1)
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last - first >= MOST_SEEDS:
+            raise RecipeError(f"--seeds {text}: at most {MOST_SEEDS} seeds")
+        seeds += range(first, last + 1)
     if len(set(seeds)) < len(seeds):
         raise RecipeError(f"--seeds {text}: a seed is given twice")
     return seeds
@@ -128,73 +144,88 @@ def carry_out(
 ) -> list[Job]:
     """Make or finish every run of a plan; returns the jobs with their folders.
 
+    A run that fails does not keep the others from being made: it is said, and its job comes back
+    unfinished.
+
     :param workers: processes that train at a time; on CUDA each has a device of its own.
     :raises Interrupted: at SIGINT or SIGTERM, when the runs in progress are saved.
+    :raises RecipeError: when a run cannot begin.
     """
     if any(job.finished for job in jobs):
         say(f"{sum(job.finished for job in jobs)} of {len(jobs)} runs exist already")
     waiting = [job for job in jobs if not job.finished]
-    done: dict[tuple[str, int], Path] = {}
+    done: dict[tuple[str, int], Job] = {}
     work = _one_by_one if workers == 1 else _side_by_side
-    for number, (job, folder, code) in enumerate(work(waiting, parent, device, workers, say), 1):
-        done[job.variant.name, job.seed] = folder
-        if code not in (DONE, DIVERGED, UNHEALTHY):
-            raise Interrupted(code)
-        state = RunFolder(folder).read_status().get("state")
-        say(f"{number} of {len(waiting)}: {job}: {state}, {folder}")
-    return [
-        job
-        if job.finished
-        else replace(job, folder=done[job.variant.name, job.seed], finished=True)
-        for job in jobs
-    ]
+    with closing(work(waiting, parent, device, workers, say)) as results:
+        for number, (job, code, fault) in enumerate(results, 1):
+            if code not in (DONE, DIVERGED, UNHEALTHY, FAILED):
+                raise Interrupted(code)
+            done[job.variant.name, job.seed] = job
+            state = RunFolder(job.folder).read_status().get("state") if job.folder else "failed"
+            what = f"failed: {fault}" if code == FAILED else str(state)
+            say(f"{number} of {len(waiting)}: {job}: {what}, {job.folder}")
+    return [done.get((job.variant.name, job.seed), job) for job in jobs]
 
 
-Result = tuple[Job, Path, int]
+Result = tuple[Job, int, str]
+"""A job with its folder, the exit code of its run, and what went wrong in it."""
 
 
 def _one_by_one(
     jobs: Sequence[Job], parent: Path, device: str, workers: int, say: Callable[[str], None]
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     for number, job in enumerate(jobs, 1):
         say(f"{'continuing' if job.folder else 'starting'} run {number} of {len(jobs)}: {job}")
-        yield _train(job, parent, device)
+        yield _train(job, parent, device, Limits())
 
 
 def _side_by_side(
     jobs: Sequence[Job], parent: Path, device: str, workers: int, say: Callable[[str], None]
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     # spawned, since CUDA does not survive a fork
     context = multiprocessing.get_context("spawn")
-    numbers = context.Queue()
+    numbers, called_off = context.Queue(), context.Event()
     for number in range(workers):
         numbers.put(number)
-    pool = ProcessPoolExecutor(workers, context, _begin_worker, (numbers, device, workers))
-    with _passing_signals_on(), pool:
+    beginning = (numbers, called_off, device, workers)
+    pool = ProcessPoolExecutor(workers, context, _begin_worker, beginning)
+    with _calling_off(called_off), pool:
         say(f"{len(jobs)} runs, {workers} at a time")
         futures = [pool.submit(_train_quietly, job, parent) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
         finally:
+            called_off.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _train(job: Job, parent: Path, device: str) -> Result:
-    limits = Limits(None, None)
-    if job.folder:
-        folder, code = resume(job.folder, device, limits)
-    else:
-        folder, code = start(job.variant.recipe(job.seed), device, limits, parent)
-    return job, folder.path, code
+def _train(job: Job, parent: Path, device: str, limits: Limits) -> Result:
+    try:
+        if job.folder:
+            folder, code = resume(job.folder, device, limits)
+        else:
+            recipe = job.variant.recipe(job.seed)
+            folder, code = start(recipe, device, limits, parent)
+    except Exception as error:
+        (found,) = make_plan([job.variant], [job.seed], parent, device)
+        if found.folder is None:  # it never began, and neither would the others
+            raise
+        return found, FAILED, f"{type(error).__name__}: {error}"
+    finished = code in (DONE, DIVERGED, UNHEALTHY)
+    return replace(job, folder=folder.path, finished=finished), code, ""
 
 
 _device = "cpu"  # of a worker process
+_called_off: Any = None
 
 
-def _begin_worker(numbers: Any, device: str, workers: int) -> None:
-    global _device
-    number = numbers.get()
+def _begin_worker(numbers: Any, called_off: Any, device: str, workers: int) -> None:
+    global _device, _called_off
+    number, _called_off = numbers.get(), called_off
+    # between runs a signal at the terminal is the parent's to heed; a run heeds it itself
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
     where = pick_device(device)
     count = torch.cuda.device_count() if where.type == "cuda" else 0
     _device = f"cuda:{number % count}" if count else device
@@ -204,19 +235,23 @@ def _begin_worker(numbers: Any, device: str, workers: int) -> None:
 
 
 def _train_quietly(job: Job, parent: Path) -> Result:
-    return _train(job, parent, _device)
+    family = multiprocessing.parent_process()
+
+    def called_off() -> bool:
+        return bool(_called_off.is_set()) or not (family and family.is_alive())
+
+    if called_off():  # the pool hands out a job more than it has workers
+        return job, SIGTERMED, ""
+    return _train(job, parent, _device, Limits(called_off=called_off))
 
 
 @contextmanager
-def _passing_signals_on() -> Iterator[None]:
-    """SIGINT and SIGTERM go to the workers, which save and come back with an exit code."""
-
-    def pass_on(number: int, frame: Any) -> None:
-        for child in multiprocessing.active_children():
-            if child.pid:
-                os.kill(child.pid, number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+def _calling_off(called_off: Any) -> Iterator[None]:
+    """SIGINT and SIGTERM end the runs in progress, saved, and begin no more."""
+    before = {
+        number: signal.signal(number, lambda *_: called_off.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
@@ -238,4 +273,9 @@ def cost(jobs: Sequence[Job], device: str) -> tuple[float, str]:
     if times:
         return len(missing) * median(times), f"from {len(times)} runs that exist"
     first = missing[0].variant.recipe(missing[0].seed)
-    return len(missing) * estimate(first, device).seconds, "from a few iterations timed"
+    try:
+        return len(missing) * estimate(first, device).seconds, "from a few iterations timed"
+    except RecipeError:
+        raise
+    except Exception as error:  # a plugin's own; what becomes of it is told when it is run
+        return math.nan, f"an iteration of {missing[0]} fails: {type(error).__name__}: {error}"

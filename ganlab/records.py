@@ -67,6 +67,11 @@ class RunRecord:
         return str(self.status.get("state", "unknown"))
 
     @property
+    def counts(self) -> bool:
+        """Whether it has come to something: a run that diverged or failed has no figure."""
+        return self.state not in ("diverged", "failed")
+
+    @property
     def last(self) -> Evaluation | None:
         return self.evaluations[-1] if self.evaluations else None
 

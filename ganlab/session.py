@@ -4,7 +4,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -35,8 +35,15 @@ DONE, FAILED, USAGE, DIVERGED, UNHEALTHY, SIGTERMED, INTERRUPTED = 0, 1, 2, 3, 4
 class Limits:
     """When to stop before the recipe's end: a signal, an iteration, a number of seconds."""
 
-    def __init__(self, max_iterations: int | None, max_seconds: float | None) -> None:
+    def __init__(
+        self,
+        max_iterations: int | None = None,
+        max_seconds: float | None = None,
+        called_off: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """:param called_off: asked at every iteration; True is to this run as SIGTERM."""
         self.max_iterations, self.max_seconds = max_iterations, max_seconds
+        self.called_off = called_off
         self.deadline: float | None = None
         self.signal: int | None = None
         self.run: Run | None = None
@@ -52,7 +59,7 @@ class Limits:
             )
 
     def __call__(self) -> str:
-        if self.signal is not None:
+        if self.signal is not None or self.called_off():
             return "signal"
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return "time"
@@ -139,7 +146,23 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     limits.begin(run)
     _announce(run, folder, journal)
     page = Page(folder, journal)
-    journal.on_evaluation = page.renew
+
+    def note_evaluation() -> None:
+        """What somebody who looks at the run while it goes on wants to know."""
+        folder.write_status(
+            "running",
+            iteration=run.iteration,
+            of=recipe.iterations,
+            seconds=round(journal.seconds, 1),
+            peak_memory=peak_memory(run.device),
+            best=run.best,
+            bicubic=run.bicubic,
+            scores=run.scores,
+            verdicts=list(journal.verdicts.values()),
+        )
+        page.renew()
+
+    journal.on_evaluation = note_evaluation
     state, code, message = "failed", FAILED, ""
     begin_peak_memory(run.device)
     with limits.heeding_signals():

@@ -37,7 +37,7 @@ class Interval:
 
     mean: float
     low: float | None
-    """None when one value alone says nothing of the spread."""
+    """None where the values say nothing of the spread: one alone, or all the same."""
     high: float | None
     count: int
     method: str
@@ -53,14 +53,18 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Student's 95 % interval of a mean: mean +- t(n - 1) s / sqrt(n); none of one value.
+    """Student's 95 % interval of a mean: mean +- t(n - 1) s / sqrt(n).
+
+    None of one value, nor of equal ones but 0: that seeds agree to the last digit says that the
+    figure is coarse (a count of modes), not that every seed would. Differences that are all 0 are
+    of runs that are the same.
 
     :raises ValueError: without values, or for one that is not finite.
     """
     x = _finite(values)
     mean = float(x.mean())
-    if len(x) == 1:
-        return Interval(mean, None, None, 1, "")
+    if len(x) == 1 or (_deviation(x) == 0 and x[0] != 0):
+        return Interval(float(x[0]), None, None, len(x), "")
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1) * _deviation(x) / math.sqrt(len(x)))
     return Interval(mean, mean - half, mean + half, len(x), "t")
 
@@ -78,11 +82,11 @@ def unpaired_difference(ours: Sequence[float], baseline: Sequence[float]) -> Int
     """
     x, y = _finite(ours), _finite(baseline)
     mean = float(x.mean() - y.mean())
-    if min(len(x), len(y)) < 2:
-        return Interval(mean, None, None, len(x), "")
     parts = [_deviation(part) ** 2 / len(part) for part in (x, y)]
+    if min(len(x), len(y)) < 2 or (sum(parts) == 0 and mean != 0):
+        return Interval(mean, None, None, len(x), "")
     if sum(parts) == 0:
-        return Interval(mean, mean, mean, len(x), "t")
+        return Interval(0.0, 0.0, 0.0, len(x), "t")
     freedom = sum(parts) ** 2 / sum(
         v**2 / (len(part) - 1) for v, part in zip(parts, (x, y), strict=True)
     )
@@ -118,12 +122,12 @@ def smallest_visible(differences: Sequence[float]) -> float | None:
     The effect d for which a two-sided 5 % t test of n differences with the deviation of these has
     a power of 0.8: noncentral t with n - 1 degrees of freedom at d sqrt(n) / s.
 
-    :returns: in the unit of the differences; None of one alone.
+    :returns: in the unit of the differences; None of one alone, or of equal ones.
     """
     x = _finite(differences)
-    if len(x) < 2:
-        return None
     deviation, freedom = _deviation(x), len(x) - 1
+    if deviation == 0:
+        return None
     edge = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
     def lacking(shift: float) -> float:
@@ -139,7 +143,9 @@ def verdict(difference: Interval | None, higher_is_better: bool | None = None) -
     if difference is None:
         return "no seed in common"
     if difference.low is None:
-        return "one seed: no interval"
+        if difference.count == 1:
+            return "one seed: no interval"
+        return "the same in every seed: no interval"
     if difference.low == difference.high == 0:
         return "identical"
     if not difference.excludes_zero:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ganlab.device import pick_device
 from ganlab.engine import Run, assemble, iterate
+from ganlab.errors import RecipeError
 from ganlab.plugin import Batch
 from ganlab.recipe import load_recipe
 
@@ -53,8 +54,12 @@ def trace_recipe(
     :raises RecipeError: when the recipe cannot run.
     """
     recipe = load_recipe(file, overrides)
-    run = assemble(recipe, pick_device(device))
     wanted = list(iterations) or sorted({0, recipe.iterations - 1})
+    if max(wanted) >= recipe.iterations:
+        raise RecipeError(
+            f"--iteration {max(wanted)}: the recipe's last one is {recipe.iterations - 1}"
+        )
+    run = assemble(recipe, pick_device(device))
     found = []
     for run.iteration in wanted:
         iterate(run)

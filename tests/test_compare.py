@@ -206,10 +206,11 @@ def test_options_are_varied_one_value_a_variant(recipe: Path) -> None:
     assert [v.overrides for v in found.variants[1:]] == [
         ("pixel_loss.weight=0.1",),
         ("pixel_loss.weight=10",),
-        ('pixel_loss.kind="l1"',),
         ('pixel_loss.kind="mse"',),
         ("adam={ betas = [0.0, 0.9] }",),
     ]
+    # the recipe's own value makes no other recipe
+    assert found.refused == {"game-pixel_loss.kind-l1": "it is game"}
     assert [v.name for v in found.variants[1:3]] == [
         "game-pixel_loss.weight-0.1", "game-pixel_loss.weight-10",
     ]  # fmt: skip
@@ -223,6 +224,8 @@ def test_options_are_varied_one_value_a_variant(recipe: Path) -> None:
         ([], ["pixel_loss.weight"], "write it as key=value,value"),
         ([], ["pixel_loss.weight=1,]"], "write it as key=value,value"),
         ([], ["pixel_loss.wieght=1,2"], "did you mean 'weight'"),
+        ([], ["seed=1,2"], "seeds are paired, not compared; use --seeds"),
+        ([], ["pixel_loss.weight=1,1.0"], "nothing to compare: it is game"),
     ],
 )
 def test_a_slip_in_an_ablation_is_refused_before_anything_runs(

@@ -17,6 +17,7 @@ from ganlab.report import report_run, write_report
 from ganlab.report.charts import BOTTOM, HEIGHT, LEFT, MOST_POINTS, TOP, Axis, curves, number, plane
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.page import render
+from ganlab.report.tables import compare
 from ganlab.report.wording import shown
 from ganlab.statistics import Interval
 
@@ -253,3 +254,19 @@ def test_an_interval_as_text(found: Interval | None, signed: bool, text: str) ->
 
 def test_numbers_for_people() -> None:
     assert [number(v) for v in (1000, 12345, 0.125, 1e-5)] == ["1,000", "12,345", "0.125", "1e-05"]
+
+
+def test_a_name_that_is_no_text_does_not_end_a_page(compared: Path) -> None:
+    """A file name that is not UTF-8 comes as lone surrogates."""
+    from dataclasses import replace
+
+    record = read_run(next((compared / "runs").glob("plain-*")))
+    page = render(compare("\udcff", [Arm("caf\udce9", (replace(record, crops=[]),))]))
+    page.encode()
+    assert "caf\\udce9" in page
+
+
+def test_the_eighth_arm_looks_other_than_the_first(compared: Path) -> None:
+    record = read_run(next((compared / "runs").glob("plain-*")))
+    page = render(compare("many", [Arm(f"arm {n}", (record,)) for n in range(9)]))
+    assert page.count('class="sample arm0"') == page.count('class="sample arm0 again"') > 0

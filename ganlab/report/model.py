@@ -1,10 +1,10 @@
 """What a report shows: arms of runs, tables of differences, scores image by image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ganlab.records import RunRecord
+from ganlab.records import Evaluation, RunRecord
 from ganlab.statistics import Interval
 
 
@@ -118,6 +118,8 @@ class Comparison:
     tables: tuple[Table, ...] = ()
     costs: tuple[Cost, ...] = ()
     images: ImageTable | None = None
+    chosen: Callable[[RunRecord], Evaluation | None] = lambda record: record.last
+    """The evaluation of a run that the first view compares."""
     changes: dict[str, Sequence[Change]] = field(default_factory=dict)
     """Of each arm's recipe against the baseline's."""
     notes: tuple[str, ...] = ()

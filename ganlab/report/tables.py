@@ -57,49 +57,99 @@ def compare(
     records = [run for arm in arms for run in arm.runs]
     known = list(dict.fromkeys(name for r in records for e in r.evaluations for name in e.figures))
     if missing := [name for name in figures if name not in known]:
-        raise RecipeError(f"--figure {missing[0]}: no run has it; there are {', '.join(known)}")
+        there = f"there are {', '.join(known)}" if known else "no run was evaluated"
+        raise RecipeError(f"--figure {missing[0]}: no run has it; {there}")
     usual = [*FIGURES, *(record.recipe["best_metric"] for record in records)]
     shown = figures or [n for n in dict.fromkeys(usual) if n in known] or known
-    tables = [
-        _table(figure, view, arms, chosen) for view, chosen in _views(records) for figure in shown
-    ]
+    views = list(_views(arms))
+    tables = [_table(figure, view, arms, chosen) for view, chosen in views for figure in shown]
     tables = [table for table in tables if any(row.value for row in table.rows)]
+    first = views[0][1] if views else _last
     return Comparison(
         title,
         tuple(arms),
         tuple(tables),
         tuple(_cost(arm) for arm in arms),
-        _images(arms, next((f for f in shown if f in FIGURES), "psnr_y")),
+        _images(arms, shown, first),
+        first,
         changes=dict(changes or {}),
         notes=tuple(_notes(arms, tables)),
     )
 
 
-def _views(records: Sequence[RunRecord]) -> Iterator[tuple[str, Chosen]]:
+def _views(arms: Sequence[Arm]) -> Iterator[tuple[str, Chosen]]:
     """The evaluation of each run to compare: at equal iterations, at equal time, the best."""
+    judged = [r for arm in arms for r in arm.runs if r.last and r.counts]
     # a run that a verdict stopped counts as far as it got, and does not hold the others back
-    whole = [r for r in records if r.state == "done" and r.last] or [r for r in records if r.last]
+    whole = [record for record in judged if record.state == "done"] or judged
     if not whole:
         return
-    lasts = [record.last for record in whole if record.last]
-    iterations = min(last.iteration for last in lasts)
-    if all(last.iteration == iterations for last in lasts):
-        name = f"last checkpoint, {iterations:,} iterations"
-    else:
-        name = f"equal iterations, {iterations:,}"
-    yield name, lambda r: _latest(r, lambda e: e.iteration <= iterations)
-    seconds = min(last.seconds for last in lasts)
-    if math.isfinite(seconds):
-        named = f"equal training time, {seconds:,.0f} s"
-        yield named, lambda r: _latest(r, lambda e: e.seconds <= seconds)
-    yield "best checkpoint of each run", lambda r: r.best if r.state != "diverged" else None
+    first = _at_equal_iterations(whole)
+    yield first
+    of_time = _at_equal_time(arms, whole) if len(arms) > 1 else None
+    if of_time and any(of_time[1](record) is not first[1](record) for record in judged):
+        yield of_time
+    yield "best checkpoint of each run", lambda r: r.best if r.counts else None
+
+
+def _at_equal_iterations(whole: Sequence[RunRecord]) -> tuple[str, Chosen]:
+    lasts = {record.last.iteration for record in whole if record.last}
+    if len(lasts) == 1:
+        return f"last checkpoint, {lasts.pop():,} iterations", _last
+    common = set.intersection(*({e.iteration for e in record.evaluations} for record in whole))
+    iterations = max(common, default=min(lasts))
+
+    def chosen(record: RunRecord) -> Evaluation | None:
+        return _latest(record, lambda e: e.iteration <= iterations)
+
+    if common:
+        return f"equal iterations, {iterations:,}", chosen
+    found = sorted({e.iteration for record in whole if (e := chosen(record))})
+    return f"the evaluations next to {iterations:,} iterations: at {_and(found)}", chosen
+
+
+def _at_equal_time(arms: Sequence[Arm], whole: Sequence[RunRecord]) -> tuple[str, Chosen] | None:
+    """What each arm had reached when the quickest one was done, by the median pace of its runs.
+
+    So one number of iterations an arm: a run that a busy machine slowed down is not punished for
+    that. Paces that agree to 5 % count as equal. None when an arm was not judged so early.
+    """
+    seconds: dict[str, list[float]] = {}
+    paces: dict[str, list[float]] = {}
+    arm_of = {id(run): arm.name for arm in arms for run in arm.runs}
+    for record in whole:
+        if record.last and math.isfinite(record.last.seconds):
+            seconds.setdefault(arm_of[id(record)], []).append(record.last.seconds)
+            paces.setdefault(arm_of[id(record)], []).append(
+                record.last.seconds / record.last.iteration
+            )
+    if len(paces) < len(arms):
+        return None
+    budget = min(median(several) for several in seconds.values())
+    limits = {arm: 1.05 * budget / median(several) for arm, several in paces.items()}
+
+    def chosen(record: RunRecord) -> Evaluation | None:
+        return _latest(record, lambda e: e.iteration <= limits[arm_of[id(record)]])
+
+    if not all(chosen(record) for record in whole):
+        return None
+    return f"equal training time, {budget:,.0f} s", chosen
+
+
+def _and(numbers: Sequence[int]) -> str:
+    *most, last = (f"{number:,}" for number in numbers)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _latest(record: RunRecord, wanted: Callable[[Evaluation], bool]) -> Evaluation | None:
-    """The last evaluation of a run that is early enough; a diverged run has no figure."""
-    if record.state == "diverged":
+    """The last evaluation of a run that is early enough; none of a run that came to nothing."""
+    if not record.counts:
         return None
     return next((e for e in reversed(record.evaluations) if wanted(e)), None)
+
+
+def _last(record: RunRecord) -> Evaluation | None:
+    return _latest(record, lambda _: True)
 
 
 def _table(figure: str, view: str, arms: Sequence[Arm], chosen: Chosen) -> Table:
@@ -159,9 +209,10 @@ def _cost(arm: Arm) -> Cost:
         "stopped by a verdict" if r.status.get("exit_code") == 4 else r.state for r in arm.runs
     )
     seconds = [float(r.status.get("seconds", math.nan)) for r in arm.runs]
+    images = [r.recipe["batch_size"] * r.recipe["g_steps"] for r in arm.runs]
     rates = [
-        r.recipe["batch_size"] * r.recipe["g_steps"] * r.status.get("iteration", 0) / time
-        for r, time in zip(arm.runs, seconds, strict=True)
+        images_of_one * r.status.get("iteration", 0) / time
+        for r, images_of_one, time in zip(arm.runs, images, seconds, strict=True)
         if time > 0
     ]
     return Cost(
@@ -174,42 +225,51 @@ def _cost(arm: Arm) -> Cost:
     )
 
 
-def _images(arms: Sequence[Arm], figure: str) -> ImageTable | None:
-    """One figure image by image at the last evaluation, over the images that all runs have."""
-    lasts = [
-        [(r.seed, r.last) for r in arm.runs if r.last and r.state != "diverged"] for arm in arms
-    ]
-    judged = [last.images for several in lasts for _, last in several]
-    if not judged or not all(lasts) or len(arms) < 1:
+def _images(arms: Sequence[Arm], figures: Sequence[str], chosen: Chosen) -> ImageTable | None:
+    """One figure image by image, over the images that all runs have; arms without any left out.
+
+    :param figures: the first that images have is taken, else PSNR.
+    """
+    found = {
+        arm.name: {run.seed: e.images for run in arm.runs if (e := chosen(run)) and e.images}
+        for arm in arms
+    }
+    found = {name: runs for name, runs in found.items() if runs}
+    judged = [images for runs in found.values() for images in runs.values()]
+    if not judged:
         return None
-    names = [
-        name
-        for name in judged[0]
-        if all(math.isfinite(scores.get(name, {}).get(figure, math.nan)) for scores in judged)
-    ]
-    if not names:
+    for figure in (*figures, "psnr_y"):
+        names = [
+            name
+            for name in judged[0]
+            if all(math.isfinite(images.get(name, {}).get(figure, math.nan)) for images in judged)
+        ]
+        if names:
+            break
+    else:
         return None
     scores = {
-        arm.name: {n: {seed: last.images[n][figure] for seed, last in several} for n in names}
-        for arm, several in zip(arms, lasts, strict=True)
+        arm: {n: {seed: images[n][figure] for seed, images in runs.items()} for n in names}
+        for arm, runs in found.items()
     }
-    baseline, higher = scores[arms[0].name], _direction(figure, arms)
+    baseline, higher = scores.get(arms[0].name, {}), _direction(figure, arms)
+    others = [arm for arm in scores if arm != arms[0].name and baseline]
     bicubic = next((r.bicubic for arm in arms for r in arm.runs if r.bicubic), {})
     rows = []
     for name in names:
-        differences = {
-            arm.name: paired_difference(scores[arm.name][name], baseline[name]) for arm in arms[1:]
-        }
+        differences = {arm: paired_difference(scores[arm][name], baseline[name]) for arm in others}
         rows.append(
             ImageRow(
                 name,
                 bicubic.get(name, {}).get(figure),
-                {arm.name: interval(list(scores[arm.name][name].values())) for arm in arms},
-                {arm: found for arm, found in differences.items() if found},
+                {arm: interval(list(of[name].values())) for arm, of in scores.items()},
+                {arm: difference for arm, difference in differences.items() if difference},
             )
         )
-    rows.sort(key=lambda row: row.scores[arms[-1].name].mean * (-1 if higher is False else 1))
-    tallies = {arm.name: _tally(rows, arm.name, higher is not False) for arm in arms[1:]}
+    worst = list(scores)[-1]
+    rows.sort(key=lambda row: row.scores[worst].mean * (-1 if higher is False else 1))
+    # a figure of which neither more nor less is better has no winner
+    tallies = {} if higher is None else {arm: _tally(rows, arm, higher) for arm in others}
     return ImageTable(figure, higher, tuple(rows), {k: v for k, v in tallies.items() if v})
 
 
@@ -233,13 +293,16 @@ def _notes(arms: Sequence[Arm], tables: Sequence[Table]) -> Iterator[str]:
     if len(arms) > 1 and all(len(arm.runs) == 1 for arm in arms):
         yield "One seed an arm: no interval, and no telling a difference from chance."
     for arm in arms:
-        lost = [str(r.seed) for r in arm.runs if r.state == "diverged"]
-        if lost:
-            yield (
-                f"{arm.name}: {len(lost)} of {len(arm.runs)} runs diverged (seed "
-                f"{', '.join(lost)}) and have no figure; the means are over the others."
-            )
-        unfinished = [r.folder.path.name for r in arm.runs if r.state not in ("done", "diverged")]
+        for state in ("diverged", "failed"):
+            lost = [str(r.seed) for r in arm.runs if r.state == state]
+            rest = "" if len(lost) == len(arm.runs) else "; the means are over the others"
+            if lost:
+                yield (
+                    f"{arm.name}: {len(lost)} of {len(arm.runs)} runs {state} (seed "
+                    f"{', '.join(lost)}) and have no figure{rest}."
+                )
+        ended = ("done", "diverged", "failed")
+        unfinished = [r.folder.path.name for r in arm.runs if r.state not in ended]
         if unfinished:
             yield f"{arm.name}: not run to the end: {', '.join(unfinished)}."
     for key in ("iterations", "batch_size", "d_steps", "g_steps", "precision"):
@@ -250,6 +313,13 @@ def _notes(arms: Sequence[Arm], tables: Sequence[Table]) -> Iterator[str]:
         versions = {str(r.manifest.get("versions", {}).get(key)) for r in records}
         if len(versions) > 1:
             yield f"The runs were made with different versions of {key}: {', '.join(versions)}."
+    if len({r.manifest.get("threads") for r in records}) > 1:
+        yield (
+            "The runs were made with different numbers of CPU threads: sums are rounded otherwise, "
+            "and a game amplifies that, so that equal recipes and seeds differ."
+        )
+    if len({str(r.manifest.get("device_name")) for r in records}) > 1:
+        yield "The runs were made on different devices: their times cannot be compared."
     if len({str(r.manifest.get("code")) for r in records}) > 1:
         yield "The runs were made by different states of ganlab's own code."
     sets = {frozenset(r.last.images) for r in records if r.last}
