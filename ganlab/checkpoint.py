@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ganlab.errors import GanlabError
@@ -32,10 +32,18 @@ def save_checkpoint(run: "Run", folder: Path) -> Path:
 
     :raises GanlabError: when a plugin's state is more than tensors, numbers, text, lists, dicts.
     """
-    path = folder / f"{run.iteration:07d}.pt"
+    return write_checkpoint(state_of(run), folder)
+
+
+def write_checkpoint(state: dict[str, Any], folder: Path) -> Path:
+    """Write what `state_of` returned; keep the newest two.
+
+    :raises GanlabError: as `save_checkpoint`.
+    """
+    path = folder / f"{state['iteration']:07d}.pt"
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        torch.save(_state(run), file)  # through a file object: a full disk then says so
+        torch.save(state, file)  # through a file object: a full disk then says so
         file.flush()
         os.fsync(file.fileno())
     if not any(folder.glob("*.sha256")):
@@ -87,14 +95,26 @@ def roll_back(run: "Run", folder: Path, since: int) -> int:
     return load_checkpoint(run, folder)
 
 
+Weights = tuple[dict[str, Tensor], dict[str, str]]
+"""Tensors and the metadata of a .safetensors file."""
+
+
 def save_generator(run: "Run", generator: nn.Module, path: Path) -> None:
     """Write a generator's weights alone, with its recipe, for `eval`, `upscale` and other tools."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in generator.state_dict().items()}
+    write_weights(weights_of(run, generator), path)
+
+
+def weights_of(run: "Run", generator: nn.Module) -> Weights:
+    """What `write_weights` writes, copied to the host."""
+    tensors = {k: v.contiguous() for k, v in _copied(generator.state_dict()).items()}
     about = {"iteration": run.iteration, "recipe": resolved(run.recipe)}
     # one key, since safetensors writes several in any order, and equal weights are equal bytes
-    metadata = {"ganlab": json.dumps(about)}
+    return tensors, {"ganlab": json.dumps(about)}
+
+
+def write_weights(weights: Weights, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata)
+    save_file(weights[0], temporary, weights[1])
     temporary.replace(path)
 
 
@@ -111,6 +131,28 @@ def load_generator(generator: nn.Module, path: Path) -> None:
         raise GanlabError(f"{path}: damaged: {error}") from None
     except RuntimeError as error:
         raise GanlabError(f"{path}: weights of another network: {error}") from None
+
+
+def state_of(run: "Run") -> dict[str, Any]:
+    """All that a checkpoint holds, copied to the host: training may go on while it is written."""
+    state: dict[str, Any] = _copied(_state(run))
+    return state
+
+
+def _copied(value: Any) -> Any:
+    """Tensors copied, in whatever dicts and lists they lie; one that is there twice, once."""
+    known: dict[int, Tensor] = {}
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in known:
+                known[id(value)] = value.detach().to("cpu", copy=True)
+            return known[id(value)]
+        if isinstance(value, dict):
+            return {key: copied(inner) for key, inner in value.items()}
+        return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
+
+    return copied(value)
 
 
 def _state(run: "Run") -> dict[str, Any]:

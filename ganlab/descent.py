@@ -57,6 +57,8 @@ class Update:
                 _backward(terms, parameters, len(parts), run.fast.keeps_graphs)
                 found.append({n: v.detach() for n, v in (terms.losses | terms.logged).items()})
             optimizer.step()
+            # not kept for the other network's step: less memory at its peak
+            optimizer.zero_grad(set_to_none=True)
         return mean(found) | seen
 
 

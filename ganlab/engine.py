@@ -1,7 +1,7 @@
 """A run: assembled from a recipe, then the loop. The steps themselves are in steps.py."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +21,15 @@ from ganlab.assembly import (
     register,
 )
 from ganlab.attribution import attributed
-from ganlab.checkpoint import roll_back, save_checkpoint, save_generator
+from ganlab.checkpoint import (
+    roll_back,
+    state_of,
+    weights_of,
+    write_checkpoint,
+    write_weights,
+)
 from ganlab.descent import LossesOf, Update
-from ganlab.device import autocast
+from ganlab.device import autocast, wants_channels_last
 from ganlab.errors import Diverged, RecipeError
 from ganlab.evaluation import check_held_out, evaluating, judge_run
 from ganlab.fast import Eager, choose
@@ -35,6 +41,7 @@ from ganlab.recipe import Recipe
 from ganlab.steps import EngineDefaults, Losses, Pass, discriminators, merged
 from ganlab.streams import Streams
 from ganlab.verdicts import Verdict
+from ganlab.writer import Writer
 
 PROBE = 2  # samples in the batch that shapes are learnt from; two show whether D mixes them
 Observer = Callable[[str, nn.Module, Losses], AbstractContextManager[Losses]]
@@ -70,6 +77,8 @@ class Run:
     """Looks at a step between its losses and its end; set by the engine in a watched step."""
     fast: Eager = field(default_factory=Eager)
     """How updates are carried out; `fast.choose` has the choice."""
+    writer: Writer = field(default_factory=Writer)
+    """Writes checkpoints, weights and pictures while training goes on."""
     say: Callable[[str], None] = print
     """Tells the person at the terminal a line."""
     shares_forward: bool = False
@@ -217,7 +226,10 @@ def build_network(run: Run, hook: str, real_shape: tuple[int, ...]) -> nn.Module
         answer = build(condition_shape=run.condition_shape, real_shape=real_shape)
         made += answer if isinstance(answer, list) else [answer]
     module = made[0] if len(made) == 1 else nn.ModuleList(made)
-    return module.to(run.device, run.dtype)
+    module = module.to(run.device, run.dtype)
+    if wants_channels_last(run.recipe.precision, run.device):
+        module = module.to(memory_format=torch.channels_last)
+    return module
 
 
 def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> str:
@@ -228,7 +240,7 @@ def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> s
     :raises Diverged: when a loss is not finite; the last checkpoint is from before.
     """
     run.say = journal.say
-    with run.fast.running():
+    with closing(run.writer), run.fast.running():
         return _train(run, journal, stop)
 
 
@@ -251,6 +263,7 @@ def _train(run: Run, journal: Journal, stop: Callable[[], str]) -> str:
         reason = "verdict" if found and recipe.on_verdict != "carry on" else ""
     if reason == "verdict" and recipe.on_verdict == "roll back":
         assert run.folder
+        run.writer.wait()
         saved = roll_back(run, run.folder.checkpoints, min(verdict.since for verdict in found))
         journal.say(f"rolled back to iteration {run.iteration}")
     if saved != run.iteration:
@@ -326,15 +339,17 @@ def evaluate(run: Run, journal: Journal, planned: bool = True) -> int:
     with evaluating(generator):
         figures, scores, health = judge_run(run, generator)
         health |= game_health(run, generator)
-    save_generator(run, generator, run.folder.weights("last"))
     run.scores = figures
-    if figures or health:
-        journal.evaluation(run.iteration, figures, scores, health, planned)
     figure = figures.get(run.recipe.best_metric)
     sign = 1 if run.recipe.best_is == "highest" else -1
-    if planned and figure is not None and (not run.best or sign * (figure - run.best[1]) > 0):
+    best = planned and figure is not None and (not run.best or sign * (figure - run.best[1]) > 0)
+    if best and figure is not None:
         run.best = (run.iteration, figure)
-        save_generator(run, generator, run.folder.weights("best"))
+    weights = weights_of(run, generator)
+    for name in ("last", "best") if best else ("last",):
+        run.writer.later(write_weights, weights, run.folder.weights(name))
+    if figures or health:
+        journal.evaluation(run.iteration, figures, scores, health, planned)
     return run.iteration
 
 
@@ -353,7 +368,7 @@ def save(run: Run, journal: Journal) -> int:
     assert run.folder
     _require_finite(run, journal)
     journal.sync()
-    save_checkpoint(run, run.folder.checkpoints)
+    run.writer.later(write_checkpoint, state_of(run), run.folder.checkpoints)
     return run.iteration
 
 
@@ -364,5 +379,7 @@ def _require_finite(run: Run, journal: Journal) -> None:
     """
     journal.flush()
     for name, network in (("G", run.G), ("D", run.D)):
-        if network and not all(p.isfinite().all() for p in network.parameters()):
+        # one answer for all of them: a device is waited for once
+        norms = list(torch._foreach_norm(list(network.parameters()))) if network else []
+        if norms and not torch.stack(norms).isfinite().all():
             raise Diverged(f"iteration {run.iteration}: the weights of {name} are not finite")

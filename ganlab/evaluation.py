@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -133,8 +134,8 @@ def judge_run(
     judged = list(judge_images(run.held_out, generator, run, not run.bicubic))
     if judged and run.folder:
         path = run.folder.samples / f"{run.iteration:07d}.png"
-        write_png(strip(judged[:STRIP_IMAGES], run.scale), path)
-        keep_pictures(run.folder.pictures, judged, run.scale)
+        run.writer.later(_write_strip, judged, run.scale, path)
+        run.writer.later(keep_pictures, run.folder.pictures, judged, run.scale)
     scores = {"images": {item.name: item.scores for item in judged}}
     if not run.bicubic:
         run.bicubic = means([item.bicubic_scores for item in judged])
@@ -143,6 +144,10 @@ def judge_run(
     others = run.hook.evaluate(run=run, generator=generator, judged=judged)
     figures = merged(run, [means([item.scores for item in judged]), *others])
     return figures, scores, _checkerboard(judged, run.scale)
+
+
+def _write_strip(judged: list[Judged], scale: int, path: Path) -> None:
+    write_png(strip(judged[:STRIP_IMAGES], scale), path)
 
 
 def _checkerboard(judged: list[Judged], scale: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ganlab.descent import Update
+from ganlab.device import keep_freed_memory
 from ganlab.plugin import Batch, Plugin
 from ganlab.steps import Losses, Pass
 
@@ -53,7 +54,16 @@ class Eager:
         return update(run, batch)
 
 
-class Compiled(Eager):
+class KeptMemory(Eager):
+    """Every update as it is, in memory that is kept from step to step."""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        keep_freed_memory()
+        yield
+
+
+class Compiled(KeptMemory):
     """Networks compiled by torch.compile; losses, penalties and optimizers as they are.
 
     A penalty that differentiates D twice asks the network itself, which torch cannot compile for
@@ -79,9 +89,13 @@ class Compiled(Eager):
         import torch._dynamo.config as dynamo  # seconds to import, and only needed here
         import torch._functorch.config as functorch
 
-        # a network is compiled for each way it is called: frozen or not, with gradient or without
-        with dynamo.patch(recompile_limit=64), functorch.patch(donated_buffer=False):
-            # donated: the backward pass would write over what D's step is to go through again
+        with (
+            # for each way a network is called: frozen or not, with gradient or without
+            dynamo.patch(recompile_limit=64),
+            # or the backward pass would write over what D's step is to go through again
+            functorch.patch(donated_buffer=False),
+            super().running(),
+        ):
             yield
 
     def __call__(self, run: "Run", update: Update, batch: Batch) -> Losses:
@@ -287,11 +301,12 @@ def choose(run: "Run") -> Eager:
     mode, cuda = run.recipe.compile, run.device.type == "cuda"
     if mode == "networks":
         return Compiled()
-    if mode == "off" or (mode == "auto" and not cuda):
+    if mode == "off":
         return Eager()
     if not cuda:
-        run.notes.append('compile = "graphs" is for CUDA; running eager here')
-        return Eager()
+        if mode == "graphs":
+            run.notes.append('compile = "graphs" is for CUDA; running eager here')
+        return KeptMemory()
     for plugin in run.recipe.plugins.values():
         if not plugin.capturable:
             run.notes.append(f"{plugin.name} cannot be captured as a CUDA graph; running eager")

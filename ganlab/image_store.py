@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import os
 import struct
+import zlib
 from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +16,16 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ganlab.images import ImageError, replacing
+from ganlab.images import ImageError
 
 _MAGIC = b"ganlab store 1\0\0"
 _TAIL = struct.Struct("<q16s")
 # hashing costs about a second per GB, so larger files are checked by their index and length
 _HASHED_BYTES = 64 * 2**20
 _PIECE = 256 * 2**20
+
+Images = Callable[[int], Iterable[tuple[str, Tensor]]]
+"""Named images, each uint8 [3, H, W], from the one of this number on."""
 
 
 class ImageStore:
@@ -72,11 +78,10 @@ class ImageStore:
             raise ImageError(f"{path}: not a complete image store ({fault}); delete it.") from None
 
     @classmethod
-    def cached(cls, path: Path, images: Callable[[], Iterable[tuple[str, Tensor]]]) -> "ImageStore":
-        """The store saved at `path`; made from `images()` first when missing or damaged.
+    def cached(cls, path: Path, images: Images) -> "ImageStore":
+        """The store saved at `path`; made by `save` first when missing or damaged.
 
-        Images are written as they come, never all held in RAM. Of several processes one builds
-        and the others wait.
+        Of several processes one builds and the others wait.
         """
         try:
             return cls.open(path)
@@ -88,7 +93,7 @@ class ImageStore:
                 try:
                     return cls.open(path)
                 except ImageError:
-                    cls.save(path, images())
+                    cls.save(path, images)
                     return cls.open(path)
         except OSError as fault:
             raise ImageError(
@@ -97,20 +102,33 @@ class ImageStore:
             ) from None
 
     @staticmethod
-    def save(path: Path, images: Iterable[tuple[str, Tensor]]) -> None:
-        """Write named images, each uint8 [3, H, W], as a file for `open`; all of it or nothing."""
-        digest, sizes, names = hashlib.sha256(), [], []
-        with replacing(path) as file:
-            for name, image in images:
+    def save(path: Path, images: Images) -> None:
+        """Write named images, each uint8 [3, H, W], as a file for `open`; all of it or nothing.
+
+        Images are written as they come, never all held in RAM. What was written before a process
+        was killed is used by the next one.
+        """
+        part, notes = path.with_name(path.name + ".part"), path.with_name(path.name + ".notes")
+        known, digest = _written_before(part, notes)
+        with part.open("ab") as file, notes.open("a", encoding="utf-8") as lines:
+            for name, image in images(len(known)):
                 row = _flat(name, image).data
-                file.write(row)
                 digest.update(row)
-                sizes.append((image.shape[1], image.shape[2]))
-                names.append(name)
+                known.append({"name": name, "size": [*image.shape[1:]], "crc": zlib.crc32(row)})
+                file.write(row)
+                file.flush()
+                # after its pixels: a note says that they are there
+                lines.write(json.dumps(known[-1]) + "\n")
+                lines.flush()
             # the index comes last, as sizes are known only then
+            sizes, names = ([note[key] for note in known] for key in ("size", "name"))
             index = {"sizes": sizes, "names": names, "sha256": digest.hexdigest()}
             text = json.dumps(index).encode()
             file.write(text + _TAIL.pack(len(text), _MAGIC))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        notes.unlink()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -176,7 +194,7 @@ class ImageStore:
         pose &= (4 if turns else 0) | (2 if turns else 0) | (1 if flips else 0)
         window = self._windows(which, place, pose, size)
         cut = self._cut_on_host if self._resident is None else self._cut_on_device
-        return cut(window, size).to(device).float().div_(255)
+        return _sent(cut(window, size), device).float().div_(255)
 
     def _windows(self, which: Tensor, place: Tensor, pose: Tensor, size: int) -> Tensor:
         """First byte, step per row and step per column of each crop, int64 [3, N].
@@ -206,10 +224,44 @@ class ImageStore:
 
     def _cut_on_device(self, windows: Tensor, size: int) -> Tensor:
         assert self._resident is not None
-        start, row, column = windows.to(self._resident.device)[:, :, None, None, None]
+        start, row, column = _sent(windows, self._resident.device)[:, :, None, None, None]
         steps = torch.arange(size, device=start.device)
         channel = torch.arange(3, device=start.device)[:, None, None]
         return self._resident.take(start + row * steps[:, None] + column * steps + channel)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _written_before(part: Path, notes: Path) -> tuple[list[dict[str, Any]], Any]:
+    """The images of an unfinished store that are whole, and the sha256 of their pixels so far.
+
+    What comes after them is cut off.
+    """
+    known: list[dict[str, Any]] = []
+    digest, length = hashlib.sha256(), 0
+    lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
+    with part.open("a+b") as file:
+        file.seek(0)
+        for line in lines:
+            try:
+                note = json.loads(line)
+                height, width = note["size"]
+            except (ValueError, KeyError, TypeError):
+                break  # the process was killed while it wrote this line
+            row = file.read(3 * height * width)
+            if len(row) < 3 * height * width or zlib.crc32(row) != note["crc"]:
+                break
+            known.append(note)
+            digest.update(row)
+            length += len(row)
+        file.truncate(length)
+    notes.write_text("".join(json.dumps(note) + "\n" for note in known), encoding="utf-8")
+    return known, digest
 
 
 def _flat(name: str, image: Tensor) -> NDArray[np.uint8]:

@@ -30,8 +30,9 @@ def resize(images: Tensor, size: Size, antialias: bool = True) -> Tensor:
     """
     if not images.is_floating_point():
         raise ValueError(f"resize wants float images, not {images.dtype}: see resize_exact")
-    # float64 on CUDA, or TF32 may take it: errors of 0.2 grey levels
-    precision = torch.float64 if images.is_cuda or images.dtype == torch.float64 else torch.float32
+    # where TF32 may take a product of float32 matrices: errors of 0.2 grey levels
+    coarse = images.is_cuda and torch.get_float32_matmul_precision() != "highest"
+    precision = torch.float64 if coarse or images.dtype == torch.float64 else torch.float32
     rows = _weights(images.shape[-2], size[0], antialias, precision, images.device)
     columns = _weights(images.shape[-1], size[1], antialias, precision, images.device)
     with torch.autocast(images.device.type, enabled=False):

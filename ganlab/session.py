@@ -160,7 +160,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
             scores=run.scores,
             verdicts=list(journal.verdicts.values()),
         )
-        page.renew()
+        run.writer.later(page.renew)  # after the pictures that it shows
 
     journal.on_evaluation = note_evaluation
     state, code, message = "failed", FAILED, ""

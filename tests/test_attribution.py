@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kept_gradients import kept
 from torch import nn
 
 from ganlab.attribution import Losses, attributed, gradients, norm
@@ -115,10 +116,11 @@ def test_nothing_is_watched_at_an_interval_of_0(tiny: Path) -> None:
 def test_the_gradient_of_the_sum_is_what_the_shares_are_of(tiny: Path) -> None:
     """The norms and the cosine of two losses give the length of their sum, the law of cosines."""
     run = assemble(load_recipe(tiny, ["watch_every=1"]), torch.device("cpu"))
-    losses = {name: value.item() for name, value in iterate(run).items()}
+    with kept(run.G_optimizer) as found:
+        losses = {name: value.item() for name, value in iterate(run).items()}
     a, b = losses["gradient/G/adversarial"], losses["gradient/G/pixel_loss"]
     cosine = losses["cosine/G/adversarial,G/pixel_loss"]
-    whole = norm([p.grad for p in run.G.parameters() if p.grad is not None]).item()
+    whole = norm(found).item()
     assert whole**2 == pytest.approx(a**2 + b**2 + 2 * a * b * cosine, rel=1e-4)
 
 

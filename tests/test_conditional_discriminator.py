@@ -6,6 +6,7 @@ import pluggy
 import pytest
 import torch
 from ganlab_plugins.conditional_discriminator import ConditionalDiscriminator
+from kept_gradients import kept
 
 from ganlab import RecipeError, hookimpl, hookspecs, resize, shown
 from ganlab.engine import Run, assemble, iterate
@@ -93,8 +94,9 @@ def test_the_answer_of_d_depends_on_the_condition_and_the_generator_gets_its_gra
     other = fake.clone()
     other[:, 3:] = fake[:, 3:].flip(0)
     assert not torch.equal(run.D(fake), run.D(other))
-    run.hook.generator_step(run=run, batch=batch)
-    assert any(p.grad.any() for p in run.G.parameters())
+    with kept(run.G_optimizer) as found:
+        run.hook.generator_step(run=run, batch=batch)
+    assert any(gradient.any() for gradient in found)
 
 
 def test_a_later_augmentation_draws_alike_for_the_image_and_its_condition(tiny: Path) -> None:

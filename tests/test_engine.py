@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kept_gradients import kept
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,9 +36,11 @@ def batch_of(run: Run):
 def test_in_a_d_step_the_generator_neither_moves_nor_gets_a_gradient(tiny: Path) -> None:
     run = build(tiny)
     g, d = parameters(run.G), parameters(run.D)
-    run.hook.discriminator_step(run=run, batch=batch_of(run))
+    with kept(run.D_optimizer) as found:
+        run.hook.discriminator_step(run=run, batch=batch_of(run))
     assert same(g, parameters(run.G))
     assert all(p.grad is None for p in run.G.parameters())
+    assert any(gradient.any() for gradient in found)
     assert not same(d, parameters(run.D))
 
 

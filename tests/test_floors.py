@@ -34,7 +34,16 @@ FLOORS = [
     {"hookspecs", "recipe_file"},
     {"plugin"},
     {"degradation"},
-    {"streams", "images", "image_store", "metrics", "resampling", "statistics", "verdicts"},
+    {
+        "streams",
+        "images",
+        "image_store",
+        "metrics",
+        "resampling",
+        "statistics",
+        "verdicts",
+        "writer",
+    },
     {"errors"},
 ]
 LEVEL = {name: number for number, names in enumerate(FLOORS) for name in names}

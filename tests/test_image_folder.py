@@ -2,6 +2,10 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +159,38 @@ def test_more_images_than_are_decoded_at_once_keep_their_order(tmp_path):
     plugin.sample_real(1, CPU)
     assert [int(plugin._store.image(i)[0, 0, 0]) for i in range(70)] == list(range(70))
     assert plugin._store.names == [f"{i:02}.png" for i in range(70)]
+
+
+DECODE = """
+import sys, torch
+from ganlab_plugins.image_folder import ImageFolder
+ImageFolder(path=sys.argv[1], crop=8).sample_real(1, torch.device("cpu"))
+"""
+
+
+def test_decoding_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    (tmp_path / "many").mkdir()
+    for number in range(150):
+        pixels[0, 0, 0] = number
+        Image.fromarray(pixels).save(tmp_path / "many" / f"{number:03}.png", compress_level=1)
+    process = subprocess.Popen([sys.executable, "-c", DECODE, str(tmp_path / "many")])
+    notes: list[Path] = []
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not notes or notes[0].read_text().count("\n") < 20):
+        notes = list(cache_folder().glob("*.notes"))
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert list(cache_folder().glob("*.store")) == []
+    there = notes[0].read_text().count("\n")
+    read, count = image_folder.read_image, []
+    monkeypatch.setattr(image_folder, "read_image", lambda *a: count.append(1) or read(*a))
+    plugin = ImageFolder(path=tmp_path / "many", crop=8)
+    plugin.sample_real(1, CPU)
+    assert 20 <= there < 150
+    assert 150 - there <= len(count) <= 150 - there + 1  # one may have been cut in two
+    assert [int(plugin._store.image(i)[0, 0, 0]) for i in range(150)] == list(range(150))
 
 
 def test_a_finished_run_needs_its_data_no_more(folder):

@@ -24,6 +24,10 @@ def coded(index: int, height: int, width: int) -> torch.Tensor:
 IMAGES = [("a", coded(0, 9, 30)), ("b", coded(1, 50, 11)), ("c", coded(2, 8, 8))]
 
 
+def from_number(first: int) -> list[tuple[str, torch.Tensor]]:
+    return IMAGES[first:]
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -94,7 +98,7 @@ def test_turning_flips_off_does_not_move_the_crops():
 
 
 def test_a_mapped_file_gives_the_crops_of_ram(tmp_path):
-    ImageStore.save(tmp_path / "s.store", IMAGES)
+    ImageStore.save(tmp_path / "s.store", from_number)
     mapped, ram = ImageStore.open(tmp_path / "s.store"), ImageStore.of(IMAGES)
     assert mapped.names == ["a", "b", "c"]
     assert torch.equal(mapped.crops(16, 8, seeded(), CPU), ram.crops(16, 8, seeded(), CPU))
@@ -142,9 +146,9 @@ def test_the_smallest_image_is_the_one_with_the_shortest_side():
 def test_a_store_is_built_once(tmp_path):
     builds = []
 
-    def build() -> list[tuple[str, torch.Tensor]]:
+    def build(first: int) -> list[tuple[str, torch.Tensor]]:
         builds.append(1)
-        return IMAGES
+        return IMAGES[first:]
 
     for _ in range(2):
         store = ImageStore.cached(tmp_path / "new" / "s.store", build)
@@ -177,37 +181,81 @@ def another_version(data: bytes) -> bytes:
 )
 def test_a_damaged_store_is_refused_and_built_again(tmp_path, damage):
     path = tmp_path / "s.store"
-    ImageStore.save(path, IMAGES)
+    ImageStore.save(path, from_number)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ImageError, match=r"s\.store: not a complete image store"):
         ImageStore.open(path)
-    store = ImageStore.cached(path, lambda: IMAGES)
+    store = ImageStore.cached(path, from_number)
     assert torch.equal(store.image(0), IMAGES[0][1])
 
 
-def test_a_build_that_fails_leaves_nothing(tmp_path):
-    def build():
-        yield IMAGES[0]
-        raise KeyError("gone")
+def test_what_a_build_wrote_before_it_failed_is_used_by_the_next(tmp_path):
+    asked = []
+
+    def build(first: int):
+        asked.append(first)
+        yield from IMAGES[first:2]
+        if len(asked) == 1:
+            raise KeyError("gone")
+        yield IMAGES[2]
 
     with pytest.raises(KeyError):
         ImageStore.cached(tmp_path / "s.store", build)
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+    assert not (tmp_path / "s.store").exists()
+    store = ImageStore.cached(tmp_path / "s.store", build)
+    assert asked == [0, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.store", "s.store.lock"]
+    ImageStore.save(tmp_path / "whole.store", from_number)
+    assert (tmp_path / "s.store").read_bytes() == (tmp_path / "whole.store").read_bytes()
+    assert torch.equal(store.image(2), IMAGES[2][1])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "notes", "kept"),
+    [
+        (lambda data: data, lambda lines: lines, 2),
+        (lambda data: data + b"half an image", lambda lines: lines, 2),
+        (lambda data: data[:-1], lambda lines: lines, 1),
+        (lambda data: data, lambda lines: lines[:-20], 1),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda lines: lines, 1),
+        (lambda data: bytes([data[0] ^ 1]) + data[1:], lambda lines: lines, 0),
+        (lambda data: data, lambda lines: "", 0),
+    ],
+)
+def test_of_an_unfinished_store_just_what_is_whole_is_used(tmp_path, pixels, notes, kept):
+    path, asked = tmp_path / "s.store", []
+
+    def build(first: int):
+        asked.append(first)
+        yield from IMAGES[first:2]
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        yield IMAGES[2]
+
+    with pytest.raises(KeyboardInterrupt):
+        ImageStore.save(path, build)
+    part, lines = tmp_path / "s.store.part", tmp_path / "s.store.notes"
+    part.write_bytes(pixels(part.read_bytes()))
+    lines.write_text(notes(lines.read_text()))
+    ImageStore.save(path, build)
+    assert asked == [0, kept]
+    for index, (_, image) in enumerate(IMAGES):
+        assert torch.equal(ImageStore.open(path).image(index), image)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ImageError, match="GANLAB_CACHE"):
-        ImageStore.cached(tmp_path / "file" / "s.store", lambda: IMAGES)
+        ImageStore.cached(tmp_path / "file" / "s.store", from_number)
 
 
 def test_of_several_that_need_a_store_one_builds_and_the_others_wait(tmp_path):
     start, builds = threading.Barrier(4), []
 
-    def build():
+    def build(first: int):
         builds.append(1)
         time.sleep(0.1)  # long enough that the others find no file yet
-        yield from IMAGES
+        yield from IMAGES[first:]
 
     def need(_: int) -> torch.Tensor:
         start.wait()

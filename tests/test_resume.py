@@ -69,6 +69,8 @@ class Counter(Plugin):
     def iteration_end(self, run, losses):
         self._sum = 0.9 * self._sum + 0.1 * losses["G/counter"]
         if str(run.iteration) == os.environ.get("PULL_THE_PLUG_AT"):
+            if "IN_THE_MIDDLE" not in os.environ:
+                run.writer.wait()  # for the checkpoint that is on its way
             os.kill(os.getpid(), signal.SIGKILL)
 
     def state_dict(self):
@@ -149,6 +151,19 @@ def test_a_run_killed_by_sigkill_continues_bit_for_bit(
     assert done.returncode == 0, done.stderr
     assert "resuming at iteration 20" in done.stderr
     assert_same_run(whole, folder / "runs" / "killed")
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_continues_bit_for_bit(
+    folder: Path, whole: Path, ganlab: Command
+) -> None:
+    killed = ganlab(
+        "run", "game.toml", "--name", "middle", cwd=folder, PULL_THE_PLUG_AT="20", IN_THE_MIDDLE="1"
+    )
+    assert killed.returncode == -signal.SIGKILL
+    done = ganlab("resume", "runs/middle", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at iteration" in done.stderr
+    assert_same_run(whole, folder / "runs" / "middle")
 
 
 def test_the_resolved_recipe_of_a_run_gives_the_same_run(folder: Path, whole: Path) -> None:

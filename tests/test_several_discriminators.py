@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from kept_gradients import kept
 from torch import Tensor, nn
 
 from ganlab import Batch, shown
@@ -106,9 +107,10 @@ def test_each_gets_its_share_of_the_gradient_of_its_own_loss(tiny: Path) -> None
         gradients = torch.autograd.grad(loss, list(D.parameters()), materialize_grads=True)
         expected += [gradient / 2 for gradient in gradients]
     before = [p.detach().clone() for p in run.D.parameters()]
-    run.hook.discriminator_step(run=run, batch=batch)
-    for parameter, gradient in zip(run.D.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
+    with kept(run.D_optimizer) as found:
+        run.hook.discriminator_step(run=run, batch=batch)
+    for mine, gradient in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, gradient)
     for D, old in zip(run.D, (before[: len(before) // 2], before[len(before) // 2 :]), strict=True):
         assert not all(torch.equal(p, was) for p, was in zip(D.parameters(), old, strict=True))
 
@@ -121,10 +123,11 @@ def test_the_generator_follows_the_mean_of_their_gradients_and_moves_none_of_the
     answers = [-D(run.G(batch.condition)).mean() for D in run.D]
     expected = torch.autograd.grad(torch.stack(answers).mean(), list(run.G.parameters()))
     before = [p.detach().clone() for p in run.D.parameters()]
-    losses = run.hook.generator_step(run=run, batch=batch)
+    with kept(run.G_optimizer) as found:
+        losses = run.hook.generator_step(run=run, batch=batch)
     assert losses["G/adversarial"].item() == pytest.approx(mean(answers))
-    for parameter, gradient in zip(run.G.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
+    for mine, gradient in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, gradient)
     assert all(torch.equal(a, b) for a, b in zip(before, run.D.parameters(), strict=True))
     assert all(p.grad is None and p.requires_grad for p in run.D.parameters())
 

@@ -1,8 +1,9 @@
 """Dead leaves: synthetic images of disks that hide one another, endless and without a file."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +94,13 @@ def gallery(
     # this file is part of the key: another way to paint makes other images
     key = sha256(Path(__file__).read_bytes() + repr((seed, number, made_of)).encode())
     path = cache_folder() / f"leaves-{key.hexdigest()[:16]}.store"
-    rng = np.random.default_rng(seed)
-    return ImageStore.cached(path, lambda: ((f"leaves {i}", painter(rng)) for i in range(number)))
+
+    def painted(first: int) -> Iterator[tuple[str, Tensor]]:
+        rng = np.random.default_rng(seed)
+        # those before are painted again, for their numbers come from one stream
+        return islice(((f"leaves {i}", painter(rng)) for i in range(number)), first, None)
+
+    return ImageStore.cached(path, painted)
 
 
 def natural_colours(rng: Generator, count: int = 1024) -> Floats:

@@ -102,21 +102,32 @@ class ImageFolder(Plugin):
         folder = f"folder-{_digest(self.path.resolve(), self.alpha)}"
         path = cache_folder() / f"{folder}-{_digest(what)}.store"
         new = not path.exists()
-        store = ImageStore.cached(path, lambda: self._decoded(files))
+        store = ImageStore.cached(path, lambda first: self._decoded(files, first))
         # of the same folder before it changed; a run that has it mapped keeps it
-        for old in set(path.parent.glob(f"{folder}-*.store")) - {path} if new else ():
+        kept = {path, path.with_name(path.name + ".lock")}
+        for old in set(path.parent.glob(f"{folder}-*.store*")) - kept if new else ():
             with suppress(OSError):
                 old.unlink()
         return store
 
-    def _decoded(self, files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    def _decoded(self, files: list[Path], first: int) -> Iterator[tuple[str, Tensor]]:
+        """From the one of this number on: a process that was killed has decoded those before."""
         console = Console(stderr=True)
         quiet = not console.is_terminal
+        total, files = len(files), files[first:]
         ahead = iter(files)
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
             # a few images ahead of the writer, never all of them in RAM
             waiting = deque(pool.submit(self._read, file) for file in islice(ahead, 32))
-            for file in track(files, "decoding images", console=console, disable=quiet):
+            left = track(
+                files,
+                "decoding images",
+                total=total,
+                completed=first,
+                console=console,
+                disable=quiet,
+            )
+            for file in left:
                 image = waiting.popleft().result()
                 waiting.extend(pool.submit(self._read, later) for later in islice(ahead, 1))
                 yield str(file.relative_to(self.path.resolve())), image

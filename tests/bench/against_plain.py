@@ -27,6 +27,7 @@ iterations = {iterations}
 batch_size = {batch_size}
 first = "generator"
 share_forward = {share}
+compile = "{compile}"
 watch_every = 0
 evaluate_every = 1_000_000
 checkpoint_every = 1_000_000
@@ -57,8 +58,8 @@ def prepare(folder: Path, config: dict) -> None:
     images = [str(folder / "photographs" / name) for name in PHOTOGRAPHS]
     (folder / "plain.json").write_text(json.dumps(config | {"images": images}))
     ten = "\n".join(f'bystander_{i} = {{ use = "./bystander.py" }}' for i in range(9))
-    for name, share, others in (("on", "true", ""), ("off", "false", ten)):
-        text = RECIPE.format(**config, share=share, others=others)
+    for name, share, compile_, others in (("on", "true", "auto", ""), ("off", "false", "off", ten)):
+        text = RECIPE.format(**config, share=share, compile=compile_, others=others)
         (folder / f"{name}.toml").write_text(text)
 
 

@@ -1,0 +1,102 @@
+"""Files are written in order beside the training, and a failure is not lost."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ganlab import checkpoint
+from ganlab.engine import assemble, iterate
+from ganlab.recipe import load_recipe
+from ganlab.session import Limits, start
+from ganlab.writer import Writer
+
+
+def test_what_is_given_is_done_in_order_and_beside_the_giver() -> None:
+    writer, done, gate = Writer(), [], threading.Event()
+    writer.later(gate.wait)
+    for number in range(5):
+        writer.later(done.append, number)
+    assert done == []
+    gate.set()
+    writer.close()
+    assert done == [0, 1, 2, 3, 4]
+    assert not [t for t in threading.enumerate() if t.name.startswith("writer")]
+
+
+def fail() -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_failure_is_raised_and_ends_what_was_given_after_it() -> None:
+    writer, done, gate = Writer(), [], threading.Event()
+    writer.later(gate.wait)
+    writer.later(fail)
+    writer.later(done.append, 1)
+    gate.set()
+    with pytest.raises(OSError, match="No space left"):
+        writer.close()
+    assert done == []
+
+
+def test_a_failure_is_raised_at_the_next_time() -> None:
+    writer = Writer()
+    writer.later(fail)
+    time.sleep(0.2)
+    with pytest.raises(OSError, match="No space left"):
+        writer.later(print)
+    writer.close()  # and once only
+
+
+def test_a_state_is_a_copy_that_training_leaves_alone(tiny: Path) -> None:
+    run = assemble(load_recipe(tiny, ["ema={}"]), torch.device("cpu"))
+    iterate(run)
+    state = checkpoint.state_of(run)
+    before = torch.save(state, tiny.with_suffix(".a"))
+    for run.iteration in range(1, 4):
+        iterate(run)
+    assert before is None
+    torch.save(state, tiny.with_suffix(".b"))
+    assert tiny.with_suffix(".a").read_bytes() == tiny.with_suffix(".b").read_bytes()
+
+
+def test_training_does_not_wait_for_the_disk(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, began, ended = checkpoint.write_checkpoint, [], []
+
+    def slow(state: dict, folder: Path) -> Path:
+        began.append(state["iteration"])
+        gate.wait(10)
+        path = whole(state, folder)
+        ended.append(state["iteration"])
+        return path
+
+    gate = threading.Event()
+    monkeypatch.setattr("ganlab.engine.write_checkpoint", slow)
+
+    def called_off() -> bool:
+        if seen[-1:] != [len(seen)]:
+            seen.append(len(seen) + 1)
+        if len(seen) == 4:  # after the checkpoint at 2, which is still on its way
+            assert (began, ended) == ([2], [])
+            gate.set()
+        return False
+
+    seen: list[int] = []
+    folder, code = start(
+        load_recipe(tiny), "cpu", Limits(called_off=called_off), tiny.parent / "runs"
+    )
+    assert code == 0
+    assert ended == [2, 4]
+    assert len(list(folder.checkpoints.glob("*.sha256"))) == 2
+
+
+def test_a_disk_that_fills_up_ends_the_run_as_failed(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ganlab.engine.write_checkpoint", lambda *_: fail())
+    with pytest.raises(OSError, match="No space left"):
+        start(load_recipe(tiny), "cpu", Limits(), tiny.parent / "runs")
+    (status,) = (tiny.parent / "runs").glob("*/status.json")
+    assert '"failed"' in status.read_text()
