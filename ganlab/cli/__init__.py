@@ -1,0 +1,26 @@
+"""The `ganlab` command. Results go to stdout, progress and complaints to stderr.
+
+Modules that import torch are imported inside the commands, so that `--help` and shell completion
+answer at once.
+"""
+
+import click
+
+from ganlab import __version__
+from ganlab.cli import compare, look, train, use
+from ganlab.cli.options import Group
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ganlab")
+def main() -> None:
+    """Experiments with GANs that you can believe, at home in super-resolution.
+
+    Begin with: ganlab run recipes/wgan_gp.toml
+    """
+
+
+for module in (train, look, compare, use):
+    for command in vars(module).values():
+        if isinstance(command, click.Command):
+            main.add_command(command)

@@ -1,0 +1,119 @@
+"""`ganlab compare`, `ablate` and `report`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ganlab.cli.options import device_option, json_option, next_is, runs_option
+
+seeds_option = click.option("--seeds", default="0..4", show_default=True, help="0..4, or 0,2,5.")
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), help="Runs at a time; one a CUDA device, else one."
+)
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for `run`, in every recipe."
+)
+figure_option = click.option(
+    "--figure", "figures", multiple=True, help="An evaluation figure to compare; may be repeated."
+)
+page_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The page; else beside the runs."
+)
+plan_option = click.option(
+    "--plan", "only_plan", is_flag=True, help="Say what would be run and its cost; run nothing."
+)
+
+
+@click.command()
+@click.argument("arms", nargs=-1, required=True, metavar="RECIPE_OR_RUN...")
+@seeds_option
+@set_option
+@figure_option
+@jobs_option
+@device_option
+@runs_option
+@page_option
+@plan_option
+@json_option
+def compare(arms: tuple[str, ...], **options: Any) -> None:
+    """Compare recipes, or runs, on the same crops, noise and seeds, with intervals.
+
+    The first is the baseline. Each recipe is run once a seed; runs that exist are used, so an
+    interrupted comparison continues, and one more seed costs one more run a recipe. Prints a
+    table and writes one page.
+
+    Example: ganlab compare recipes/wgan_gp.toml recipes/r3gan.toml --seeds 0..4
+    """
+    from ganlab.compare import compare_arms
+
+    _compared(compare_arms(arms, options), options["as_json"])
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--without", multiple=True, metavar="PLUGIN", help="Leave out this one; repeatable.")
+@click.option(
+    "--vary", multiple=True, metavar="KEY=V1,V2", help="Set an option to each of these; repeatable."
+)
+@seeds_option
+@set_option
+@figure_option
+@jobs_option
+@device_option
+@runs_option
+@page_option
+@plan_option
+@json_option
+def ablate(recipe: Path, **options: Any) -> None:
+    """Leave out each plugin in turn, or vary options, and say what that changes.
+
+    With neither --without nor --vary, every plugin that can be left out is. The differences are
+    to the whole recipe, paired by seed.
+
+    Example: ganlab ablate recipes/wgan_gp.toml --seeds 0..2 --plan
+    """
+    from ganlab.ablate import ablate_recipe
+
+    _compared(ablate_recipe(recipe, options), options["as_json"])
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The page; else report.html in the run."
+)
+def report(run_folder: str, output: Path | None) -> None:
+    """Write the page of one run: scores, curves, gradients, health, pictures, environment.
+
+    It is one file without scripts or pictures from elsewhere. A run writes it at each evaluation.
+
+    Example: ganlab report runs/wgan_gp-1
+    """
+    from ganlab.report import report_run
+
+    page = report_run(run_folder, output)
+    click.echo(f"page: {page}")
+    next_is(f"ganlab compare {run_folder} ANOTHER_RUN")
+
+
+def _compared(outcome: Any, as_json: bool) -> None:
+    """End a comparison: its tables, or its plan when nothing was to be run."""
+    if outcome is None:
+        return
+    comparison, page = outcome
+    if as_json:
+        from ganlab.report.wording import as_data
+
+        click.echo(json.dumps(as_data(comparison) | {"page": str(page)}, indent=2))
+    else:
+        from ganlab.report.text import print_comparison
+
+        print_comparison(comparison)
+        click.echo(f"page: {page}")
+    if comparison.arms:
+        next_is(f"ganlab report {comparison.arms[-1].runs[0].folder.path}")
+    # a run that failed leaves its arm without a figure, and the work undone
+    sys.exit(1 if any(run.state == "failed" for arm in comparison.arms for run in arm.runs) else 0)

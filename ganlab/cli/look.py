@@ -1,0 +1,152 @@
+"""Commands that look and train nothing: `diff`, `explain`, `trace`, `plugins`, `runs`."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from ganlab.cli.options import (
+    device_option,
+    json_option,
+    next_is,
+    run_command,
+    runs_option,
+    set_option,
+)
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 when there is a difference.")
+@json_option
+def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
+    """What differs between two recipes or runs: values, plugins, code, versions.
+
+    Defaults count, so a value that one states and the other leaves at the same default is none.
+
+    Example: ganlab diff recipes/wgan_gp.toml runs/wgan_gp-1
+    """
+    from dataclasses import asdict
+
+    from ganlab.difference import check_two, difference
+
+    found = difference(*check_two(a, b))
+    if as_json:
+        click.echo(json.dumps([asdict(change) for change in found], indent=2))
+    else:
+        for change in found:
+            sign = {"added": "+", "removed": "-", "changed": "~"}[change.kind]
+            values = [value for value in (change.a, change.b) if value is not None]
+            click.echo(f"{sign} {change.key}: {' -> '.join(values)}")
+        if not found:
+            click.echo("no difference")
+        next_is(f"ganlab compare {a} {b}")
+    sys.exit(1 if exit_code and found else 0)
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("key", required=False)
+@set_option
+@click.option("--cost/--no-cost", default=True, help="Time a few iterations, or do not.")
+@device_option
+@json_option
+def explain(
+    recipe: Path,
+    key: str | None,
+    overrides: tuple[str, ...],
+    cost: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Every value of a recipe with where it came from, and what the run will take.
+
+    With a KEY, such as gradient_penalty.weight, that value, what it means and its limits.
+
+    Example: ganlab explain recipes/r3gan.toml adam
+    """
+    from ganlab.explain import explain_recipe, show
+
+    found = explain_recipe(recipe, overrides, key, device, cost)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, default=str))
+    else:
+        show(found)
+        next_is(run_command(recipe, overrides))
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@set_option
+@click.option(
+    "--iteration",
+    "iterations",
+    multiple=True,
+    type=click.IntRange(min=0),
+    help="As of this one, counted from 0; repeatable. Else the first and the last.",
+)
+@device_option
+@json_option
+def trace(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    iterations: tuple[int, ...],
+    device: str,
+    as_json: bool,
+) -> None:
+    """Which plugin runs at which hook in one iteration: order, shapes, dtypes, milliseconds.
+
+    What is called inside is indented; ~ marks a plugin that changes what the others answered, and
+    its time is its own part.
+
+    Example: ganlab trace recipes/wgan_gp.toml --iteration 1200
+    """
+    from dataclasses import asdict
+
+    from ganlab.trace import lines, trace_recipe
+
+    found = trace_recipe(recipe, overrides, device, iterations)
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+    else:
+        for one in found:
+            for line in lines(one):
+                click.echo(line)
+        next_is(run_command(recipe, overrides))
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--hook", help="Only plugins that implement this hook.")
+@json_option
+def plugins(name: str | None, hook: str | None, as_json: bool) -> None:
+    """List the installed plugins, or show one: options, defaults, paper, hooks.
+
+    Example: ganlab plugins gradient_penalty
+    """
+    from ganlab import describe
+
+    found = describe.describe_plugins(name, hook)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        describe.show(found, whole=name is not None)
+        next_is("ganlab plugins gradient_penalty" if name is None else "ganlab plugins")
+
+
+@click.command()
+@runs_option
+@json_option
+def runs(parent: Path, as_json: bool) -> None:
+    """List the runs under a folder, with how they ended and their scores."""
+    from ganlab import describe
+
+    found = describe.describe_runs(parent)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        describe.show_runs(found, parent)
+        next_is(f"ganlab eval {found[-1]['run']} --data FOLDER" if found else
+              "ganlab run recipes/wgan_gp.toml")  # fmt: skip

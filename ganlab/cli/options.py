@@ -1,0 +1,69 @@
+"""What the commands share: how errors end them, their common options, the next command to type."""
+
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ganlab.errors import GanlabError
+
+
+class Group(click.Group):
+    """Turns every error that is meant for the user into one message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (GanlabError, OSError) as error:
+            print(error, file=sys.stderr)
+            ctx.exit(getattr(error, "exit_code", 1))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            ctx.exit(130)
+
+
+class Duration(click.ParamType):
+    """`90s`, `3m`, `1.5h`; seconds when no unit is given."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value))
+        if not found or float(found[1]) == 0:
+            self.fail(f"{value!r} is not a duration; write 90s, 3m or 1.5h", param, ctx)
+        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    help_text = "auto (CUDA where there is one), cpu, cuda or cuda:N."
+    return click.option("--device", default="auto", show_default=True, help=help_text)(command)
+
+
+def weights_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    choice = click.Choice(["last", "best"])
+    help_text = "The generator as it was last, or when it scored best."
+    return click.option(
+        "--weights", type=choice, default="last", show_default=True, help=help_text
+    )(command)
+
+
+runs_option = click.option(
+    "--runs", "parent", default="runs", show_default=True, type=click.Path(path_type=Path),
+    help="The folder of run folders.",
+)  # fmt: skip
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for `run`."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
+
+
+def run_command(recipe: Path, overrides: tuple[str, ...]) -> str:
+    return shlex.join(["ganlab", "run", str(recipe), *(p for o in overrides for p in ("--set", o))])
+
+
+def next_is(command: str) -> None:
+    click.echo(f"next: {command}", err=True)

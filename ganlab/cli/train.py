@@ -1,0 +1,137 @@
+"""`ganlab run`, `resume` and `check`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ganlab.cli.options import (
+    Duration,
+    device_option,
+    next_is,
+    run_command,
+    runs_option,
+    set_option,
+)
+from ganlab.errors import RecipeError
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value, such as gradient_penalty.weight=5; may be repeated.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Override the recipe's seed.")
+@device_option
+@click.option("--name", help="Name of the run folder; else the recipe's name and a number.")
+@runs_option
+@click.option(
+    "--max-iterations",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop after iteration N, resumable; schedules stay those of the whole run.",
+)
+@click.option("--max-time", type=Duration(), help="Stop after 90s, 3m, 1.5h; resumable.")
+@click.option(
+    "--resume", "resumed", metavar="RUN", help="Continue this run, if it was made by this recipe."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Check the recipe and print it resolved; no training."
+)
+def run(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    device: str,
+    name: str | None,
+    parent: Path,
+    max_iterations: int | None,
+    max_time: float | None,
+    resumed: str | None,
+    dry_run: bool,
+) -> None:
+    """Train a recipe.
+
+    Writes runs/<recipe>-<n>/: weights, sample pictures, stats.jsonl, checkpoints, the resolved
+    recipe. Exit codes: 0 done, 1 failed, 2 wrong recipe or usage, 3 diverged, 4 stopped by a
+    verdict, 75 stopped by a signal and resumable, 130 Ctrl-C and resumable.
+
+    Example: ganlab run recipes/wgan_gp.toml --set gradient_penalty.weight=5 --seed 1
+    """
+    from ganlab import session
+    from ganlab.recipe import load_recipe, resolved
+
+    if resumed and name:
+        raise RecipeError("--name has no effect with --resume: the run has its folder already")
+    if seed is not None:
+        overrides = (*overrides, f"seed={seed}")
+    loaded = load_recipe(recipe, overrides)
+    limits = session.Limits(max_iterations, max_time)
+    if dry_run:
+        from ganlab.device import pick_device
+        from ganlab.engine import assemble
+
+        assemble(loaded, pick_device(device))
+        click.echo(resolved(loaded, copied=False), nl=False)
+        next_is(run_command(recipe, overrides))
+    elif resumed:
+        session.check_same_recipe(loaded, resumed)
+        _report(*session.resume(resumed, device, limits))
+    else:
+        _report(*session.start(loaded, device, limits, parent, name))
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN")
+@device_option
+@click.option(
+    "--max-iterations", type=click.IntRange(min=1), metavar="N", help="Stop after iteration N."
+)
+@click.option("--max-time", type=Duration(), help="Stop after 90s, 3m, 1.5h.")
+def resume(
+    run_folder: str, device: str, max_iterations: int | None, max_time: float | None
+) -> None:
+    """Continue a run that was stopped or killed, bit for bit as if it had not been.
+
+    Example: ganlab resume runs/wgan_gp-1
+    """
+    from ganlab import session
+
+    _report(*session.resume(run_folder, device, session.Limits(max_iterations, max_time)))
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@set_option
+@device_option
+def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
+    """Find everything that can be wrong before any training, with one tiny real step.
+
+    Example: ganlab check recipes/wgan_gp.toml
+    """
+    from ganlab.check import check_recipe
+
+    for line in check_recipe(recipe, overrides, device):
+        click.echo(line)
+    next_is(run_command(recipe, overrides))
+
+
+def _report(folder: Any, code: int) -> None:
+    """End a run: what came out, and what to type next."""
+    from ganlab import session
+
+    click.echo(session.summary(folder))
+    resumable = code in (session.SIGTERMED, session.INTERRUPTED)
+    if resumable or folder.read_status()["state"] == "stopped":
+        next_is(f"ganlab resume {folder.path}")
+    elif code == session.DONE:
+        enlarges = session.enlarges(folder)
+        next_is(f"ganlab upscale {folder.path} IMAGE" if enlarges else "ganlab runs")
+    elif code == session.DIVERGED:
+        next_is(f"ganlab check {folder.path / 'recipe.toml'}")
+    sys.exit(code)

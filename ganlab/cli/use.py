@@ -1,0 +1,68 @@
+"""`ganlab eval` and `upscale`: a finished run put to use."""
+
+import json
+from pathlib import Path
+
+import click
+
+from ganlab.cli.options import device_option, json_option, next_is, weights_option
+
+
+@click.command("eval")
+@click.argument("run_folder", metavar="RUN")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="A folder of HR images."
+)
+@weights_option
+@device_option
+@json_option
+def evaluate(run_folder: str, data: Path, weights: str, device: str, as_json: bool) -> None:
+    """Score a run's generator on a folder of images, bicubic beside it.
+
+    The images are degraded as in training. PSNR and SSIM on the Y channel (BT.601, borders of
+    `scale` pixels shaved) and in RGB; LR-consistency; share of fine detail.
+
+    Example: ganlab eval runs/wgan_gp-1 --data Set5
+    """
+    from ganlab.apply import evaluate_folder, show_scores
+
+    rows = evaluate_folder(run_folder, data, weights, device)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        show_scores(rows)
+        next_is(f"ganlab upscale {run_folder} IMAGE")
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    default="upscaled",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder for the PNG files; none is overwritten.",
+)
+@click.option(
+    "--tile",
+    type=click.IntRange(min=64),
+    default=256,
+    show_default=True,
+    help="Side of the tiles, in pixels of the image given; less needs less memory.",
+)
+@weights_option
+@device_option
+def upscale(
+    run_folder: str, images: tuple[Path, ...], output: Path, tile: int, weights: str, device: str
+) -> None:
+    """Enlarge photographs with a run's generator: any size, tiled without seams, alpha kept.
+
+    Example: ganlab upscale runs/wgan_gp-1 photo.jpg
+    """
+    from ganlab.apply import upscale_files
+
+    for line in upscale_files(run_folder, images, output, tile, weights, device):
+        click.echo(line)
+    next_is(f"ganlab eval {run_folder} --data FOLDER")
