@@ -1,19 +1,16 @@
 """`ganlab trace`: which plugin runs at which hook, in order, with shapes and milliseconds."""
 
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
-from inspect import isgeneratorfunction
 from pathlib import Path
 from typing import Any
 
 import torch
-from pluggy import HookImpl, PluginManager
 from torch import Tensor
 
-from ganlab.device import pick_device
+from ganlab.calls import watching
+from ganlab.device import now, pick_device
 from ganlab.engine import Run, assemble, iterate
 from ganlab.errors import RecipeError
 from ganlab.plugin import Batch
@@ -72,79 +69,37 @@ def trace_recipe(
 @contextmanager
 def tracing(run: Run) -> Iterator[list[Call]]:
     """Note every hook call of a run, in the order in which they begin."""
-    tracer = _Tracer(run)
-    replaced = [
-        (impl, impl.function) for caller in _callers(run.manager) for impl in caller.get_hookimpls()
-    ]
-    for impl, function in replaced:
-        impl.function = tracer.watched(impl, function)
-    try:
+    tracer = _Tracer(run.device)
+    with watching(run.manager, tracer.begin):
         yield tracer.calls
-    finally:
-        for impl, function in replaced:
-            impl.function = function
-
-
-def _callers(manager: PluginManager) -> list[Any]:
-    return list(vars(manager.hook).values())
 
 
 class _Tracer:
-    def __init__(self, run: Run) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.calls: list[Call] = []
-        self._run, self._depth = run, 0
+        self.depth, self.device = 0, device
 
-    def watched(self, impl: HookImpl, function: Callable[..., Any]) -> Callable[..., Any]:
-        name = impl.plugin_name if hasattr(impl.plugin, "name") else "engine"
-        hook = function.__name__
+    def begin(self, hook: str, plugin: str, wraps: bool) -> "_Watch":
+        self.calls.append(Call(self.depth, hook, plugin, wraps))
+        return _Watch(self, self.calls[-1])
 
-        @wraps(function)
-        def plain(*arguments: Any) -> Any:
-            with self._call(Call(self._depth, hook, name, False)) as call:
-                answer = function(*arguments)
-                call.result = describe(answer)
-            return answer
 
-        @wraps(function)
-        def wrapper(*arguments: Any) -> Generator[None, Any, Any]:
-            call = Call(self._depth, hook, name, True)
-            self.calls.append(call)
-            inner = function(*arguments)
-            with self._timed(call):
-                next(inner)
-            answer = yield
-            try:
-                with self._timed(call):
-                    inner.send(answer)
-            except StopIteration as done:
-                call.result = describe(done.value)
-                return done.value
-            raise RuntimeError(f"{name}: {hook} yields more than once")
+class _Watch:
+    """The clock of one call; what is called from inside a plain one is a step deeper."""
 
-        return wrapper if isgeneratorfunction(function) else plain
+    def __init__(self, tracer: _Tracer, call: Call) -> None:
+        self._tracer, self._call = tracer, call
 
-    @contextmanager
-    def _call(self, call: Call) -> Iterator[Call]:
-        self.calls.append(call)
-        self._depth += 1
-        try:
-            with self._timed(call):
-                yield call
-        finally:
-            self._depth -= 1
+    def __enter__(self) -> None:
+        self._tracer.depth += not self._call.wraps
+        self._began = now(self._tracer.device)
 
-    @contextmanager
-    def _timed(self, call: Call) -> Iterator[None]:
-        began = self._now()
-        try:
-            yield
-        finally:
-            call.milliseconds += 1000 * (self._now() - began)
+    def __exit__(self, *error: object) -> None:
+        self._call.milliseconds += 1000 * (now(self._tracer.device) - self._began)
+        self._tracer.depth -= not self._call.wraps
 
-    def _now(self) -> float:
-        if self._run.device.type == "cuda":
-            torch.cuda.synchronize(self._run.device)
-        return time.perf_counter()
+    def answered(self, answer: Any) -> None:
+        self._call.result = describe(answer)
 
 
 def describe(value: Any) -> str:

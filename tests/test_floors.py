@@ -18,6 +18,7 @@ FLOORS = [
     {"cli"},
     {"ablate"},
     {"compare"},
+    {"bench"},
     {"plan", "apply", "check", "describe", "audit", "explain", "trace"},
     {"cost"},
     {"session"},
@@ -32,6 +33,7 @@ FLOORS = [
     {"recipe"},
     {"discover"},
     {"hookspecs", "recipe_file"},
+    {"calls"},
     {"plugin"},
     {"degradation"},
     {
