@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import os
 import platform
 import resource
 import subprocess
@@ -95,6 +96,17 @@ def peak_memory(device: torch.device) -> int:
     return peak if platform.system() == "Darwin" else 1024 * peak
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken: of the device's own memory on CUDA, of the machine's else."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(li.split()[1] for li in lines if li.startswith("MemAvailable")))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and threads: what a result depends on beside the recipe."""
     names = ("ganlab", "torch", "torchvision", "numpy", "pillow", "scikit-image", "pluggy")
@@ -104,18 +116,29 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else platform.processor() or platform.machine(),
+        else _processor(),
         "threads": torch.get_num_threads(),
         "git_commit": _git_commit(),
         "code": code_digest(),
     }
 
 
+def _processor() -> str:
+    with suppress(OSError, StopIteration):  # Linux; elsewhere platform knows the model itself
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(li.partition(": ")[2] for li in lines if li.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
 def code_digest() -> str:
-    """The sha256 of ganlab's own source files, but for reports: equal digests, the same engine."""
+    """The sha256 of ganlab's own source files: equal digests, the same engine.
+
+    Reports and benchmarks are left out, for they change no result.
+    """
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for file in sorted(set(folder.rglob("*.py")) - set(folder.glob("report/*"))):
+    apart = {file for part in ("report", "bench") for file in folder.glob(f"{part}/*")}
+    for file in sorted(set(folder.rglob("*.py")) - apart):
         digest.update(f"{file.relative_to(folder).as_posix()}\0".encode() + file.read_bytes())
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Commands that look and train nothing: `diff`, `explain`, `trace`, `plugins`, `runs`."""
+"""Commands that look and keep nothing: `diff`, `explain`, `trace`, `bench`, `plugins`, `runs`."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ganlab.cli.options import (
+    Duration,
     device_option,
     json_option,
     next_is,
@@ -14,6 +15,7 @@ from ganlab.cli.options import (
     runs_option,
     set_option,
 )
+from ganlab.errors import RecipeError
 
 
 @click.command()
@@ -114,6 +116,72 @@ def trace(
         for one in found:
             for line in lines(one):
                 click.echo(line)
+        next_is(run_command(recipe, overrides))
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@set_option
+@device_option
+@click.option(
+    "--time",
+    "seconds",
+    type=Duration(),
+    default="5s",
+    show_default=True,
+    help="How long to time; three iterations at the least.",
+)
+@click.option("--vs", type=click.Choice(["plain"]), help="Time a bare loop of the same networks.")
+@click.option(
+    "--trace",
+    "trace_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a Chrome trace of three iterations, for chrome://tracing or Perfetto.",
+)
+@click.option("--fit", is_flag=True, help="Find the largest batch instead.")
+@json_option
+def bench(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    device: str,
+    seconds: float,
+    vs: str | None,
+    trace_file: Path | None,
+    fit: bool,
+    as_json: bool,
+) -> None:
+    """How fast a recipe runs here, where its time goes, and how fast it could be.
+
+    Milliseconds by phase, plugin and operation; FLOPs and bytes counted, and what the machine's
+    measured ceilings make of them. Trains for some seconds on the recipe's last iterations; keeps
+    nothing.
+
+    Example: ganlab bench recipes/wgan_gp.toml --vs plain
+    """
+    from dataclasses import asdict
+
+    if fit:
+        from ganlab.bench.fit import largest_batch
+        from ganlab.bench.text import show_fit
+
+        if vs or trace_file:
+            raise RecipeError("--fit times nothing; leave out --vs and --trace")
+        found = largest_batch(recipe, overrides, device)
+        if as_json:
+            click.echo(json.dumps(asdict(found), indent=2))
+        else:
+            show_fit(found)
+            next_is(run_command(recipe, (*overrides, f"batch_size={found.batch_size}")))
+        return
+    from ganlab.bench import bench_recipe
+    from ganlab.bench.text import show
+
+    figures = bench_recipe(recipe, overrides, device, seconds, vs == "plain", trace_file)
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+    else:
+        show(figures)
         next_is(run_command(recipe, overrides))
 
 

@@ -1,0 +1,224 @@
+"""`ganlab bench`: how fast a recipe runs here, where its time goes, and how fast it could be."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from ganlab.attribution import attributed
+from ganlab.bench.ceilings import Ceilings, measure_ceilings
+from ganlab.bench.plain import PlainLoop
+from ganlab.bench.stopwatch import ENGINE, PHASES, Part, time_parts
+from ganlab.bench.work import Operation, count_work
+from ganlab.calls import watching
+from ganlab.device import (
+    begin_peak_memory,
+    describe_environment,
+    now,
+    peak_memory,
+    pick_device,
+)
+from ganlab.engine import Run, assemble, iterate
+from ganlab.errors import RecipeError
+from ganlab.recipe import load_recipe
+
+WARM_UPS = {"cpu": 2, "cuda": 10}  # on CUDA updates are captured meanwhile
+LEAST = 3  # iterations timed, however long they take
+ROUNDS = 7  # of ganlab and the bare loop in turn
+TRACED = 3
+
+
+def bench_recipe(
+    file: Path,
+    overrides: Iterable[str],
+    device: str,
+    seconds: float,
+    vs_plain: bool = False,
+    trace: Path | None = None,
+) -> dict[str, Any]:
+    """Time a recipe's last iterations, when pretraining is over; nothing is written.
+
+    :param seconds: of each timing; three iterations are timed at the least.
+    :param vs_plain: time a bare loop of the same networks beside it.
+    :param trace: a file for a Chrome trace of three iterations.
+    :returns: "iteration" (ms, images/s, peak memory), "phases" and "plugins" (ms of an iteration),
+        "watched", "operations", "ceilings", "floor"; and "plain" where wanted.
+    :raises RecipeError: when the recipe cannot run here, or the trace exists.
+    """
+    if trace and trace.exists():
+        raise RecipeError(f"--trace {trace} exists; name another file")
+    changes = list(overrides)
+    watch_every = load_recipe(file, changes).watch_every
+    run = assemble(load_recipe(file, [*changes, "watch_every=0"]), pick_device(device))
+    found: dict[str, Any] = {
+        "recipe": str(file),
+        "precision": run.recipe.precision,
+        "environment": describe_environment(run.device),
+    }
+    ceilings = measure_ceilings(run)
+    with run.fast.running():
+        begin_peak_memory(run.device)
+        times = _iterations(run, seconds)
+        found["iteration"] = _iteration(run, times)
+        whole = found["iteration"]["ms"]
+        parts = time_parts(run, len(times))
+        found["phases"], found["plugins"] = _summed(parts, 0), _summed(parts, 1)
+        found["watched"] = {"every": watch_every, "ms more": _watched(run) - whole}
+        if vs_plain:
+            found["plain"] = _beside_plain(run, len(times))
+        if trace:
+            _write_trace(run, trace)
+            found["trace"] = str(trace)
+        operations = count_work(run)
+    ceilings = ceilings.or_higher(measure_ceilings(run))  # others may have been at work
+    found["notes"] = list(run.notes)
+    found["operations"] = [asdict(one) for one in operations]
+    found["ceilings"] = asdict(ceilings)
+    found["floor"] = floor(operations, ceilings, whole)
+    return found
+
+
+def floor(operations: list[Operation], ceilings: Ceilings, ms: float) -> dict[str, Any]:
+    """What the counted work must take at the measured ceilings, and where the rest of `ms` goes.
+
+    The floor is that of an ideal compiler: all that is no matrix product or convolution happens
+    on the way, and reading overlaps with computing. Without overlap, and with every tensor read
+    and written, the work takes "ms without overlap".
+    """
+    matrix = [one for one in operations if one.is_matrix]
+    others = [one for one in operations if not one.is_matrix]
+    flops = sum(one.flops for one in matrix)
+    compute = 1000 * flops / ceilings.flops
+    traffic = [1000 * sum(o.moved for o in some) / ceilings.bytes for some in (matrix, operations)]
+    least = max(compute, traffic[0])
+    in_matrix, in_others = (1000 * sum(o.seconds for o in some) for some in (matrix, others))
+    # measured in an iteration of its own, which may have been a slower one
+    scale = min(1.0, ms / max(in_matrix + in_others, 1e-9))
+    in_matrix, in_others = scale * in_matrix, scale * in_others
+    calls = sum(one.calls for one in operations)
+    return {
+        "flops": flops,
+        "calls": calls,
+        "ms": least,
+        "ms without overlap": compute + traffic[1],
+        "ms of launches": 1000 * calls * ceilings.launch_seconds,
+        "reached": least / ms,
+        "rest": {
+            "matrix products and convolutions, below the ceiling": max(0.0, in_matrix - least),
+            "other operations": in_others,
+            "between operations": ms - in_matrix - in_others,
+        },
+    }
+
+
+def _iterations(run: Run, seconds: float) -> list[float]:
+    """Warm up, then time iterations for this long, the last ones of the recipe: ms of each."""
+    warm = WARM_UPS[run.device.type]
+    run.iteration = max(0, run.recipe.iterations - warm - LEAST)
+    _advance(run, warm)
+    first = _timed(run, 1)
+    count = max(LEAST, int(1000 * seconds / first))
+    run.iteration = max(0, run.recipe.iterations - count)
+    if run.device.type == "cuda":  # waited for once: or each would show the time of its launches
+        return [_timed(run, count) / count] * count
+    return [_timed(run, 1) for _ in range(count)]
+
+
+def _advance(run: Run, count: int) -> None:
+    for _ in range(count):
+        iterate(run)
+        run.iteration += 1
+
+
+def _timed(run: Run, count: int) -> float:
+    began = now(run.device)
+    _advance(run, count)
+    return 1000 * (now(run.device) - began)
+
+
+def _iteration(run: Run, times: list[float]) -> dict[str, Any]:
+    ms, recipe = median(times), run.recipe
+    return {
+        "ms": ms,
+        "timed": len(times),
+        "images/s": 1000 * recipe.batch_size * recipe.g_steps / ms,
+        "peak_memory": peak_memory(run.device),
+        "carried out by": type(run.fast).__name__,
+        "shares D's pass": run.shares_forward,
+    }
+
+
+def _summed(parts: dict[Part, float], which: int) -> dict[str, float]:
+    """Milliseconds by phase, or by plugin: the first or the second half of a part's name."""
+    names = PHASES if which == 0 else tuple(sorted({plugin for _, plugin in parts} - {ENGINE}))
+    return {n: sum(ms for part, ms in parts.items() if part[which] == n) for n in names}
+
+
+def _watched(run: Run) -> float:
+    """Milliseconds of an iteration in which every loss's gradient is looked at."""
+    began = now(run.device)
+    iterate(run, attributed)
+    return 1000 * (now(run.device) - began)
+
+
+def _beside_plain(run: Run, count: int) -> dict[str, float]:
+    """The run and a bare loop on the same networks, in turn; medians, and ratios within rounds."""
+    plain, each = PlainLoop(run), max(1, count // ROUNDS)
+    plain.iterate()
+
+    def bare() -> float:
+        began = now(run.device)
+        for _ in range(each):
+            plain.iterate()
+        return 1000 * (now(run.device) - began)
+
+    rounds = []
+    for number in range(ROUNDS):
+        if number % 2:
+            other, own = bare(), _timed(run, each)
+        else:
+            own, other = _timed(run, each), bare()
+        rounds.append((own / each, other / each))
+    ratios = sorted(own / other for own, other in rounds)
+    return {
+        "ms": median(own for own, _ in rounds),
+        "plain_ms": median(other for _, other in rounds),
+        "ratio": median(ratios),
+        "lowest": ratios[0],
+        "highest": ratios[-1],
+        "rounds": ROUNDS,
+    }
+
+
+def _write_trace(run: Run, file: Path) -> None:
+    """A Chrome trace of iterations as the recipe takes them, every hook named."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it complains of a GPU that is not there
+    activities = [ProfilerActivity.CPU]
+    if run.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with watching(run.manager, _Named), profile(activities=activities) as profiled:
+        for _ in range(TRACED):
+            with record_function("iteration"):
+                _advance(run, 1)
+    profiled.export_chrome_trace(str(file))
+
+
+class _Named:
+    """A stretch of a trace that is called by its plugin and hook."""
+
+    def __init__(self, hook: str, plugin: str, wraps: bool) -> None:
+        self._name = f"{plugin}.{hook}"
+
+    def __enter__(self) -> None:
+        self._stretch = record_function(self._name)
+        self._stretch.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._stretch.__exit__(*error)
+
+    def answered(self, answer: Any) -> None:
+        pass

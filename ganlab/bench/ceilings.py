@@ -1,0 +1,68 @@
+"""What this machine can do at most: matrix products, copies, and small operations in a row."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ganlab.device import autocast, now
+from ganlab.engine import Run
+
+ROUNDS = 5
+_SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices: large enough to reach the peak
+_COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes, well beyond any cache
+_IN_A_ROW = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """The best of five measurements each."""
+
+    flops: float
+    """Of a matrix product a second, in the precision in which the recipe's networks run."""
+    bytes: float
+    """Read and written a second by a copy."""
+    launch_seconds: float
+    """Of one operation on a few numbers: what calling it costs."""
+
+    def or_higher(self, other: "Ceilings") -> "Ceilings":
+        """The better of two measurements, figure by figure."""
+        return Ceilings(
+            max(self.flops, other.flops),
+            max(self.bytes, other.bytes),
+            min(self.launch_seconds, other.launch_seconds),
+        )
+
+
+def measure_ceilings(run: Run) -> Ceilings:
+    """Measure them on the run's device, in a second or two."""
+    device, kind = run.device, run.device.type
+    side = _SIDE[kind]
+    a, b = (torch.randn(side, side, device=device, dtype=run.dtype) for _ in range(2))
+    source = torch.ones(_COPIED[kind], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    few = torch.zeros(8, device=device)
+
+    def product() -> None:
+        with autocast(run.recipe.precision, device):
+            a @ b
+
+    def in_a_row() -> None:
+        for _ in range(_IN_A_ROW):
+            few.add_(1)
+
+    return Ceilings(
+        flops=2 * side**3 / _quickest(run, product),
+        bytes=2 * source.nbytes / _quickest(run, lambda: target.copy_(source)),
+        launch_seconds=_quickest(run, in_a_row) / _IN_A_ROW,
+    )
+
+
+def _quickest(run: Run, function: Callable[[], object]) -> float:
+    function()
+    times = []
+    for _ in range(ROUNDS):
+        began = now(run.device)
+        function()
+        times.append(now(run.device) - began)
+    return min(times)

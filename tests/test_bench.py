@@ -1,0 +1,260 @@
+"""`ganlab bench`: every moment is counted once, FLOPs are right, and the bare loop is the step."""
+
+import inspect
+import json
+import sys
+import types
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector
+from torch.optim import optimizer
+from torch.utils.flop_counter import FlopCounterMode
+
+from ganlab import Plugin, hookimpl
+from ganlab.bench import fit, floor, stopwatch
+from ganlab.bench.ceilings import Ceilings
+from ganlab.bench.plain import PlainLoop
+from ganlab.bench.work import Operation, count_work
+from ganlab.cli import main
+from ganlab.engine import Run, assemble, iterate
+from ganlab.recipe import load_recipe
+
+CPU = torch.device("cpu")
+CLOCKED = """
+from ganlab import Plugin, hookimpl
+import virtual_clock
+
+
+class Clocked(Plugin):
+    hooks_seconds: float = 0.0
+
+    @hookimpl(wrapper=True)
+    def degrade(self):
+        virtual_clock.pass_(1)
+        images = yield
+        virtual_clock.pass_(2)
+        return images
+
+    @hookimpl
+    def penalty(self, discriminator, real):
+        virtual_clock.pass_(10)
+        return {"D/clocked": discriminator(real).mean() * 0}
+
+    @hookimpl
+    def iteration_end(self):
+        virtual_clock.pass_(100)
+"""
+
+
+def run_of(recipe: Path, *changes: str) -> Run:
+    return assemble(load_recipe(recipe, changes), CPU)
+
+
+def test_every_moment_belongs_to_the_innermost_part(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = types.SimpleNamespace(now=0.0)
+    module = types.ModuleType("virtual_clock")
+
+    def pass_(seconds: float) -> None:
+        clock.now += seconds
+
+    module.pass_ = pass_  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "virtual_clock", module)
+    (tiny.parent / "clocked.py").write_text(CLOCKED)
+    run = run_of(tiny, 'clocked={ use = "./clocked.py" }')
+    monkeypatch.setattr(stopwatch, "now", lambda device: clock.now)
+    adam_step = torch.optim.Adam.step
+
+    def slow_step(self: torch.optim.Adam) -> None:
+        adam_step(self)
+        pass_(1000)
+
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", torch.optim.Optimizer.profile_hook_step(slow_step)
+    )
+    parts = stopwatch.time_parts(run, 2)
+    seconds = {part: ms / 1000 for part, ms in parts.items() if ms}
+    # an iteration here is one D step and one G step, each on a batch of its own
+    assert seconds["degrade", "clocked"] == 2 * (1 + 2)
+    assert seconds["penalty", "clocked"] == 10
+    assert seconds["events", "clocked"] == 100
+    assert seconds["optimizer", "engine"] == 2 * 1000
+    assert sum(seconds.values()) == 6 + 10 + 100 + 2000
+
+
+def test_networks_backward_and_optimizers_are_parts_of_their_own(tiny: Path) -> None:
+    parts = stopwatch.time_parts(run_of(tiny), 1)
+    for phase in ("G forward", "D forward", "optimizer"):
+        assert parts[phase, "engine"] > 0
+    assert parts["G backward", "pixel_loss"] > 0
+    assert parts["D backward", "wasserstein"] > 0
+    assert ("D backward", "engine") not in parts  # shared out among the losses
+    assert parts["penalty", "gradient_penalty"] > 0
+
+
+def test_looking_leaves_the_run_as_it_was(tiny: Path) -> None:
+    run = run_of(tiny)
+    fast, backward = run.fast, Tensor.backward
+    functions = [impl.function for impl in run.hook.degrade.get_hookimpls()]
+    stopwatch.time_parts(run, 1)
+    count_work(run)
+    assert run.fast is fast
+    assert Tensor.backward is backward
+    assert [impl.function for impl in run.hook.degrade.get_hookimpls()] == functions
+    assert not optimizer._global_optimizer_pre_hooks
+
+
+def test_flops_are_those_that_torch_counts(tiny: Path) -> None:
+    run = run_of(tiny, "gradient_penalty=false", "weight_clipping={}")
+    with FlopCounterMode(display=False) as counter:
+        iterate(run)
+    assert sum(one.flops for one in count_work(run)) == counter.get_total_flops() > 0
+
+
+def test_the_second_derivative_of_a_penalty_is_counted(tiny: Path) -> None:
+    with_penalty, without = (
+        sum(one.flops for one in count_work(run_of(tiny, *changes)))
+        for changes in ([], ["gradient_penalty=false", "weight_clipping={}"])
+    )
+    run = run_of(tiny)
+    assert run.D is not None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run.D(torch.zeros(2, *run.real_shape))
+    # forward, its gradient for the images, and the backward passes of both: six forward passes,
+    # less what the first and the last layer need not pass on
+    assert 4 < (with_penalty - without) / counter.get_total_flops() < 6
+
+
+def test_bytes_are_of_what_is_read_and_written() -> None:
+    from ganlab.bench.work import _Counted
+
+    counted = _Counted(CPU)
+    a = torch.zeros(8, 4)
+    with counted:
+        (a.view(4, 8) @ a).add_(1)
+    assert counted.found["mm"].flops == 2 * 4 * 8 * 4
+    assert counted.found["mm"].moved == 4 * (32 + 32 + 16)
+    assert counted.found["add"].moved == 4 * (16 + 16)
+    assert "view" not in counted.found
+
+
+def test_the_floor_is_the_longer_of_computing_and_moving() -> None:
+    ceilings = Ceilings(flops=1e9, bytes=1e9, launch_seconds=1e-6)
+    matrix = Operation("mm", calls=1, seconds=0.004, flops=2_000_000, moved=1_000_000)
+    other = Operation("add", calls=9, seconds=0.002, moved=3_000_000)
+    found = floor([matrix, other], ceilings, ms=10.0)
+    assert found["ms"] == 2.0
+    assert found["ms without overlap"] == 2.0 + 4.0
+    assert found["reached"] == 0.2
+    assert found["calls"] == 10
+    assert list(found["rest"].values()) == [2.0, 2.0, 4.0]
+    moving = floor([Operation("mm", 1, 0.004, 1_000_000, 5_000_000)], ceilings, ms=10.0)
+    assert moving["ms"] == 5.0
+
+
+class Still(Plugin):
+    """The same images at every draw."""
+
+    images_only: ClassVar[bool] = True
+
+    @hookimpl
+    def sample_real(self, batch_size, device):
+        images = torch.rand(batch_size, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        return images.to(device)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["wasserstein=false", "gradient_penalty=false", "bce={}", "label_smoothing={}"],
+        ["wasserstein=false", "gradient_penalty=false", "relativistic_average={}", "d_steps=2"],
+        ["gradient_penalty=false", "r1={}", "conditional_discriminator={}"],
+        ["gradient_penalty=false", "r1={}", "ema={}", 'first="generator"'],
+    ],
+    ids=["labels", "real logits and two D steps", "augment", "generator first"],
+)
+def test_the_bare_loop_takes_the_steps_of_the_engine(tiny: Path, changes: list[str]) -> None:
+    (tiny.parent / "still.py").write_text(
+        "import torch\nfrom typing import ClassVar\nfrom ganlab import Plugin, hookimpl\n\n\n"
+        + inspect.getsource(Still)
+    )
+    still = ["dead_leaves=false", 'still={ use = "./still.py" }']
+    own, bare = run_of(tiny, *still, *changes), run_of(tiny, *still, *changes)
+    loop = PlainLoop(bare)
+    for _ in range(3):
+        iterate(own)
+        own.iteration += 1
+        loop.iterate()
+    begun = run_of(tiny, *still, *changes)
+    for networks in ((own.G, bare.G, begun.G), (own.D, bare.D, begun.D)):
+        one, other, before = (parameters_to_vector(n.parameters()) for n in networks if n)
+        assert torch.allclose(one, other, rtol=0, atol=1e-7)
+        assert not torch.allclose(one, before, rtol=0, atol=1e-5)
+
+
+def test_the_command_tells_times_and_leaves_a_trace(tiny: Path) -> None:
+    trace = tiny.parent / "trace.json"
+    command = ["bench", str(tiny), "--time", "0.05s", "--vs", "plain", "--trace", str(trace)]
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    for words in ("images/s", "gradient_penalty", "convolution", "of the floor", "bare loop"):
+        assert words in result.stdout
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"iteration", "bicubic.degrade", "wasserstein.generator_loss"} <= names
+    again = CliRunner().invoke(main, command)
+    assert again.exit_code == 2
+    assert f"{trace} exists" in again.output
+
+
+def test_the_figures_are_there_for_machines(tiny: Path) -> None:
+    command = ["bench", str(tiny), "--time", "0.05s", "--json"]
+    found = json.loads(CliRunner().invoke(main, command, catch_exceptions=False).stdout)
+    assert found["iteration"]["timed"] >= 3
+    assert set(found["phases"]) == set(stopwatch.PHASES)
+    assert found["floor"]["reached"] > 0
+    assert not list(tiny.parent.glob("runs"))
+
+
+def test_a_batch_is_found_by_doubling_and_halving(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def peak_of(file: Path, changes: tuple[str, ...], device: str, batch_size: int) -> int:
+        tried.append(batch_size)
+        if batch_size > 100:
+            raise torch.OutOfMemoryError
+        return batch_size
+
+    monkeypatch.setattr(fit, "peak_of", peak_of)
+    monkeypatch.setattr(fit, "free_memory", lambda device: 1000)
+    found = fit._by_trying(tiny, (), CPU, 4)
+    assert found.batch_size == 100
+    assert all(size % 4 == 0 for size in tried)
+    assert found.measured[100] == 100
+
+
+def test_no_batch_at_all_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "peak_of", lambda *arguments: 950)
+    monkeypatch.setattr(fit, "free_memory", lambda device: 1000)
+    with pytest.raises(Exception, match="not even one sample fits"):
+        fit._by_trying(tiny, (), CPU, 1)
+
+
+def test_on_a_cpu_a_line_is_followed_to_the_free_memory(tiny: Path) -> None:
+    changes = ["--set", "batch_size=32", "--set", "dead_leaves.crop=32"]
+    command = ["bench", str(tiny), "--fit", "--json", "--device", "cpu", *changes]
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    found = json.loads(result.stdout)
+    assert found["extrapolated"]
+    small, large = found["measured"]["16"], found["measured"]["32"]
+    assert 0 < small < large
+    each = (large - small) / 16
+    wanted = 16 + (0.9 * found["available"] - small) / each
+    assert found["batch_size"] == int(wanted)
