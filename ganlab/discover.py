@@ -93,7 +93,7 @@ def _from_file(use: str, origin: Origin, folder: Path) -> tuple[type[Plugin], Pl
         near = did_you_mean(file.name, (p.name for p in folder.glob("*.py")))
         raise RecipeError(f"{origin}: no file '{use}' beside the recipe{near}")
     digest = _sha256(file)
-    print(f"runs code from {file}, sha256 {digest}", file=sys.stderr)
+    _say(f"runs code from {file}, sha256 {digest}")
     module = _import(file, f"_ganlab_{file.stem}_{digest[:12]}", origin)
     classes = [
         value
@@ -108,6 +108,11 @@ def _from_file(use: str, origin: Origin, folder: Path) -> tuple[type[Plugin], Pl
             f"{origin}: '{use}' must define exactly one class derived from Plugin; it has {names}"
         )
     return classes[0], PluginSource(file.stem, "", "", file, digest, beside_recipe=True)
+
+
+@cache  # a plan reads the same recipes many times
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _import(file: Path, name: str, origin: Origin) -> ModuleType:
