@@ -1,44 +1,50 @@
-"""What an iteration is made of, timed: `uv run pytest tests/bench --benchmark-enable`."""
-
-from pathlib import Path
+"""What an iteration is made of: the steps, what penalties add to D's, the average of G."""
 
 import pytest
 import torch
+from torch import nn
 
-from ganlab.checkpoint import save_checkpoint
-from ganlab.engine import Run, assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.engine import Run, iterate
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def run(tiny: Path) -> Run:
-    return assemble(load_recipe(tiny), CPU)
+def step(benchmark, run: Run, role: str) -> None:
+    batch = run.hook.sample_batch(batch_size=run.recipe.batch_size, device=CPU)
+    losses = benchmark(getattr(run.hook, f"{role}_step"), run=run, batch=batch)
+    assert losses and all(loss.isfinite() for loss in losses.values())
 
 
-def test_dispatch_of_a_chained_hook(benchmark, run: Run) -> None:
-    images = torch.zeros(1, 3, 4, 4)
-    benchmark(run.hook.augment, images=images, condition=images)
+@pytest.mark.benchmark(group="a discriminator step")
+@pytest.mark.parametrize("penalty", ["none", "gradient_penalty", "r1"])
+def test_a_discriminator_step(benchmark, build, penalty: str) -> None:
+    step(benchmark, build(*([] if penalty == "none" else [f"{penalty}={{}}"])), "discriminator")
 
 
-def test_sampling_a_batch(benchmark, run: Run) -> None:
-    benchmark(run.hook.sample_batch, batch_size=16, device=CPU)
+@pytest.mark.benchmark(group="a generator step")
+def test_a_generator_step(benchmark, build) -> None:
+    step(benchmark, build(), "generator")
 
 
-def test_a_discriminator_step(benchmark, run: Run) -> None:
-    batch = run.hook.sample_batch(batch_size=2, device=CPU)
-    benchmark(run.hook.discriminator_step, run=run, batch=batch)
+@pytest.mark.benchmark(group="an iteration")
+@pytest.mark.parametrize("first", ["discriminator", "generator"])
+def test_an_iteration(benchmark, build, first: str) -> None:
+    assert benchmark(iterate, build(f"first={first}"))["G/pixel_loss"] > 0
 
 
-def test_a_generator_step(benchmark, run: Run) -> None:
-    batch = run.hook.sample_batch(batch_size=2, device=CPU)
-    benchmark(run.hook.generator_step, run=run, batch=batch)
+def one_by_one(average: nn.Module, current: nn.Module) -> None:
+    for mine, theirs in zip(average.parameters(), current.parameters(), strict=True):
+        mine.mul_(0.999).add_(theirs.detach(), alpha=0.001)
 
 
-def test_an_iteration(benchmark, run: Run) -> None:
-    benchmark(iterate, run)
-
-
-def test_a_checkpoint(benchmark, run: Run, tmp_path: Path) -> None:
-    benchmark(save_checkpoint, run, tmp_path)
+@pytest.mark.benchmark(group="the average of SRResNet's weights")
+@pytest.mark.parametrize("way", ["all at once", "one by one"])
+def test_averaging_the_generator(benchmark, build, way: str) -> None:
+    run = build("srresnet.width=64", "srresnet.num_blocks=16", "ema={ warmup = false }")
+    ema = run.recipe.plugins["ema"]
+    if way == "all at once":
+        benchmark(ema.iteration_end, run=run)
+    else:
+        benchmark(one_by_one, ema.average, run.G)
+    pairs = zip(ema.average.parameters(), run.G.parameters(), strict=True)
+    assert all(torch.allclose(mine, theirs, rtol=1e-3) for mine, theirs in pairs)
