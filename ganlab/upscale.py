@@ -1,10 +1,14 @@
 """A generator applied to images of any size, tile by tile, without seams."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Item = TypeVar("Item")
 
 
 @torch.no_grad()
@@ -23,7 +27,9 @@ def upscale(
     tile sees `overlap` more pixels than it is kept for, on each side that is not an edge of the
     image. A network whose receptive field reaches no further gives the same numbers as in one
     piece; one that reaches further gives a difference that fades with the distance. An image
-    that fits into one tile is never cut. Neither clamped nor rounded; no gradient.
+    that fits into one tile is never cut. Tiles of equal size are shown together, up to the pixels
+    of one whole tile, so the generator must not mix the images of a batch, and `tile` bounds the
+    memory however many images there are. Neither clamped nor rounded; no gradient.
 
     :param generator: a module in eval mode, from [N, C, h, w] to [N, c, scale h, scale w].
     :param images: LR, [N, C, h, w], at least 1x1, on the device of the generator.
@@ -43,20 +49,57 @@ def upscale(
         )
     height, width = images.shape[-2:]
     images = F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+    shape = images.shape[-2:]
+
+    def size(corner: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(min(tile, side - start) for side, start in zip(shape, corner[1:], strict=True))
+
+    starts = (_starts(side, tile, overlap) for side in shape)
+    # whole tiles, then those at the right edge, those at the bottom, the last corner
+    corners = sorted(product(range(len(images)), *starts), key=size, reverse=True)
     result: Tensor | None = None
-    for top in _starts(images.shape[-2], tile, overlap):
-        for left in _starts(images.shape[-1], tile, overlap):
-            made = generator(images[..., top : top + tile, left : left + tile])
-            if result is None:
-                size = [scale * side for side in images.shape[-2:]]
-                result = made.new_empty(*made.shape[:2], *size)
-            # the far margins that this tile leaves behind are overwritten by the next tiles
+    for several in alike(corners, size, tile * tile):
+        made = generator(
+            torch.stack([images[n, :, y : y + tile, x : x + tile] for n, y, x in several])
+        )
+        if result is None:
+            result = made.new_empty(len(images), made.shape[1], *(scale * side for side in shape))
+        for (number, top, left), picture in zip(several, made, strict=True):
+            # the far margins that this tile leaves behind are overwritten by its neighbours, later
             margin_y, margin_x = (scale * overlap if start else 0 for start in (top, left))
             y, x = scale * top + margin_y, scale * left + margin_x
-            kept = made[..., margin_y:, margin_x:]
-            result[..., y : y + kept.shape[-2], x : x + kept.shape[-1]] = kept
+            kept = picture[:, margin_y:, margin_x:]
+            result[number, :, y : y + kept.shape[-2], x : x + kept.shape[-1]] = kept
     assert result is not None
     return result[..., : scale * height, : scale * width]
+
+
+def alike(
+    items: Iterable[Item], size: Callable[[Item], tuple[int, ...]], pixels: int
+) -> Iterator[list[Item]]:
+    """Neighbours of one size, as many at a time as have `pixels` pixels together; at least one.
+
+    When taking an item fails, those before it come first.
+
+    :param items: taken one by one, as they are needed.
+    :param size: (..., height, width) of an item.
+    """
+    several: list[Item] = []
+    failure: Exception | None = None
+    try:
+        for item in items:
+            *_, height, width = shape = size(item)
+            full = (len(several) + 1) * height * width > pixels
+            if several and (full or shape != size(several[0])):
+                yield several
+                several = []
+            several.append(item)
+    except Exception as error:
+        failure = error
+    if several:
+        yield several
+    if failure is not None:
+        raise failure
 
 
 def _starts(side: int, tile: int, overlap: int) -> range:

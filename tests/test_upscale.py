@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ganlab.upscale import upscale
+from ganlab.upscale import alike, upscale
 
 
 @pytest.fixture
@@ -80,6 +80,48 @@ def test_no_tile_is_larger_than_told_and_none_is_needless():
 
     upscale(generator, torch.rand(1, 1, 30, 57), 1, tile=39, overlap=4)
     assert seen == [(32, 32), (32, 32), (32, 16)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile", "expected"),
+    [
+        ((5, 1, 20, 20), 40, [(2, 24, 24), (2, 24, 24), (1, 24, 24)]),
+        ((2, 1, 32, 88), 32, [(1, 32, 32)] * 6 + [(2, 32, 16)]),
+        (
+            (1, 1, 88, 40),
+            32,
+            [(1, 32, 32)] * 3 + [(2, 32, 16), (1, 32, 16), (1, 16, 32), (1, 16, 16)],
+        ),
+    ],
+)
+def test_equal_tiles_go_together_up_to_the_pixels_of_one_whole(shape, tile, expected):
+    seen = []
+
+    def generator(images: Tensor) -> Tensor:
+        seen.append((len(images), *images.shape[-2:]))
+        return images
+
+    images = torch.rand(shape)
+    assert torch.equal(upscale(generator, images, 1, tile, overlap=4), images)
+    assert seen == expected
+
+
+def test_neighbours_of_one_size_go_together_in_order():
+    sizes = [(2, 3), (2, 3), (2, 3), (3, 2), (2, 3), (9, 9), (9, 9)]
+    groups = list(alike(sizes, lambda size: size, 12))
+    assert groups == [[(2, 3)] * 2, [(2, 3)], [(3, 2)], [(2, 3)], [(9, 9)], [(9, 9)]]
+
+
+def test_what_comes_before_an_item_that_fails_is_not_lost():
+    def items():
+        yield from [(1, 1), (1, 1)]
+        raise OSError("the third")
+
+    found = []
+    with pytest.raises(OSError, match="the third"):
+        for group in alike(items(), lambda size: size, 100):
+            found.append(group)
+    assert found == [[(1, 1), (1, 1)]]
 
 
 def test_the_generator_chooses_channels_and_dtype_and_no_gradient_is_kept():
