@@ -42,7 +42,7 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
         image = read_image(path, keep_grey=True)
         if min(image.shape[-2:]) < WINDOW + 3 * loaded.scale:
             raise RecipeError(f"{path}: too small to score at x{loaded.scale}; leave it out")
-        for judged in judge_images({name: image}, generator, loaded):
+        for judged in judge_images([(name, image)], generator, loaded):
             rows[name] = {"generator": judged.scores, "bicubic": judged.bicubic_scores}
             kept += [judged] if of_sets else []  # whole folders of images in memory
     mean = {who: means([row[who] for row in rows.values()]) for who in ("generator", "bicubic")}

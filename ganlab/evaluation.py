@@ -1,6 +1,6 @@
 """Judging a generator on held-out images: scores beside bicubic, and sample strips."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from ganlab.pictures import keep_pictures
 from ganlab.recipe_file import did_you_mean
 from ganlab.resampling import resize, to_float, to_uint8
 from ganlab.steps import merged
-from ganlab.upscale import upscale
+from ganlab.upscale import alike, upscale
 
 if TYPE_CHECKING:
     from ganlab.engine import Run
@@ -27,6 +27,10 @@ STRIP_SIDE = 128  # HR pixels of the crops shown
 STRIP_IMAGES = 6
 SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "hf_ratio", "lr_psnr")
 COLUMNS = ("LR, nearest", "bicubic", "SR", "HR")
+# HR pixels judged at once: what the caches of a CPU hold, and what keeps a GPU busy
+TOGETHER = {"cpu": 256 * 256, "cuda": 1024 * 1024}
+
+Scores = dict[str, float | Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Judged:
 
 
 def judge_images(
-    images: dict[str, Tensor],
+    images: Iterable[tuple[str, Tensor]],
     generator: nn.Module,
     run: "Run",
     score_bicubic: bool = True,
@@ -53,30 +57,36 @@ def judge_images(
     The protocol of the SR literature: HR cropped to a multiple of the scale at the right and the
     bottom, SR rounded to 8 bits, `scale` pixels shaved. A grey image is its own luma plane.
 
-    :param images: name -> uint8 [3, H, W] or [1, H, W].
+    Neighbours of one size go together, up to `TOGETHER` pixels, and their scores come from the
+    device at once. Each is degraded alone, by random numbers of its name.
+
+    :param images: names and uint8 [3, H, W] or [1, H, W], taken one by one, as they are needed.
     :param run: whose degradation, scale and device to use.
     :param score_bicubic: else `bicubic_scores` is empty; they never change during a run.
+    :returns: in the order of the images.
     """
-    scale = run.scale
-    for name, image in images.items():
-        height, width = (side - side % scale for side in image.shape[-2:])
-        hr = image[None, :, :height, :width].to(run.device)
-        grey = hr.shape[1] == 1
-        with torch.no_grad():
-            lr = _degraded(run, name, hr.expand(-1, 3, -1, -1))
-            sr = upscale(generator, lr, scale)
-            enlarged = resize(lr, (height, width))
-        made = [to_uint8(picture) for picture in (sr, enlarged, lr)]
-        scores: list[dict[str, float]] = []
-        for picture in made[: 1 + score_bicubic]:
-            again = to_uint8(_degraded(run, name, picture))
-            shown = _grey(picture) if grey else picture
-            own = _scores(shown, hr, scale) | {"lr_psnr": _mean(psnr(again, made[2], 0))}
-            with torch.no_grad():
-                others = run.hook.score_images(run=run, sr=shown, hr=hr, lr=made[2])
-            scores.append(merged(run, [own, *others]))
-        sr8, enlarged8, lr8 = (m[0].cpu() for m in made)
-        yield Judged(name, image[:, :height, :width], lr8, sr8, enlarged8, *scores)
+    cropped = ((name, _cropped(image, run.scale)) for name, image in images)
+    for group in alike(cropped, lambda item: item[1].shape, TOGETHER[run.device.type]):
+        yield from _judge_group(dict(group), generator, run, score_bicubic)
+
+
+def _judge_group(
+    originals: dict[str, Tensor], generator: nn.Module, run: "Run", score_bicubic: bool
+) -> Iterator[Judged]:
+    """Images of one size, judged together."""
+    names = list(originals)
+    hr = torch.stack(list(originals.values())).to(run.device)
+    with torch.no_grad():
+        lr = _degraded(run, names, hr.expand(-1, 3, -1, -1))
+        sr = to_uint8(upscale(generator, lr, run.scale))
+        bicubic = to_uint8(resize(lr, (hr.shape[-2], hr.shape[-1])))
+        lr = to_uint8(lr)
+        rows = _scored(run, names, sr, hr, lr)
+        rows += _scored(run, names, bicubic, hr, lr) if score_bicubic else []
+    scores = _numbers(rows)
+    pictures = zip(originals.values(), lr.cpu(), sr.cpu(), bicubic.cpu(), strict=True)
+    for index, (name, four) in enumerate(zip(names, pictures, strict=True)):
+        yield Judged(name, *four, *scores[index :: len(names)])
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -131,7 +141,7 @@ def judge_run(
         "bicubic" the first time; and `health/checkerboard`, the power of SR at the stride of its
         upsampling as a multiple of that of HR, the mean over images.
     """
-    judged = list(judge_images(run.held_out, generator, run, not run.bicubic))
+    judged = list(judge_images(run.held_out.items(), generator, run, not run.bicubic))
     if judged and run.folder:
         path = run.folder.samples / f"{run.iteration:07d}.png"
         run.writer.later(_write_strip, judged, run.scale, path)
@@ -143,26 +153,26 @@ def judge_run(
     run.streams.moment("evaluation")
     others = run.hook.evaluate(run=run, generator=generator, judged=judged)
     figures = merged(run, [means([item.scores for item in judged]), *others])
-    return figures, scores, _checkerboard(judged, run.scale)
+    return figures, scores, _checkerboard(run, judged)
 
 
 def _write_strip(judged: list[Judged], scale: int, path: Path) -> None:
     write_png(strip(judged[:STRIP_IMAGES], scale), path)
 
 
-def _checkerboard(judged: list[Judged], scale: int) -> dict[str, float]:
-    if not judged or scale == 1:
+def _checkerboard(run: "Run", judged: list[Judged]) -> dict[str, float]:
+    if not judged or run.scale == 1:
         return {}
+
+    def power(pictures: list[Tensor]) -> Tensor:
+        return stride_power(torch.stack(pictures).to(run.device), run.scale)
+
+    # the original in colour as the answer is, so that both have the same luma
     ratios = [
-        (stride_power(item.sr[None], scale) / stride_power(_in_colour(item), scale)).item()
-        for item in judged
+        power([item.sr for item in group]) / power([item.hr.expand(3, -1, -1) for item in group])
+        for group in alike(judged, lambda item: item.sr.shape, TOGETHER[run.device.type])
     ]
-    return {"health/checkerboard": fmean(ratios)}
-
-
-def _in_colour(item: Judged) -> Tensor:
-    """The original, of as many channels as the answer, so that both have the same luma."""
-    return item.hr.expand(3, -1, -1)[None]
+    return {"health/checkerboard": fmean(torch.cat(ratios).tolist())}
 
 
 def strip(judged: list[Judged], scale: int) -> Tensor:
@@ -197,23 +207,56 @@ def _header(width: int) -> Tensor:
     return pixels.view(1, 18, width).expand(3, -1, -1)
 
 
-def _degraded(run: "Run", name: str, images: Tensor) -> Tensor:
-    run.streams.moment("evaluation", name)  # the same blur and noise for HR, SR and bicubic
-    return run.hook.degrade(images=to_float(images).to(run.dtype))
+def _cropped(image: Tensor, scale: int) -> Tensor:
+    height, width = (side - side % scale for side in image.shape[-2:])
+    return image[:, :height, :width]
 
 
-def _scores(image: Tensor, reference: Tensor, scale: int) -> dict[str, float]:
-    return {
-        "psnr_y": _mean(psnr(image, reference, scale, "y")),
-        "ssim_y": _mean(ssim(image, reference, scale, "y")),
-        "psnr_rgb": _mean(psnr(image, reference, scale, "rgb")),
-        "ssim_rgb": _mean(ssim(image, reference, scale, "rgb")),
-        "hf_ratio": _mean(high_frequency_ratio(image, reference, scale)),
+def _degraded(run: "Run", names: Sequence[str], images: Tensor) -> Tensor:
+    """Each alone, with the same blur and noise for HR, SR and bicubic of one name."""
+    made = []
+    for name, image in zip(names, to_float(images).to(run.dtype).split(1), strict=True):
+        run.streams.moment("evaluation", name)
+        made.append(run.hook.degrade(images=image))
+    return torch.cat(made)
+
+
+def _scored(
+    run: "Run", names: Sequence[str], images: Tensor, hr: Tensor, lr: Tensor
+) -> list[Scores]:
+    """The scores of each image; those computed on the device are still there.
+
+    :param images: SR or bicubic's, uint8 [N, 3, H, W].
+    """
+    scale = run.scale
+    again = to_uint8(_degraded(run, names, images))
+    shown = _grey(images) if hr.shape[1] == 1 else images
+    own = {
+        "psnr_y": psnr(shown, hr, scale, "y"),
+        "ssim_y": ssim(shown, hr, scale, "y"),
+        "psnr_rgb": psnr(shown, hr, scale, "rgb"),
+        "ssim_rgb": ssim(shown, hr, scale, "rgb"),
+        "hf_ratio": high_frequency_ratio(shown, hr, scale),
+        "lr_psnr": psnr(again, lr, 0),
     }
+    rows = []
+    for index, name in enumerate(names):
+        one = slice(index, index + 1)
+        run.streams.moment("evaluation", name)
+        others = run.hook.score_images(run=run, sr=shown[one], hr=hr[one], lr=lr[one])
+        rows.append(merged(run, [{key: value[index] for key, value in own.items()}, *others]))
+    return rows
 
 
-def _mean(values: Tensor) -> float:
-    return values.mean().item()
+def _numbers(rows: list[Scores]) -> list[dict[str, float]]:
+    """All that is still on the device, brought to the host in one transfer."""
+    waiting = [v for row in rows for v in row.values() if isinstance(v, Tensor)]
+    device = waiting[0].device
+    found = iter(torch.stack([v.to(device, torch.float64) for v in waiting]).tolist())
+    return [
+        {name: next(found) if isinstance(v, Tensor) else v for name, v in row.items()}
+        for row in rows
+    ]
 
 
 def _grey(picture: Tensor) -> Tensor:

@@ -233,7 +233,9 @@ def evaluation_generator(generator: nn.Module) -> nn.Module:  # type: ignore[emp
 
 
 @hookspec
-def score_images(run: "Run", sr: Tensor, hr: Tensor, lr: Tensor) -> dict[str, float]:  # type: ignore[empty-body]
+def score_images(  # type: ignore[empty-body]
+    run: "Run", sr: Tensor, hr: Tensor, lr: Tensor
+) -> dict[str, float | Tensor]:
     """Score one image against its reference, beside PSNR and SSIM. Collected.
 
     Called for every held-out image, for the generator's answer and once for bicubic's; `ganlab
@@ -241,7 +243,9 @@ def score_images(run: "Run", sr: Tensor, hr: Tensor, lr: Tensor) -> dict[str, fl
 
     :param sr, hr: uint8 [1, C, H, W] on the run's device, borders not cut; C is 1 for grey.
     :param lr: uint8 [1, 3, h, w], what the generator saw.
-    :returns: name -> number; the mean over the images is written to stats.jsonl.
+    :returns: name -> number, or a 0-d tensor: one on the device is brought from there together
+        with the others' and need not be waited for. The mean over the images is written to
+        stats.jsonl.
     """
 
 

@@ -112,7 +112,7 @@ def high_frequency_ratio(image: Tensor, reference: Tensor, scale: int) -> Tensor
     return _power_beyond(image, 0.5 / scale) / _power_beyond(reference, 0.5 / scale)
 
 
-def stride_power(image: Tensor, stride: int) -> Tensor:
+def stride_power(images: Tensor, stride: int) -> Tensor:
     """Spectral power at the multiples of 1 / stride: that of a pattern with this period.
 
         P = 1/12 + mean over tiles and over (k, l) != (0, 0) of |F(v Y)(k / s, l / s)|^2 / sum v^2
@@ -120,19 +120,19 @@ def stride_power(image: Tensor, stride: int) -> Tensor:
     Y is `luma` less its mean, in whole tiles of 8 s x 8 s pixels under a Hann window v, k and l are
     0 .. s - 1; 1/12 is the power of rounding to 8 bits.
 
-    :param image: uint8 [1, C, H, W], each side at least 4 strides.
-    :returns: 0-d float64.
+    :param images: uint8 [N, C, H, W], each side at least 4 strides.
+    :returns: float64 [N].
     """
-    planes = luma(image)[0, 0]
-    side = stride * min(TILE_PERIODS, min(planes.shape) // stride)
-    tiles = planes.unfold(0, side, side).unfold(1, side, side).reshape(-1, side, side)
+    planes = luma(images)[:, 0]
+    side = stride * min(TILE_PERIODS, min(planes.shape[1:]) // stride)
+    tiles = planes.unfold(1, side, side).unfold(2, side, side).flatten(1, 2)
     hann = torch.hann_window(side, periodic=True, dtype=torch.float64, device=planes.device)
     window = hann[:, None] * hann
-    centred = tiles - tiles.mean(dim=(1, 2), keepdim=True)
+    centred = tiles - tiles.mean(dim=(2, 3), keepdim=True)
     power = torch.fft.fft2(centred * window).abs().square() / window.square().sum()
     step = side // stride
-    at_stride = power[:, ::step, ::step].mean(0).flatten()[1:]  # without the mean
-    return ROUNDING_POWER + at_stride.mean()
+    at_stride = power[..., ::step, ::step].mean(1).flatten(1)[:, 1:]  # without the mean
+    return ROUNDING_POWER + at_stride.mean(1)
 
 
 def _power_beyond(planes: Tensor, frequency: float) -> Tensor:

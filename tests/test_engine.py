@@ -131,8 +131,8 @@ def test_an_evaluation_draws_the_same_noise_whatever_was_evaluated_before(
     run = build(tiny)
     images = {name: torch.full((3, 40, 40), 90, dtype=torch.uint8) for name in "ab"}
     with evaluating(run.G) as generator:
-        whole = [j.scores for j in judge_images(images, generator, run)]
-        alone = [j.scores for j in judge_images({"b": images["b"]}, generator, run, False)]
+        whole = [j.scores for j in judge_images(images.items(), generator, run)]
+        alone = [j.scores for j in judge_images([("b", images["b"])], generator, run, False)]
     assert alone[0] == whole[1]
     assert whole[0] != whole[1]
 
@@ -263,7 +263,7 @@ def test_a_perfect_answer_is_consistent_with_its_lr_under_random_noise_too(tiny:
         def forward(self, lr: Tensor) -> Tensor:
             return hr[None] / 255
 
-    (judged,) = judge_images({"a": hr}, Perfect(), run)
+    (judged,) = judge_images([("a", hr)], Perfect(), run)
     assert judged.scores["lr_psnr"] == float("inf")
     assert judged.bicubic_scores["lr_psnr"] < 60
 

@@ -380,7 +380,7 @@ def test_a_score_is_the_loss_of_the_8_bit_images(published, plugin):
     found = score.score_images(run=run_of(), sr=sr, hr=hr)
     expected = score._network(to_float(sr), to_float(hr))
     assert found == {plugin.__name__.lower(): pytest.approx(expected.item())}
-    assert isinstance(found[score.name], float) and found[score.name] > 0
+    assert found[score.name].shape == () and found[score.name] > 0
     assert score.score_images(run=run_of(), sr=hr, hr=hr)[score.name] == pytest.approx(0, abs=1e-6)
     # grey is a colour image of three equal channels
     grey = score.score_images(run=run_of(), sr=sr[:, :1], hr=hr[:, :1])

@@ -37,6 +37,6 @@ class Checkerboard(Plugin):
         require_held_out(self, run, 4 * (self.stride or run.scale))
 
     @hookimpl
-    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, float]:
+    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         stride = self.stride or run.scale
-        return {self.name: (stride_power(sr, stride) / stride_power(hr, stride)).item()}
+        return {self.name: (stride_power(sr, stride) / stride_power(hr, stride))[0]}

@@ -50,6 +50,6 @@ class DISTS(Plugin):
         return self._network
 
     @hookimpl
-    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, float]:
+    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         a, b = (to_float(image).to(run.dtype).expand(-1, 3, -1, -1) for image in (sr, hr))
-        return {self.name: self._on(run)(a, b).item()}
+        return {self.name: self._on(run)(a, b)[0]}

@@ -59,8 +59,8 @@ class LPIPS(Plugin):
         return self._network
 
     @hookimpl
-    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, float]:
+    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         a, b = (to_float(image).to(run.dtype).expand(-1, 3, -1, -1) for image in (sr, hr))
         network = self._on(run)
         network.check(self, (3, *hr.shape[-2:]), "held-out images")
-        return {self.name: network(a, b).item()}
+        return {self.name: network(a, b)[0]}

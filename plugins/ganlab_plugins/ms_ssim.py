@@ -34,7 +34,7 @@ class MSSSIM(Plugin):
         require_held_out(self, run, SMALLEST + 2 * run.scale)
 
     @hookimpl
-    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, float]:
+    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         shave, (height, width) = run.scale, sr.shape[-2:]
         if min(height, width) < SMALLEST + 2 * shave:
             raise self.error(
@@ -42,7 +42,7 @@ class MSSSIM(Plugin):
                 f"{width} x {height}; leave that image out, or this plugin"
             )
         inside = (..., slice(shave, height - shave), slice(shave, width - shave))
-        return {self.name: _ms_ssim(luma(sr[inside]), luma(hr[inside])).mean().item()}
+        return {self.name: _ms_ssim(luma(sr[inside]), luma(hr[inside])).mean()}
 
 
 def _ms_ssim(a: Tensor, b: Tensor) -> Tensor:

@@ -44,14 +44,14 @@ class RadialSpectrum(Plugin):
         return self
 
     @hookimpl
-    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, float]:
+    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         error = 10 * torch.log10(_radial_power(sr) / _radial_power(hr))
         frequency = torch.arange(1, len(error) + 1, device=error.device) / min(hr.shape[-2:])
         edges = (0.0, self.middle_from, self.high_from, 1.0)
-        figures = {self.name: error.abs().mean().item()}
+        figures = {self.name: error.abs().mean()}
         for band, start, end in zip(("low", "middle", "high"), edges[:-1], edges[1:], strict=True):
             inside = (frequency >= start) & (frequency < end)
-            figures[f"{self.name}_{band}"] = error[inside].mean().item()
+            figures[f"{self.name}_{band}"] = error[inside].mean()
         return figures
 
 
