@@ -1,16 +1,18 @@
 """Using a finished run: scores on a folder of images, and photographs enlarged."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from pluggy import HookImpl
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from ganlab.engine import Run
 from ganlab.errors import RecipeError
@@ -20,7 +22,12 @@ from ganlab.metrics import WINDOW
 from ganlab.resampling import resize, to_float, to_uint8
 from ganlab.session import load_for_use
 from ganlab.steps import merged
-from ganlab.upscale import upscale
+from ganlab.upscale import alike, upscale
+
+AHEAD = 2  # images read, or written, beside the computation
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+Photograph = tuple[Path, Tensor, Tensor | None]  # where it goes, its colour, its alpha
 
 
 def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str, Any]:
@@ -35,16 +42,18 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
         raise RecipeError(f"--data {data}: no such folder")
     loaded, generator, _ = load_for_use(run, weights, device)
     of_sets = [impl for impl in loaded.hook.evaluate.get_hookimpls() if "judged" in impl.argnames]
-    rows: dict[str, Any] = {}
-    kept: list[Judged] = []
-    for path in list_images(data):
-        name = str(path.relative_to(data))
+
+    def read(path: Path) -> tuple[str, Tensor]:
         image = read_image(path, keep_grey=True)
         if min(image.shape[-2:]) < WINDOW + 3 * loaded.scale:
             raise RecipeError(f"{path}: too small to score at x{loaded.scale}; leave it out")
-        for judged in judge_images([(name, image)], generator, loaded):
-            rows[name] = {"generator": judged.scores, "bicubic": judged.bicubic_scores}
-            kept += [judged] if of_sets else []  # whole folders of images in memory
+        return str(path.relative_to(data)), image
+
+    rows: dict[str, Any] = {}
+    kept: list[Judged] = []
+    for judged in judge_images(_beside(read, list_images(data)), generator, loaded):
+        rows[judged.name] = {"generator": judged.scores, "bicubic": judged.bicubic_scores}
+        kept += [judged] if of_sets else []  # whole folders of images in memory
     mean = {who: means([row[who] for row in rows.values()]) for who in ("generator", "bicubic")}
     by_bicubic = [replace(item, sr=item.bicubic) for item in kept]
     figures = {
@@ -134,13 +143,62 @@ def upscale_files(
             raise RecipeError(f"{target} exists or would be written twice; choose another --output")
     loaded, generator, _ = load_for_use(run, weights, device)
     output.mkdir(parents=True, exist_ok=True)
-    for file, target in zip(files, targets, strict=True):
-        colour, alpha = split_alpha(file)
-        lr = to_float(colour[None]).to(loaded.device, loaded.dtype)
-        with torch.no_grad():
-            sr = to_uint8(upscale(generator, lr, loaded.scale, tile))[0].cpu()
+    photographs = _beside(_read, zip(files, targets, strict=True))
+    enlarged = (
+        one
+        for group in alike(photographs, lambda item: item[1].shape, tile * tile)
+        for one in _enlarged(group, generator, loaded, tile)
+    )
+    yield from _beside(_write, enlarged)
+
+
+def _read(job: tuple[Path, Path]) -> Photograph:
+    file, target = job
+    return target, *split_alpha(file)
+
+
+def _enlarged(
+    group: list[Photograph], generator: nn.Module, run: Run, tile: int
+) -> Iterator[tuple[Path, Tensor, Tensor]]:
+    """Each of some photographs of one size: where it goes, LR and SR."""
+    lr = to_float(torch.stack([colour for _, colour, _ in group])).to(run.device, run.dtype)
+    with torch.no_grad():
+        pictures = to_uint8(upscale(generator, lr, run.scale, tile)).cpu()
+    for (target, colour, alpha), sr in zip(group, pictures, strict=True):
         if alpha is not None:
             size = (sr.shape[-2], sr.shape[-1])
             sr = torch.cat([sr, to_uint8(resize(to_float(alpha[None]), size))[0]])
-        write_png(sr, target)
-        yield f"{target}: {lr.shape[-1]}x{lr.shape[-2]} -> {sr.shape[-1]}x{sr.shape[-2]}"
+        yield target, colour, sr
+
+
+def _write(job: tuple[Path, Tensor, Tensor]) -> str:
+    target, lr, sr = job
+    write_png(sr, target)
+    return f"{target}: {lr.shape[-1]}x{lr.shape[-2]} -> {sr.shape[-1]}x{sr.shape[-2]}"
+
+
+def _beside(function: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
+    """What a function makes of each item, in order, made in threads up to `AHEAD` items ahead.
+
+    A failure, of the function or of the items, is raised in its turn: after what came before it.
+    """
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting: deque[Future[Answer]] = deque()
+        for begun in _begun(pool, function, items):
+            waiting.append(begun)
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _begun(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Answer], items: Iterable[Item]
+) -> Iterator[Future[Answer]]:
+    try:
+        for item in items:
+            yield pool.submit(function, item)
+    except Exception as error:
+        failed: Future[Answer] = Future()
+        failed.set_exception(error)
+        yield failed

@@ -1,0 +1,125 @@
+"""Photographs enlarged several at once, files read and written beside it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ganlab import apply
+from ganlab.apply import evaluate_folder, upscale_files
+from ganlab.cli import main
+from ganlab.images import ImageError, read_image, split_alpha, write_png
+
+SIDES = {"a": (20, 24), "b": (20, 24), "c": (20, 24), "d": (24, 20), "e": (20, 24)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny finished run."""
+    folder = tmp_path_factory.mktemp("apply")
+    recipe = folder / "tiny.toml"
+    recipe.write_text(
+        "iterations = 2\nbatch_size = 2\nd_steps = 0\n[plugins]\n"
+        "dead_leaves = { crop = 16, num_images = 2, size = 32 }\n"
+        "bicubic = {}\nencoder_decoder = { width = 4 }\npixel_loss = {}\n"
+    )
+    command = ["run", str(recipe), "--runs", str(folder / "runs"), "--name", "done"]
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return folder / "runs" / "done"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Images of two sizes, the second with alpha."""
+    rng = torch.Generator().manual_seed(0)
+    for name, (height, width) in SIDES.items():
+        channels = 4 if name == "b" else 3
+        image = torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=rng)
+        write_png(image, tmp_path / f"{name}.png")
+    return [tmp_path / f"{name}.png" for name in SIDES]
+
+
+def enlarged(trained: Path, files: list[Path], output: Path) -> list[str]:
+    return list(upscale_files(str(trained), files, output, 256, "last", "cpu"))
+
+
+def test_photographs_enlarged_together_are_those_enlarged_alone(
+    trained: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    whole = apply.upscale
+    monkeypatch.setattr(apply, "upscale", lambda *a: shown.append(len(a[1])) or whole(*a))
+    lines = enlarged(trained, files, tmp_path / "together")
+    assert shown == [3, 1, 1]
+    assert [line.partition(":")[0] for line in lines] == [
+        str(tmp_path / "together" / file.name) for file in files
+    ]
+    assert lines[3].endswith(": 20x24 -> 80x96")
+    for file in files:
+        enlarged(trained, [file], tmp_path / "alone")
+        one, other = (split_alpha(tmp_path / way / file.name) for way in ("together", "alone"))
+        # a convolution may round otherwise in a batch of another size
+        assert (one[0].int() - other[0].int()).abs().max() <= 1
+        assert (one[1] is None) == (other[1] is None) == (file.stem != "b")
+        assert one[1] is None or torch.equal(one[1], other[1])
+
+
+def test_what_comes_before_a_damaged_file_is_made_and_told(
+    trained: Path, files: list[Path], tmp_path: Path
+) -> None:
+    files[2].write_bytes(files[2].read_bytes()[:60])
+    lines = []
+    with pytest.raises(ImageError, match=r"c\.png"):
+        for line in upscale_files(str(trained), files, tmp_path / "out", 256, "last", "cpu"):
+            lines.append(line)
+    assert [line.partition(":")[0][-5:] for line in lines] == ["a.png", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_file_is_told_once_it_is_written(
+    trained: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = apply.write_png
+
+    def full(image: torch.Tensor, path: Path) -> None:
+        if path.name == "b.png":
+            raise ImageError(f"{path}: cannot be written: No space left on device")
+        whole(image, path)
+
+    monkeypatch.setattr(apply, "write_png", full)
+    lines = []
+    with pytest.raises(ImageError, match=r"b\.png: cannot be written"):
+        for line in upscale_files(str(trained), files, tmp_path / "out", 256, "last", "cpu"):
+            assert Path(line.partition(":")[0]).is_file()
+            lines.append(line)
+    assert len(lines) == 1
+
+
+def test_no_more_files_are_read_ahead_than_told() -> None:
+    read: list[int] = []
+    beside = apply._beside(lambda number: read.append(number) or number, range(20))
+    for number in range(20):
+        assert next(beside) == number
+        assert len(read) <= number + 1 + apply.AHEAD
+
+
+def test_a_folder_scored_in_groups_has_the_figures_of_its_images(
+    trained: Path, tmp_path: Path
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    for name, side in (("a", 40), ("b", 40), ("c", 48), ("d", 40)):
+        image = torch.randint(0, 256, (3, side, 48), dtype=torch.uint8, generator=rng)
+        for folder in ("all", name):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_png(image, tmp_path / folder / f"{name}.png")
+    found = evaluate_folder(str(trained), tmp_path / "all", "last", "cpu")
+    assert list(found["images"]) == ["a.png", "b.png", "c.png", "d.png"]
+    for name in "abcd":
+        alone = evaluate_folder(str(trained), tmp_path / name, "last", "cpu")
+        for who in ("generator", "bicubic"):
+            expected = alone["images"][f"{name}.png"][who]
+            # one rounded pixel more or less, where a batch rounds otherwise
+            assert found["images"][f"{name}.png"][who] == pytest.approx(expected, rel=1e-3)
+    assert read_image(tmp_path / "all" / "c.png").shape == (3, 48, 48)
