@@ -253,7 +253,8 @@ def test_an_interval_as_text(found: Interval | None, signed: bool, text: str) ->
 
 
 def test_numbers_for_people() -> None:
-    assert [number(v) for v in (1000, 12345, 0.125, 1e-5)] == ["1,000", "12,345", "0.125", "1e-05"]
+    shown = [number(v) for v in (1000, 12345, 2e6, -3.5e7, 0.125, 1e-5)]
+    assert shown == ["1,000", "12,345", "2e6", "-3.5e7", "0.125", "1e-5"]
 
 
 def test_a_name_that_is_no_text_does_not_end_a_page(compared: Path) -> None:

@@ -99,10 +99,10 @@ class Axis:
 
 
 def number(value: float) -> str:
-    """A number for people: thousands with commas, few digits."""
-    if abs(value) >= 1000 and value == round(value):
+    """A number for people: thousands with commas, millions as powers of ten, few digits."""
+    if 1000 <= abs(value) < 1e6 and value == round(value):
         return f"{value:,.0f}"
-    return f"{value:.4g}"
+    return f"{value:.4g}".replace("e+0", "e").replace("e-0", "e-")
 
 
 def curves(
