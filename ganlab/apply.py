@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ganlab.engine import Run
 from ganlab.errors import RecipeError
-from ganlab.evaluation import Judged, judge_images, means
+from ganlab.evaluation import TOGETHER, Judged, judge_images, means
 from ganlab.images import list_images, read_image, split_alpha, write_png
 from ganlab.metrics import WINDOW
 from ganlab.resampling import resize, to_float, to_uint8
@@ -144,9 +144,10 @@ def upscale_files(
     loaded, generator, _ = load_for_use(run, weights, device)
     output.mkdir(parents=True, exist_ok=True)
     photographs = _beside(_read, zip(files, targets, strict=True))
+    together = TOGETHER[loaded.device.type] // loaded.scale**2
     enlarged = (
         one
-        for group in alike(photographs, lambda item: item[1].shape, tile * tile)
+        for group in alike(photographs, lambda item: item[1].shape, together)
         for one in _enlarged(group, generator, loaded, tile)
     )
     yield from _beside(_write, enlarged)

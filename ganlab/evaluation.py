@@ -27,7 +27,7 @@ STRIP_SIDE = 128  # HR pixels of the crops shown
 STRIP_IMAGES = 6
 SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "hf_ratio", "lr_psnr")
 COLUMNS = ("LR, nearest", "bicubic", "SR", "HR")
-# HR pixels judged at once: what the caches of a CPU hold, and what keeps a GPU busy
+# HR pixels made and judged at once: what the caches of a CPU hold, and what keeps a GPU busy
 TOGETHER = {"cpu": 256 * 256, "cuda": 1024 * 1024}
 
 Scores = dict[str, float | Tensor]

@@ -45,14 +45,21 @@ def enlarged(trained: Path, files: list[Path], output: Path) -> list[str]:
     return list(upscale_files(str(trained), files, output, 256, "last", "cpu"))
 
 
+@pytest.mark.parametrize(("pixels", "batches"), [(256 * 256, [3, 1, 1]), (15_360, [2, 1, 1, 1])])
 def test_photographs_enlarged_together_are_those_enlarged_alone(
-    trained: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pixels: int,
+    batches: list[int],
 ) -> None:
+    monkeypatch.setitem(apply.TOGETHER, "cpu", pixels)
     shown = []
     whole = apply.upscale
     monkeypatch.setattr(apply, "upscale", lambda *a: shown.append(len(a[1])) or whole(*a))
     lines = enlarged(trained, files, tmp_path / "together")
-    assert shown == [3, 1, 1]
+    assert shown == batches
     assert [line.partition(":")[0] for line in lines] == [
         str(tmp_path / "together" / file.name) for file in files
     ]
