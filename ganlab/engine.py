@@ -38,6 +38,7 @@ from ganlab.health import game_health
 from ganlab.journal import Journal
 from ganlab.plugin import Batch, Plugin, Schedule
 from ganlab.recipe import Recipe
+from ganlab.recompute import checkpoint_activations
 from ganlab.steps import EngineDefaults, Losses, Pass, discriminators, merged
 from ganlab.streams import Streams
 from ganlab.verdicts import Verdict
@@ -182,6 +183,8 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
             for role, network in (("generator", run.G), ("discriminator", run.D))
             if network and any(isinstance(m, _BatchNorm) for m in network.modules())
         ]
+    if recipe.activation_checkpointing:
+        checkpoint_activations(run, batch.condition, shown)
     run.fast = choose(run)
     run.held_out = merged(run, run.hook.evaluation_images())
     check_held_out(run)

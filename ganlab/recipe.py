@@ -45,6 +45,9 @@ class Recipe(BaseModel):
     accumulate: int = Field(1, ge=1)
     """Parts that a batch is cut into, taken one after another, their gradients summed: the same
     step in less memory."""
+    activation_checkpointing: bool = False
+    """Compute what the blocks of the networks would keep for the backward pass once more there:
+    the same step in less memory, for the time of about one more forward pass."""
     num_discriminators: int = Field(1, ge=1)
     """How many plugins make a discriminator; every loss is the mean over them."""
     seed: int = Field(0, ge=0)

@@ -26,7 +26,7 @@ FLOORS = [
     {"records", "difference"},
     {"health"},
     {"checkpoint", "evaluation", "journal", "upscale", "penalties", "fast"},
-    {"descent"},
+    {"descent", "recompute"},
     {"steps", "assembly", "device", "attribution", "pictures"},
     {"folder"},
     {"weights", "perceptual", "inception", "patches", "adaptive"},
