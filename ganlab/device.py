@@ -54,8 +54,8 @@ def keep_freed_memory() -> None:
     """Have the C library keep what is freed for the next step, where it is glibc; for good.
 
     Left alone it gives the activations of a step back to the system, which must hand them out page
-    by page in the next: an eighth of the time of a step of SRResNet and a VGG discriminator on two
-    cores, for which a tenth more memory is in use at its peak.
+    by page in the next: a sixth of the time of a step of SRResNet and a VGG discriminator on two
+    cores, for which a fiftieth more memory is in use at its peak.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -29,7 +29,7 @@ from ganlab.checkpoint import (
     write_weights,
 )
 from ganlab.descent import LossesOf, Update
-from ganlab.device import autocast, wants_channels_last
+from ganlab.device import autocast, keep_freed_memory, wants_channels_last
 from ganlab.errors import Diverged, RecipeError
 from ganlab.evaluation import check_held_out, evaluating, judge_run
 from ganlab.fast import Eager, choose
@@ -243,6 +243,7 @@ def train(run: Run, journal: Journal, stop: Callable[[], str] = lambda: "") -> s
     :raises Diverged: when a loss is not finite; the last checkpoint is from before.
     """
     run.say = journal.say
+    keep_freed_memory()
     with closing(run.writer), run.fast.running():
         return _train(run, journal, stop)
 

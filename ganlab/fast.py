@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ganlab.descent import Update
-from ganlab.device import keep_freed_memory
 from ganlab.plugin import Batch, Plugin
 from ganlab.steps import Losses, Pass
 
@@ -54,16 +53,7 @@ class Eager:
         return update(run, batch)
 
 
-class KeptMemory(Eager):
-    """Every update as it is, in memory that is kept from step to step."""
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        keep_freed_memory()
-        yield
-
-
-class Compiled(KeptMemory):
+class Compiled(Eager):
     """Networks compiled by torch.compile; losses, penalties and optimizers as they are.
 
     A penalty that differentiates D twice asks the network itself, which torch cannot compile for
@@ -94,7 +84,6 @@ class Compiled(KeptMemory):
             dynamo.patch(recompile_limit=64),
             # or the backward pass would write over what D's step is to go through again
             functorch.patch(donated_buffer=False),
-            super().running(),
         ):
             yield
 
@@ -306,7 +295,7 @@ def choose(run: "Run") -> Eager:
     if not cuda:
         if mode == "graphs":
             run.notes.append('compile = "graphs" is for CUDA; running eager here')
-        return KeptMemory()
+        return Eager()
     for plugin in run.recipe.plugins.values():
         if not plugin.capturable:
             run.notes.append(f"{plugin.name} cannot be captured as a CUDA graph; running eager")

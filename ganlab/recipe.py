@@ -54,7 +54,7 @@ class Recipe(BaseModel):
     """Every random stream is a function of it."""
     compile: Literal["auto", "off", "networks", "graphs"] = "auto"
     """How steps are made quicker: "networks" by torch.compile, "graphs" as captured CUDA graphs,
-    "auto" graphs on CUDA, on a CPU memory kept from step to step. What cannot be is named."""
+    "auto" graphs on CUDA and nothing on a CPU. What cannot be is named."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of the networks; bfloat16 is autocast on CUDA (float32 elsewhere), losses stay float32."""
     evaluate_every: int = Field(1000, ge=1)

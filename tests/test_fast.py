@@ -16,7 +16,7 @@ from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
 from ganlab import fast
 from ganlab.checkpoint import load_checkpoint, save_checkpoint
 from ganlab.engine import Run, assemble, iterate
-from ganlab.fast import WARM_UPS, Compiled, Eager, Graphs, KeptMemory, choose
+from ganlab.fast import WARM_UPS, Compiled, Eager, Graphs, choose
 from ganlab.recipe import load_recipe
 
 pytestmark = [
@@ -302,10 +302,10 @@ def test_a_compiler_that_gives_other_numbers_is_refused(build) -> None:
 @pytest.mark.parametrize(
     ("device", "compile_", "kind", "note"),
     [
-        ("cpu", "auto", KeptMemory, None),
+        ("cpu", "auto", Eager, None),
         ("cpu", "off", Eager, None),
         ("cpu", "networks", Compiled, None),
-        ("cpu", "graphs", KeptMemory, 'compile = "graphs" is for CUDA; running eager here'),
+        ("cpu", "graphs", Eager, 'compile = "graphs" is for CUDA; running eager here'),
         ("cuda", "auto", Graphs, None),
         ("cuda", "graphs", Graphs, None),
         ("cuda", "off", Eager, None),

@@ -18,6 +18,7 @@ from ganlab.calls import watching
 from ganlab.device import (
     begin_peak_memory,
     describe_environment,
+    keep_freed_memory,
     now,
     peak_memory,
     pick_device,
@@ -60,6 +61,7 @@ def bench_recipe(
         "environment": describe_environment(run.device),
     }
     ceilings = measure_ceilings(run)
+    keep_freed_memory()  # as training does
     with run.fast.running():
         begin_peak_memory(run.device)
         times = _iterations(run, seconds)

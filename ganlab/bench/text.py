@@ -13,7 +13,6 @@ MOST_OPERATIONS = 8
 SHOWN = 0.0005  # of an iteration: what takes less is not worth a line
 _WAYS = {
     "Eager": "as it is",
-    "KeptMemory": "as it is, freed memory kept",
     "Compiled": "networks compiled",
     "Graphs": "CUDA graphs",
 }
