@@ -1,6 +1,7 @@
 """A run: assembled from a recipe, then the loop. The steps themselves are in steps.py."""
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,8 @@ class Run:
     """How updates are carried out; `fast.choose` has the choice."""
     writer: Writer = field(default_factory=Writer)
     """Writes checkpoints, weights and pictures while training goes on."""
+    saving: Future[None] | None = None
+    """The checkpoint that is on its way."""
     say: Callable[[str], None] = print
     """Tells the person at the terminal a line."""
     shares_forward: bool = False
@@ -372,7 +375,9 @@ def save(run: Run, journal: Journal) -> int:
     assert run.folder
     _require_finite(run, journal)
     journal.sync()
-    run.writer.later(write_checkpoint, state_of(run), run.folder.checkpoints)
+    if run.saving:
+        run.saving.result()  # one at a time: states that wait for a slow disk would fill the memory
+    run.saving = run.writer.later(write_checkpoint, state_of(run), run.folder.checkpoints)
     return run.iteration
 
 

@@ -16,14 +16,18 @@ class Writer:
         self._pool: ThreadPoolExecutor | None = None
         self._last: Future[None] | None = None
 
-    def later(self, write: Callable[..., Any], *arguments: Any) -> None:
-        """Have `write(*arguments)` done after what was given before."""
+    def later(self, write: Callable[..., Any], *arguments: Any) -> Future[None]:
+        """Have `write(*arguments)` done after what was given before.
+
+        :returns: done when it is; its `result()` waits, and raises the failure if it is one.
+        """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, "writer")
         before, self._last = self._last, None
         if before is not None and before.done():
             before.result()
         self._last = self._pool.submit(_after, before, write, arguments)
+        return self._last
 
     def wait(self) -> None:
         """Until all is done.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ganlab import checkpoint
+from ganlab import checkpoint, engine
 from ganlab.engine import assemble, iterate
 from ganlab.recipe import load_recipe
 from ganlab.session import Limits, start
@@ -100,3 +100,30 @@ def test_a_disk_that_fills_up_ends_the_run_as_failed(
         start(load_recipe(tiny), "cpu", Limits(), tiny.parent / "runs")
     (status,) = (tiny.parent / "runs").glob("*/status.json")
     assert '"failed"' in status.read_text()
+
+
+def test_a_checkpoint_waits_until_the_one_before_is_on_the_disk(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work, together = [], []
+
+    def slow(state: object, folder: Path) -> None:
+        at_work.append(1)
+        together.append(len(at_work))
+        time.sleep(0.05)
+        at_work.pop()
+
+    copied = []
+
+    def state_of(run: object) -> dict[str, object]:
+        copied.append(len(at_work))
+        return {}
+
+    monkeypatch.setattr(engine, "write_checkpoint", slow)
+    monkeypatch.setattr(engine, "state_of", state_of)
+    changes = ["iterations=6", "checkpoint_every=1"]
+    _, code = start(load_recipe(tiny, changes), "cpu", Limits(), tiny.parent / "runs")
+    assert code == 0
+    assert len(copied) == 6
+    assert copied == [0] * 6
+    assert together == [1] * 6
