@@ -47,9 +47,10 @@ def show_fit(fit: Fit) -> None:
 
 def _head(found: dict[str, Any]) -> Iterable[str]:
     where, step = found["environment"], found["iteration"]
+    threads = f"{where['threads']} CPU thread{'s' * (where['threads'] != 1)}"
     yield (
-        f"{found['recipe']} on {where['device']} ({where['device_name']}, {where['threads']} CPU "
-        f"threads), {found['precision']}, torch {where['versions']['torch']}"
+        f"{found['recipe']} on {where['device']} ({where['device_name']}, {threads}), "
+        f"{found['precision']}, torch {where['versions']['torch']}"
     )
     yield (
         f"{step['ms']:.2f} ms an iteration, {step['images/s']:,.1f} images/s, "
