@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +10,45 @@ import click
 
 from ganlab.cli.options import device_option, json_option, next_is, runs_option
 
-seeds_option = click.option("--seeds", default="0..4", show_default=True, help="0..4, or 0,2,5.")
-jobs_option = click.option(
-    "--jobs", type=click.IntRange(min=1), help="Runs at a time; one a CUDA device, else one."
+COMPARISON_OPTIONS = (
+    click.option("--seeds", default="0..4", show_default=True, help="0..4, or 0,2,5."),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="As for `run`, in every recipe.",
+    ),
+    click.option(
+        "--figure",
+        "figures",
+        multiple=True,
+        help="An evaluation figure to compare; may be repeated.",
+    ),
+    click.option(
+        "--jobs", type=click.IntRange(min=1), help="Runs at a time; one a CUDA device, else one."
+    ),
+    device_option,
+    runs_option,
+    click.option(
+        "-o", "--output", type=click.Path(path_type=Path), help="The page; else beside the runs."
+    ),
+    click.option(
+        "--plan", "only_plan", is_flag=True, help="Say what would be run and its cost; run nothing."
+    ),
+    json_option,
 )
-set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for `run`, in every recipe."
-)
-figure_option = click.option(
-    "--figure", "figures", multiple=True, help="An evaluation figure to compare; may be repeated."
-)
-page_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The page; else beside the runs."
-)
-plan_option = click.option(
-    "--plan", "only_plan", is_flag=True, help="Say what would be run and its cost; run nothing."
-)
+
+
+def comparison_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(COMPARISON_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command()
 @click.argument("arms", nargs=-1, required=True, metavar="RECIPE_OR_RUN...")
-@seeds_option
-@set_option
-@figure_option
-@jobs_option
-@device_option
-@runs_option
-@page_option
-@plan_option
-@json_option
+@comparison_options
 def compare(arms: tuple[str, ...], **options: Any) -> None:
     """Compare recipes, or runs, on the same crops, noise and seeds, with intervals.
 
@@ -58,15 +69,7 @@ def compare(arms: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--vary", multiple=True, metavar="KEY=V1,V2", help="Set an option to each of these; repeatable."
 )
-@seeds_option
-@set_option
-@figure_option
-@jobs_option
-@device_option
-@runs_option
-@page_option
-@plan_option
-@json_option
+@comparison_options
 def ablate(recipe: Path, **options: Any) -> None:
     """Leave out each plugin in turn, or vary options, and say what that changes.
 
