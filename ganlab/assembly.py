@@ -205,16 +205,21 @@ def _not_repeating(discriminator: nn.Module, images: Tensor) -> str:
     norms = [m for m in probe.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     statistics = {id(buffer) for norm in norms for buffer in norm.buffers()}
     others = {n: b.clone() for n, b in probe.named_buffers() if id(b) not in statistics}
-    drawn = torch.get_rng_state()
+    begun = _random_state(images.device)
     with torch.no_grad():
         probe(images)
-    if not torch.equal(drawn, torch.get_rng_state()):
+    if not torch.equal(begun, _random_state(images.device)):
         return "the discriminator draws random numbers"
     changed = dict(probe.named_buffers())
     for name, buffer in others.items():
         if not torch.equal(buffer, changed[name]):
             return f"each pass of the discriminator changes its {name}"
     return ""
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """Of the generator from which torch's own layers draw on this device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def check_sample_independence(
