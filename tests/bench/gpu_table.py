@@ -131,9 +131,11 @@ def at_most(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise OutOfTimeError
 
+    if seconds <= 0:
+        raise OutOfTimeError
     before = signal.signal(signal.SIGALRM, stop)
     # again and again: one that is raised in a callback of C code is lost
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 10)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 10)
     try:
         yield
     finally:
