@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from statistics import fmean
 
-from ganlab.device import begin_peak_memory, peak_memory, pick_device
+from ganlab.device import begin_peak_memory, keep_freed_memory, peak_memory, pick_device
 from ganlab.engine import assemble, iterate
 from ganlab.recipe import Recipe
 from ganlab.steps import discriminators
@@ -32,6 +32,7 @@ def estimate(recipe: Recipe, device: str) -> Cost:
     where = pick_device(device)
     begin_peak_memory(where)
     run = assemble(recipe, where)
+    keep_freed_memory()  # as training does
     iterate(run)  # the first one also allocates and loads
     times, with_d = [], []
     for point in range(POINTS):

@@ -149,17 +149,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
 
     def note_evaluation() -> None:
         """What somebody who looks at the run while it goes on wants to know."""
-        folder.write_status(
-            "running",
-            iteration=run.iteration,
-            of=recipe.iterations,
-            seconds=round(journal.seconds, 1),
-            peak_memory=peak_memory(run.device),
-            best=run.best,
-            bicubic=run.bicubic,
-            scores=run.scores,
-            verdicts=list(journal.verdicts.values()),
-        )
+        folder.write_status("running", **_so_far(run, journal))
         run.writer.later(page.renew)  # after the pictures that it shows
 
     journal.on_evaluation = note_evaluation
@@ -187,21 +177,24 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
             raise
         finally:
             journal.end()
-            folder.write_status(
-                state,
-                iteration=run.iteration,
-                of=recipe.iterations,
-                exit_code=code,
-                seconds=round(journal.seconds, 1),
-                peak_memory=peak_memory(run.device),
-                message=message,
-                best=run.best,
-                bicubic=run.bicubic,
-                scores=run.scores,
-                verdicts=list(journal.verdicts.values()),
-            )
+            found = _so_far(run, journal)
+            folder.write_status(state, exit_code=code, message=message, **found)
     page.write()
     return code
+
+
+def _so_far(run: Run, journal: Journal) -> dict[str, Any]:
+    """How far a run has come, what it took and what it found."""
+    return {
+        "iteration": run.iteration,
+        "of": run.recipe.iterations,
+        "seconds": round(journal.seconds, 1),
+        "peak_memory": peak_memory(run.device),
+        "best": run.best,
+        "bicubic": run.bicubic,
+        "scores": run.scores,
+        "verdicts": list(journal.verdicts.values()),
+    }
 
 
 class Page:

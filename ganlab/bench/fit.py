@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 
 from ganlab.attribution import attributed
-from ganlab.device import begin_peak_memory, free_memory, peak_memory, pick_device
+from ganlab.device import (
+    begin_peak_memory,
+    free_memory,
+    keep_freed_memory,
+    peak_memory,
+    pick_device,
+)
 from ganlab.engine import assemble, iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe import Recipe, load_recipe
@@ -107,6 +113,7 @@ def peak_of(file: Path, changes: tuple[str, ...], device: str, batch_size: int) 
     iterations = ITERATIONS[where.type]
     recipe = load_recipe(file, [*changes, f"batch_size={batch_size}", "watch_every=0"])
     run = assemble(recipe, where)
+    keep_freed_memory()  # as training does
     begin_peak_memory(where)
     run.iteration = max(0, recipe.iterations - iterations)
     with run.fast.running():
