@@ -32,6 +32,7 @@ def pick_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
         raise RecipeError(f"--device {name}: this machine has {count} CUDA devices; use auto")
+    torch.cuda.init()  # its generators and its counts of memory are not there before
     return torch.device("cuda", int(index or 0))
 
 

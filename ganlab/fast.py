@@ -8,6 +8,7 @@ made quicker runs as it is, and one line says what is in the way.
 import copy
 import linecache
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -151,11 +152,11 @@ class CudaRecorder:
     @contextmanager
     def watching(self) -> Iterator[None]:
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        _set_sync_debug_mode("error")
         try:
             yield
         finally:
-            torch.cuda.set_sync_debug_mode(before)
+            _set_sync_debug_mode(before)
 
     def record(
         self, function: Callable[[], Answer], generators: Sequence[torch.Generator]
@@ -169,6 +170,12 @@ class CudaRecorder:
         ):
             answer = function()
         return answer, graph.replay
+
+
+def _set_sync_debug_mode(mode: int | str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +220,7 @@ class Graphs(Eager):
         self._calls[update] += 1
         try:
             self._prepare(update.optimizer(run))
-            if self._calls[update] <= WARM_UPS or not (passed is None or self._is_ours(passed)):
+            if self._calls[update] <= WARM_UPS or not all(map(self._is_ours, run.passes)):
                 return update(run, batch)
             if len(self._recorded) == MOST_GRAPHS:
                 raise InTheWayError(f"{MOST_GRAPHS} graphs are captured already")
@@ -242,7 +249,6 @@ class Graphs(Eager):
         """Have the optimizer keep on the device what a replay must find there."""
         if id(optimizer) in self._prepared:
             return
-        self._prepared.add(id(optimizer))
         for group in optimizer.param_groups:
             if "capturable" not in group:
                 raise InTheWayError(f"{type(optimizer).__name__} has no capturable form")
@@ -255,6 +261,7 @@ class Graphs(Eager):
                 state = optimizer.state.get(parameter, {})
                 if "step" in state:
                     state["step"] = state["step"].to(device)
+        self._prepared.add(id(optimizer))
 
     def _record(self, run: "Run", update: Update, batch: Batch) -> tuple[Recorded, Losses]:
         def plain() -> Losses:

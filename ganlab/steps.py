@@ -30,7 +30,7 @@ class Terms(NamedTuple):
     """Where G's images were cut off from what judged them: as G made them, and as a leaf."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Pass:
     """G's images on a condition, left by a G step to the D step of the same batch."""
 

@@ -1,5 +1,6 @@
 """Held-out images judged together: the same figures, in order, and one wait for the device."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,20 +165,18 @@ def test_the_checkerboards_of_all_groups_come_to_the_host_in_one_transfer(
 
 
 @pytest.mark.cuda
-@pytest.mark.filterwarnings("always:called a synchronizing CUDA operation")
-def test_a_gpu_is_waited_for_as_often_for_six_images_as_for_two(
-    tiny: Path, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_a_gpu_is_waited_for_as_often_for_six_images_as_for_two(tiny: Path) -> None:
     (tiny.parent / "grain.py").write_text(GRAIN)
     tiny.write_text(tiny.read_text() + 'grain = { use = "./grain.py" }\n')
     on_gpu = assemble(load_recipe(tiny), torch.device("cuda", 0))
     waits = []
     for count in (2, 2, 6):  # the first time makes constants, and does not count
-        recwarn.clear()
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            judged(on_gpu, pictures(*[(3, 36, 40)] * count))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        waits.append(len([w for w in recwarn if "synchronizing CUDA" in str(w.message)]))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                judged(on_gpu, pictures(*[(3, 36, 40)] * count))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits.append(len([w for w in told if "synchronizing CUDA" in str(w.message)]))
     assert waits[1] == waits[2] > 0
