@@ -31,7 +31,12 @@ if TYPE_CHECKING:
         stride_power,
     )
     from ganlab.patches import log_spectrum, random_patches, require_held_out
-    from ganlab.penalties import LazyPenalty, PatchReduce, input_gradient
+    from ganlab.penalties import (
+        FiniteDifferencePenalty,
+        LazyPenalty,
+        PatchReduce,
+        input_gradient,
+    )
     from ganlab.plugin import Batch, NonNegativeSchedule, Plugin, RecipePath, Schedule, hookimpl
     from ganlab.resampling import resize, resize_exact, round_to_8_bits, to_float, to_uint8
     from ganlab.steps import Terms, discriminator_losses, discriminators, generator_losses, shown
@@ -45,6 +50,7 @@ _HOME = {
     "Batch": "plugin",
     "DISTSNetwork": "perceptual",
     "Diverged": "errors",
+    "FiniteDifferencePenalty": "penalties",
     "GanlabError": "errors",
     "History": "verdicts",
     "ImageError": "images",
@@ -99,6 +105,7 @@ __all__ = [
     "Batch",
     "DISTSNetwork",
     "Diverged",
+    "FiniteDifferencePenalty",
     "GanlabError",
     "History",
     "ImageError",

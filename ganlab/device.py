@@ -7,7 +7,8 @@ import platform
 import resource
 import subprocess
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,18 @@ def wants_channels_last(precision: str, device: torch.device) -> bool:
     On a CPU that is slower (0.8 to 0.95 times the speed on an AMD EPYC, torch 2.15).
     """
     return precision == "bfloat16" and device.type == "cuda"
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Within it float32 is float32: no product and no convolution is computed in TF32."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def keep_freed_memory() -> None:

@@ -11,8 +11,9 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -125,14 +126,17 @@ class Recorder(Protocol):
     def record(
         self, function: Callable[[], Answer], generators: Sequence[torch.Generator]
     ) -> tuple[Answer, Callable[[], None]]:
-        """What the function returned, and a function that makes its tensors anew in place."""
+        """What the function returned, and a function that makes its tensors anew in place.
+
+        When the function raises, all that was recorded before is of no more use.
+        """
 
 
 class CudaRecorder:
     """CUDA graphs, captured on a stream of their own, all in one pool of memory."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
@@ -164,12 +168,32 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        # thread_local: a checkpoint may be on its way to the disk in another thread
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            answer = function()
+        try:
+            # thread_local: a checkpoint may be on its way to the disk in another thread
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                answer = function()
+        except Exception:
+            self._clear_up(generators)
+            raise
         return answer, graph.replay
+
+    def _clear_up(self, generators: Sequence[torch.Generator]) -> None:
+        """Undo what torch leaves behind when a capture fails (2.11: all of it)."""
+        device = self._stream.device
+        with suppress(RuntimeError):  # when torch has done it itself
+            torch._C._cuda_endAllocateToPool(device.index, self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
+        for generator in (torch.cuda.default_generators[device.index], *generators):
+            # its state believes for good that it is being captured
+            generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all runs of a process: cuBLAS keeps 32 MiB for each stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 def _set_sync_debug_mode(mode: int | str) -> None:
@@ -205,12 +229,15 @@ class Graphs(Eager):
         self._calls: Counter[Update] = Counter()
         self._refused: set[Update] = set()
         self._recorded: dict[tuple[Update, int, int], Recorded] = {}
+        self._given_up = False
 
     def running(self) -> AbstractContextManager[Any]:
         return self._recorder.running()
 
     def __call__(self, run: "Run", update: Update, batch: Batch) -> Losses:
         batch = self._in_place(batch)
+        if self._given_up:
+            return update(run, batch)
         passed = next((one for one in run.passes if one.is_of(batch)), None)
         key = (update, id(batch), id(passed))
         if recorded := self._recorded.get(key):
@@ -228,7 +255,8 @@ class Graphs(Eager):
             return losses
         except InTheWayError as reason:
             self._refused.add(update)
-            run.say(f"{update.role}'s step is not captured as a graph: {reason}")
+            what = "no step is" if self._given_up else f"{update.role}'s step is not"
+            run.say(f"{what} captured as a graph: {reason}")
             return update(run, batch)
 
     def _is_ours(self, passed: Pass) -> bool:
@@ -276,8 +304,13 @@ class Graphs(Eager):
 
         def captured() -> Losses:
             generators = run.streams.on_device()
-            with run.streams.host_draws_refused():
-                (names, values), replay = self._recorder.record(whole, generators)
+            try:
+                with run.streams.host_draws_refused():
+                    (names, values), replay = self._recorder.record(whole, generators)
+            except Exception:
+                self._given_up = True
+                self._recorded.clear()
+                raise
             found.append(Recorded(replay, names, values, tuple(run.passes)))
             return _replayed(run, found[0])
 
@@ -344,10 +377,14 @@ def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
 def culprit(error: BaseException) -> str:
     """What raised, in one line: the innermost plugin at work, the message, the plugin's line."""
     plugin = line = ""
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        if isinstance(owner := frame.f_locals.get("self"), Plugin):
-            plugin = f"{owner.name}: "
-            line = f" ({linecache.getline(frame.f_code.co_filename, number).strip()})"
+    cause: BaseException | None = error
+    while cause and not plugin:  # a capture that ends because of an error raises another
+        for frame, number in traceback.walk_tb(cause.__traceback__):
+            if isinstance(owner := frame.f_locals.get("self"), Plugin):
+                plugin = f"{owner.name}: "
+                line = f" ({linecache.getline(frame.f_code.co_filename, number).strip()})"
+                error = cause
+        cause = cause.__context__
     error = getattr(error, "inner_exception", error)  # what torch's compiler wraps
     message = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return f"{plugin}{message}{line}"

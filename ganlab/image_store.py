@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ganlab.images import ImageError
+from ganlab.resampling import to_float
 
 _MAGIC = b"ganlab store 1\0\0"
 _TAIL = struct.Struct("<q16s")
@@ -194,7 +195,7 @@ class ImageStore:
         pose &= (4 if turns else 0) | (2 if turns else 0) | (1 if flips else 0)
         window = self._windows(which, place, pose, size)
         cut = self._cut_on_host if self._resident is None else self._cut_on_device
-        return _sent(cut(window, size), device).float().div_(255)
+        return to_float(_sent(cut(window, size), device))
 
     def _windows(self, which: Tensor, place: Tensor, pose: Tensor, size: int) -> Tensor:
         """First byte, step per row and step per column of each crop, int64 [3, N].

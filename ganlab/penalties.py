@@ -1,13 +1,14 @@
 """What penalties on a discriminator share: the slope at each image, and taking a term lazily."""
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from ganlab.plugin import Batch, Plugin, hookimpl
+from ganlab.device import full_float32
+from ganlab.plugin import Batch, NonNegativeSchedule, Plugin, Schedule, hookimpl
 from ganlab.steps import Losses, Terms, discriminators, mean, shown
 
 if TYPE_CHECKING:
@@ -102,3 +103,36 @@ class LazyPenalty(Plugin):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._num_steps = state["num_steps"]
+
+
+class FiniteDifferencePenalty(LazyPenalty):
+    """Base of a penalty on the slope of D at images, from two values of D (Lin et al. 2025).
+
+    Adds `weight * mean over images of (D(x) - D(x + sigma n))^2`, where n ~ N(0, 1) for every value
+    and D(x) is the score of an image, the `patch_reduce` of its patch map.
+    """
+
+    per_sample: ClassVar[bool] = True
+    bounds_slope: ClassVar[bool] = True
+
+    weight: NonNegativeSchedule = Schedule.constant(100.0)
+    """The paper's lambda."""
+
+    sigma: float = Field(0.01, gt=0)
+    """Deviation of the noise, in units of the images (0..1). The paper: 0.01 for images, 0.1 for
+    video, both on latents."""
+
+    patch_reduce: PatchReduce = "mean"
+    """How a patch map becomes one score; with `sum` the penalty grows with the square of the map's
+    h * w."""
+
+    def at(self, discriminator: nn.Module, images: Tensor) -> Tensor:
+        """The weighted penalty at these images, a 0-d tensor; none of its gradient reaches them."""
+        x = images.detach()
+        n = torch.randn(x.shape, generator=self.rng, device=x.device, dtype=x.dtype)
+        # in TF32 the difference of two near values is noise: the gradient is off by a quarter
+        with full_float32():
+            logits = discriminator(torch.cat([x, x + self.sigma * n])).flatten(1)
+        scores = logits.mean(1) if self.patch_reduce == "mean" else logits.sum(1)
+        plain, noisy = scores.chunk(2)
+        return self.weight.value * (plain - noisy).square().mean()

@@ -76,8 +76,10 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Float32 images in 0..1 from 8-bit ones."""
-    return images.to(torch.float32) / 255
+    """Float32 images in 0..1 from 8-bit ones, to the last bit alike on every device."""
+    levels = images.to(torch.float32, copy=True)
+    # by a number CUDA multiplies with its reciprocal, by a tensor it divides
+    return levels.div_(torch.full((), 255.0, device=images.device))
 
 
 def _grey_levels(images: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
 from ganlab import fast
 from ganlab.checkpoint import load_checkpoint, save_checkpoint
 from ganlab.engine import Run, assemble, iterate
-from ganlab.fast import WARM_UPS, Compiled, Eager, Graphs, choose
+from ganlab.fast import WARM_UPS, Compiled, Eager, Graphs, choose, culprit
+from ganlab.plugin import Plugin
 from ganlab.recipe import load_recipe
 
 pytestmark = [
@@ -228,6 +229,14 @@ PLAIN_SGD = """\
     def make_optimizer(self, module):
         return torch.optim.SGD(module.parameters(), lr=0.1)
 """
+DURING_CAPTURE = """\
+    @hookimpl
+    def generator_loss(self, fake):
+        noise = torch.rand(fake.shape, device=fake.device, generator=self.rng)
+        if fake.is_cuda:
+            torch.cuda.synchronize()  # which only a capture forbids
+        return {"G/idea": 0.1 * (fake * noise).mean()}
+"""
 WHOLLY = """\
     capturable: ClassVar[bool] = False
 
@@ -258,6 +267,55 @@ def test_what_cannot_be_captured_is_named_once_and_runs_as_it_is(build, code, li
     if code is not STALE:  # which is at another call after the trials
         assert lines[0] == lines[1]
         assert all(map(torch.equal, states(plain), states(quick)))
+
+
+class FailsAt(CpuRecorder):
+    """Fails while it records the update of this number, as a capture does: by another error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def record(self, function, generators):
+        if len(self.tapes) + 1 == self.number:
+            try:
+                function()
+                raise RuntimeError("not permitted when stream is capturing")
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
+        return super().record(function, generators)
+
+
+@pytest.mark.parametrize("overrides", [[], ["first=generator"]])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_capture_that_fails_ends_capturing_and_changes_nothing(build, number, overrides) -> None:
+    plain = build(*overrides, "watch_every=0", code=DURING_CAPTURE)
+    quick = build(*overrides, "watch_every=0", way=Graphs(FailsAt(number)), code=DURING_CAPTURE)
+    lines = [train(plain, 10), train(quick, 10)]
+    assert len(quick.said) == 1 and quick.said[0].startswith("no step is captured as a graph: ")
+    assert len(quick.fast._recorder.tapes) == number - 1 and not quick.fast._recorded
+    assert_same("graphs", plain, quick, lines)
+
+
+def test_what_a_plugin_did_in_a_capture_is_named_and_not_what_came_of_it() -> None:
+    class Idea(Plugin):
+        """An idea."""
+
+        def fail(self) -> None:
+            raise RuntimeError("not permitted when stream is capturing")
+
+    idea = Idea().model_copy()
+    try:
+        try:
+            idea.fail()
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+    except RuntimeError as error:
+        said = culprit(error)
+    assert said.partition(": ")[2] == (
+        "not permitted when stream is capturing "
+        '(raise RuntimeError("not permitted when stream is capturing"))'
+    )
 
 
 def test_an_optimizer_without_a_form_for_graphs_is_named(build) -> None:
@@ -368,3 +426,24 @@ def test_captured_cuda_graphs_train_alike(tmp_path: Path, overrides: list[str]) 
     assert said == [] and type(runs[1].fast) is Graphs and runs[1].fast._recorded
     for mine, theirs in zip(*lines, strict=True):
         assert mine == pytest.approx(theirs, rel=2e-2, abs=1e-3), json.dumps([mine, theirs])
+
+
+@pytest.mark.cuda
+def test_a_capture_that_fails_on_cuda_ends_capturing_and_changes_nothing(tmp_path: Path) -> None:
+    file, code = tmp_path / "game.toml", tmp_path / "idea.py"
+    file.write_text(GAME)
+    code.write_text(HEAD + DURING_CAPTURE)
+    lines, said = [], []
+    for mode in ("off", "graphs"):
+        noise = "instance_noise={ sigma = 0.1 }"
+        idea = 'idea={ use = "./idea.py" }'
+        run = assemble(load_recipe(file, [idea, noise, f"compile={mode}"]), torch.device("cuda", 0))
+        run.say = said.append
+        lines.append(train(run))
+    assert len(said) == 1 and "idea: CUDA error: operation not permitted when" in said[0]
+    for mine, theirs in zip(*lines, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-2, abs=1e-3)
+    other = assemble(load_recipe(file, ["compile=graphs"]), torch.device("cuda", 0))
+    other.say = said.append
+    train(other)
+    assert len(said) == 1 and other.fast._recorded  # another run is captured as ever

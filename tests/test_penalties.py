@@ -308,3 +308,34 @@ def test_clipping_beside_another_bound_of_the_slope_is_refused_with_a_remedy(tin
     overrides = [] if other == "gradient_penalty" else [NO_PENALTY]
     with pytest.raises(RecipeError, match=f"bounded twice, by weight_clipping and by {other}"):
         assemble(load_recipe(tiny, overrides), CPU)
+
+
+@pytest.mark.parametrize("kind", [ApproximateR1, ApproximateR2])
+def test_a_penalty_by_difference_asks_the_discriminator_in_full_float32(kind):
+    class Asked(Pixels):
+        def forward(self, images):
+            allowed.append(torch.backends.cudnn.allow_tf32)
+            return super().forward(images)
+
+    allowed = []
+    assert torch.backends.cudnn.allow_tf32
+    penalty(kind(), Asked(), images(), images())
+    assert allowed == [False] and torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", [ApproximateR1, ApproximateR2])
+def test_a_gpu_finds_the_gradient_of_a_penalty_by_difference(kind):
+    gradients = []
+    for device, dtype in (("cuda", torch.float32), ("cuda", torch.float64)):
+        D = convolutional().to(device, dtype)
+        x = images(8, (3, 32, 32)).to(device, dtype)
+        noise = kind(sigma=0.01, weight=one(100.0))
+        with torch.random.fork_rng(devices=["cuda"]):
+            torch.cuda.manual_seed(0)
+            drawn = torch.randn(x.shape, device=device, dtype=torch.float32).to(dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randn", lambda *_, drawn=drawn, **__: drawn)
+            penalty(noise, D, x, x).backward()
+        gradients.append(torch.cat([p.grad.double().flatten() for p in D.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[1].norm()

@@ -31,6 +31,7 @@ WARM_UPS = {"cpu": 2, "cuda": 10}  # on CUDA updates are captured meanwhile
 LEAST = 3  # iterations timed, however long they take
 ROUNDS = 7  # of ganlab and the bare loop in turn
 TRACED = 3
+MOST_PARTS = 20  # iterations that are taken to pieces: on CUDA each takes many times its time
 
 
 def bench_recipe(
@@ -67,7 +68,7 @@ def bench_recipe(
         times = _iterations(run, seconds)
         found["iteration"] = _iteration(run, times)
         whole = found["iteration"]["ms"]
-        parts = time_parts(run, len(times))
+        parts = time_parts(run, min(len(times), MOST_PARTS))
         found["phases"], found["plugins"] = _summed(parts, 0), _summed(parts, 1)
         found["watched"] = {"every": watch_every, "ms more": _watched(run) - whole}
         if vs_plain:

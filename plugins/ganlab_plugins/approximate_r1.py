@@ -1,15 +1,11 @@
 """Approximate R1: r1 from two values of the discriminator, without a second derivative."""
 
-from typing import ClassVar
-
-import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ganlab import LazyPenalty, NonNegativeSchedule, PatchReduce, Schedule
+from ganlab import FiniteDifferencePenalty
 
 
-class ApproximateR1(LazyPenalty):
+class ApproximateR1(FiniteDifferencePenalty):
     """Approximated R1 of Seaweed-APT (Lin et al. 2025, arXiv:2501.08316), on real images.
 
     Adds `weight * mean over images of (D(x) - D(x + sigma n))^2`, where n ~ N(0, 1) for every value
@@ -23,24 +19,5 @@ class ApproximateR1(LazyPenalty):
     shown, so after `augment`. D must judge every image alone: no batch norm.
     """
 
-    per_sample: ClassVar[bool] = True
-    bounds_slope: ClassVar[bool] = True
-
-    weight: NonNegativeSchedule = Schedule.constant(100.0)
-    """The paper's lambda."""
-
-    sigma: float = Field(0.01, gt=0)
-    """Deviation of the noise, in units of the images (0..1). The paper: 0.01 for images, 0.1 for
-    video, both on latents."""
-
-    patch_reduce: PatchReduce = "mean"
-    """How a patch map becomes one score; with `sum` the penalty grows with the square of the map's
-    h * w."""
-
     def term(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        x = real.detach()
-        n = torch.randn(x.shape, generator=self.rng, device=x.device, dtype=x.dtype)
-        logits = discriminator(torch.cat([x, x + self.sigma * n])).flatten(1)
-        scores = logits.mean(1) if self.patch_reduce == "mean" else logits.sum(1)
-        plain, noisy = scores.chunk(2)
-        return self.weight.value * (plain - noisy).square().mean()
+        return self.at(discriminator, real)
