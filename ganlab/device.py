@@ -52,6 +52,19 @@ def wants_channels_last(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16" and device.type == "cuda"
 
 
+def choose_numerics(device: torch.device, tf32: bool, deterministic: bool) -> None:
+    """Set torch, for this process, to how a recipe wants numbers computed on CUDA.
+
+    TF32 for convolutions alone, as is torch's default: matrix products stay in full float32.
+    """
+    if device.type != "cuda":
+        return
+    # cuBLAS wants it, and reads it when first used
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.allow_tf32 = tf32 and not deterministic
+
+
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Within it float32 is float32: no product and no convolution is computed in TF32."""

@@ -30,7 +30,7 @@ from ganlab.checkpoint import (
     write_weights,
 )
 from ganlab.descent import LossesOf, Update
-from ganlab.device import autocast, keep_freed_memory, wants_channels_last
+from ganlab.device import autocast, choose_numerics, keep_freed_memory, wants_channels_last
 from ganlab.errors import Diverged, RecipeError
 from ganlab.evaluation import check_held_out, evaluating, judge_run
 from ganlab.fast import Eager, choose
@@ -197,6 +197,7 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
 
 def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:
     """A run with its plugins on their hooks, and no data or network touched yet."""
+    choose_numerics(device, recipe.tf32, recipe.deterministic)
     streams = Streams(recipe.seed, device)
     run = Run(recipe, device, _DTYPES[recipe.precision], streams, folder)
     manager = register(recipe, EngineDefaults(run))

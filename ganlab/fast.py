@@ -144,7 +144,8 @@ class CudaRecorder:
         # all of training on this stream: the backward pass runs on that of the forward pass
         before = torch.cuda.current_stream(self._stream.device)
         benchmark = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = True  # shapes are fixed
+        # shapes are fixed; but what is found to be quick differs from run to run
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         self._stream.wait_stream(before)
         try:
             with torch.cuda.stream(self._stream):

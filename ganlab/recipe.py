@@ -57,6 +57,12 @@ class Recipe(BaseModel):
     "auto" graphs on CUDA and nothing on a CPU. What cannot be is named."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of the networks; bfloat16 is autocast on CUDA (float32 elsewhere), losses stay float32."""
+    tf32: bool = True
+    """On CUDA: compute float32 convolutions in TF32, which keeps 10 bits of each factor, as torch
+    does by default. Off is full float32, and slower."""
+    deterministic: bool = False
+    """On CUDA: the same numbers in every run, to the bit, as on a CPU; so a resumed run too. Takes
+    torch's deterministic algorithms, no search for quick ones, and no TF32."""
     evaluate_every: int = Field(1000, ge=1)
     """Iterations between evaluations, each with a sample picture; one more at the end."""
     checkpoint_every: int = Field(1000, ge=1)

@@ -250,3 +250,12 @@ def test_the_weights_written_for_use_are_those_of_the_checkpoint(whole: Path) ->
     kept = next(v for v in average.values() if isinstance(v, dict))
     assert weights.keys() == kept.keys()
     assert all(torch.equal(weights[k], kept[k]) for k in weights)
+
+
+@pytest.mark.cuda
+def test_a_deterministic_run_on_cuda_continues_bit_for_bit(folder: Path) -> None:
+    options = ["game.toml", "--device", "cuda", "--set", "deterministic=true"]
+    here(folder, "run", *options, "--name", "straight")
+    here(folder, "run", *options, "--name", "stopped", "--max-iterations", "23")
+    here(folder, "resume", "runs/stopped", "--device", "cuda")
+    assert_same_run(folder / "runs" / "straight", folder / "runs" / "stopped")

@@ -98,6 +98,9 @@ def resume(
 ) -> None:
     """Continue a run that was stopped or killed, bit for bit as if it had not been.
 
+    On CUDA bit for bit if the recipe says `deterministic = true`; else the random numbers are the
+    same, and the arithmetic is to rounding.
+
     Example: ganlab resume runs/wgan_gp-1
     """
     from ganlab import session

@@ -76,6 +76,15 @@ class ADA(AdaptiveProbability):
         return self.steered((yield), len(batch.real))
 
     def _check(self, images: Tensor) -> None:
+        if (
+            images.is_cuda
+            and self.pipeline != "color"
+            and torch.are_deterministic_algorithms_enabled()
+        ):
+            raise self.error(
+                "torch has no deterministic form of its sampling on CUDA; set deterministic = "
+                'false, or pipeline = "color"'
+            )
         if images.dim() != 4:
             raise self.error(
                 f"it augments images, and the samples are {list(images.shape[1:])}; "
