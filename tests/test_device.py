@@ -1,4 +1,4 @@
-"""How numbers are computed on CUDA is what the recipe says; the switches are there without a GPU."""
+"""How numbers are computed on CUDA is what the recipe says; switches are there without a GPU."""
 
 from collections.abc import Iterator
 
