@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ganlab.adaptive import AdaptiveProbability
+    from ganlab.toolbox.adaptive import AdaptiveProbability
     from ganlab.engine import Run
     from ganlab.errors import Diverged, GanlabError, RecipeError
-    from ganlab.evaluation import Judged
-    from ganlab.image_store import ImageStore
-    from ganlab.images import (
+    from ganlab.evaluation.scores import Judged
+    from ganlab.images.store import ImageStore
+    from ganlab.images.files import (
         ImageError,
         cache_folder,
         list_images,
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
         split_alpha,
         write_png,
     )
-    from ganlab.inception import InceptionFeatures
-    from ganlab.metrics import (
+    from ganlab.toolbox.inception import InceptionFeatures
+    from ganlab.images.metrics import (
         high_frequency_ratio,
         luma,
         psnr,
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
         ssim_maps,
         stride_power,
     )
-    from ganlab.patches import log_spectrum, random_patches, require_held_out
-    from ganlab.penalties import (
+    from ganlab.toolbox.patches import log_spectrum, random_patches, require_held_out
+    from ganlab.toolbox.penalties import (
         FiniteDifferencePenalty,
         LazyPenalty,
         PatchReduce,
         input_gradient,
     )
     from ganlab.plugin import Batch, NonNegativeSchedule, Plugin, RecipePath, Schedule, hookimpl
-    from ganlab.resampling import resize, resize_exact, round_to_8_bits, to_float, to_uint8
+    from ganlab.images.resampling import resize, resize_exact, round_to_8_bits, to_float, to_uint8
     from ganlab.steps import Terms, discriminator_losses, discriminators, generator_losses, shown
-    from ganlab.verdicts import History, Verdict
-    from ganlab.weights import fill_network, load_weights, read_weights, weights_file
+    from ganlab.monitoring.verdicts import History, Verdict
+    from ganlab.toolbox.weights import fill_network, load_weights, read_weights, weights_file
 
 __version__ = "0.1.0"
 

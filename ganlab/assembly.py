@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ganlab import hookspecs
 from ganlab.errors import RecipeError
 from ganlab.plugin import Plugin
-from ganlab.recipe import Recipe
-from ganlab.recipe_file import did_you_mean
+from ganlab.recipe.model import Recipe
+from ganlab.recipe.file import did_you_mean
 
 _ONE = ("make_generator", "sample_real")
 _WITH_D = ("make_discriminator", "discriminator_loss")

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ganlab.errors import GanlabError
-from ganlab.folder import write_text
-from ganlab.recipe import resolved
+from ganlab.runs.folder import write_text
+from ganlab.recipe.model import resolved
 
 if TYPE_CHECKING:
     from ganlab.engine import Run

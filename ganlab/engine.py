@@ -21,7 +21,7 @@ from ganlab.assembly import (
     providers,
     register,
 )
-from ganlab.attribution import attributed
+from ganlab.monitoring.attribution import attributed
 from ganlab.checkpoint import (
     roll_back,
     state_of,
@@ -29,21 +29,21 @@ from ganlab.checkpoint import (
     write_checkpoint,
     write_weights,
 )
-from ganlab.descent import LossesOf, Update
-from ganlab.device import autocast, choose_numerics, keep_freed_memory, wants_channels_last
+from ganlab.speed.descent import LossesOf, Update
+from ganlab.speed.device import autocast, choose_numerics, keep_freed_memory, wants_channels_last
 from ganlab.errors import Diverged, RecipeError
-from ganlab.evaluation import check_held_out, evaluating, judge_run
-from ganlab.fast import Eager, choose
-from ganlab.folder import RunFolder
-from ganlab.health import game_health
-from ganlab.journal import Journal
+from ganlab.evaluation.scores import check_held_out, evaluating, judge_run
+from ganlab.speed.fast import Eager, choose
+from ganlab.runs.folder import RunFolder
+from ganlab.evaluation.health import game_health
+from ganlab.runs.journal import Journal
 from ganlab.plugin import Batch, Plugin, Schedule
-from ganlab.recipe import Recipe
-from ganlab.recompute import checkpoint_activations
+from ganlab.recipe.model import Recipe
+from ganlab.speed.activation_checkpointing import checkpoint_activations
 from ganlab.steps import EngineDefaults, Losses, Pass, discriminators, merged
 from ganlab.streams import Streams
-from ganlab.verdicts import Verdict
-from ganlab.writer import Writer
+from ganlab.monitoring.verdicts import Verdict
+from ganlab.runs.writer import Writer
 
 PROBE = 2  # samples in the batch that shapes are learnt from; two show whether D mixes them
 Observer = Callable[[str, nn.Module, Losses], AbstractContextManager[Losses]]

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from ganlab.plugin import Batch, hookspec
-from ganlab.verdicts import History, Verdict
+from ganlab.monitoring.verdicts import History, Verdict
 
 if TYPE_CHECKING:
     from ganlab.engine import Run
-    from ganlab.evaluation import Judged
+    from ganlab.evaluation.scores import Judged
 
 Shape = tuple[int, ...]
 

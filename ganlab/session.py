@@ -14,10 +14,10 @@ import torch
 
 from ganlab.assembly import doubts
 from ganlab.checkpoint import load_checkpoint, load_generator
-from ganlab.device import begin_peak_memory, describe_environment, peak_memory, pick_device
+from ganlab.speed.device import begin_peak_memory, describe_environment, peak_memory, pick_device
 from ganlab.engine import Run, assemble, build_network, open_run, train
 from ganlab.errors import Diverged, GanlabError, RecipeError
-from ganlab.folder import (
+from ganlab.runs.folder import (
     RunFolder,
     new_run_folder,
     open_run_folder,
@@ -25,9 +25,9 @@ from ganlab.folder import (
     read_json,
     write_json,
 )
-from ganlab.journal import Journal
-from ganlab.recipe import Recipe, load_recipe, resolved
-from ganlab.verdicts import Verdict
+from ganlab.runs.journal import Journal
+from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.monitoring.verdicts import Verdict
 
 DONE, FAILED, USAGE, DIVERGED, UNHEALTHY, SIGTERMED, INTERRUPTED = 0, 1, 2, 3, 4, 75, 130
 

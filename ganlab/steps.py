@@ -9,10 +9,10 @@ import torch
 from pluggy import HookCaller
 from torch import Tensor, nn
 
-from ganlab.attribution import of_logits
+from ganlab.monitoring.attribution import of_logits
 from ganlab.errors import RecipeError
 from ganlab.plugin import Batch, hookimpl
-from ganlab.verdicts import History, Verdict, find_verdicts
+from ganlab.monitoring.verdicts import History, Verdict, find_verdicts
 
 if TYPE_CHECKING:
     from ganlab.engine import Run

@@ -79,8 +79,8 @@ def ganlab() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def seeded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that wants a file of published weights keeps the random ones it was built with."""
-    from ganlab.discover import find_plugin, installed  # imports torch, so after the line above
-    from ganlab.recipe_file import Origin
+    from ganlab.recipe.discovery import find_plugin, installed  # imports torch, so after the line above
+    from ganlab.recipe.file import Origin
 
     for name in installed():
         find_plugin(name, Origin(None, text=name), Path())
@@ -125,7 +125,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from click.testing import CliRunner
 
     from ganlab.cli import main
-    from ganlab.images import write_png
+    from ganlab.images.files import write_png
 
     folder = tmp_path_factory.mktemp("compared")
     rng = torch.Generator().manual_seed(0)

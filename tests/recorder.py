@@ -66,7 +66,7 @@ def _plain(value: Any) -> Any:
 
 
 class CpuRecorder:
-    """In the place of `ganlab.fast.CudaRecorder`."""
+    """In the place of `ganlab.speed.fast.CudaRecorder`."""
 
     def __init__(self) -> None:
         self.tapes: list[Tape] = []

@@ -17,7 +17,7 @@ from ganlab import Batch, hookimpl, hookspecs, shown
 from ganlab.assembly import doubts
 from ganlab.cli import main
 from ganlab.engine import Run, assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 GAME = ("wasserstein=false", "gradient_penalty=false", "bce={}")
 

@@ -6,7 +6,7 @@ from ganlab_plugins.adaptive_discriminator import AdaptiveDiscriminator
 
 from ganlab.engine import assemble, iterate
 from ganlab.errors import RecipeError
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")
 

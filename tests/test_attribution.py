@@ -9,9 +9,9 @@ import torch
 from kept_gradients import kept
 from torch import nn
 
-from ganlab.attribution import Losses, attributed, gradients, norm
+from ganlab.monitoring.attribution import Losses, attributed, gradients, norm
 from ganlab.engine import assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 
 def linear(*weights: float) -> nn.Linear:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ganlab.audit import Audit
+from ganlab.commands.audit import Audit
 from ganlab.cli import main
 from ganlab.engine import assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 HEAD = """\
 import torch

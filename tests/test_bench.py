@@ -22,7 +22,7 @@ from ganlab.bench.plain import PlainLoop
 from ganlab.bench.work import Operation, count_work
 from ganlab.cli import main
 from ganlab.engine import Run, assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")
 CLOCKED = """

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ganlab import Plugin, RecipeError, hookimpl, hookspecs
-from ganlab.metrics import psnr
-from ganlab.resampling import resize, resize_exact, to_float, to_uint8
+from ganlab.images.metrics import psnr
+from ganlab.images.resampling import resize, resize_exact, to_float, to_uint8
 
 
 class Images(Plugin):

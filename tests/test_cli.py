@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from ganlab.cli import main
-from ganlab.images import read_image, split_alpha, write_png
-from ganlab.journal import read_lines
+from ganlab.images.files import read_image, split_alpha, write_png
+from ganlab.runs.journal import read_lines
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -246,7 +246,7 @@ def test_columns_that_do_not_fit_go_to_another_table(judged_by_plugins: Path) ->
     ],
 )
 def test_figures_are_shown_with_the_digits_that_matter(name: str, value: float, text: str) -> None:
-    from ganlab.apply import _shown
+    from ganlab.commands.apply import _shown
 
     assert _shown(name, value) == text
 

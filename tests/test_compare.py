@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ganlab.ablate import plan_ablation
+from ganlab.compare.ablation import plan_ablation
 from ganlab.cli import main
 from ganlab.errors import RecipeError
-from ganlab.folder import RunFolder
-from ganlab.plan import Variant, make_plan, parse_seeds
-from ganlab.records import Evaluation, RunRecord, Series
+from ganlab.runs.folder import RunFolder
+from ganlab.compare.plan import Variant, make_plan, parse_seeds
+from ganlab.runs.records import Evaluation, RunRecord, Series
 from ganlab.report.model import Arm, Table
 from ganlab.report.tables import compare
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from test_compare import arm, by_view, data, other, recipe, record, run  # noqa: F401
 
-from ganlab.compare import arms_of
-from ganlab.folder import RunFolder
+from ganlab.compare.comparison import arms_of
+from ganlab.runs.folder import RunFolder
 from ganlab.report.tables import compare
 
 BREAKS = '''\

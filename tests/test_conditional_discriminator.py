@@ -10,7 +10,7 @@ from kept_gradients import kept
 
 from ganlab import RecipeError, hookimpl, hookspecs, resize, shown
 from ganlab.engine import Run, assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 
 class Images:

@@ -8,7 +8,7 @@ import torch
 
 from ganlab.engine import Run, assemble, iterate
 from ganlab.errors import RecipeError
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ganlab import RecipeError, resize, ssim, to_float
 from ganlab.engine import assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 REFERENCED = [
     PixelLoss(kind="huber"),

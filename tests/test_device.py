@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ganlab.device import choose_numerics, full_float32
+from ganlab.speed.device import choose_numerics, full_float32
 
 CUDA = torch.device("cuda", 0)
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from ganlab.cli import main
-from ganlab.difference import Change, check_two, difference
+from ganlab.compare.difference import Change, check_two, difference
 
 
 def changes(one: Path, other: Path | str) -> dict[str, Change]:

@@ -16,7 +16,7 @@ import torch
 
 from ganlab import RecipeError
 from ganlab.engine import Run, assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 RECIPE = """\
 iterations = 500

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from ganlab import hookspecs
 from ganlab.cli import main
-from ganlab.describe import HOOKS, describe_plugins
-from ganlab.recipe import Recipe, load_recipe
+from ganlab.commands.describe import HOOKS, describe_plugins
+from ganlab.recipe.model import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ganlab.engine import Run, assemble, iterate
 from ganlab.errors import Diverged, RecipeError
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 from ganlab.streams import Streams, stream_seed
 
 CPU = torch.device("cpu")
@@ -120,7 +120,7 @@ def test_what_a_step_returns_holds_no_graph(tiny: Path) -> None:
 def test_an_evaluation_draws_the_same_noise_whatever_was_evaluated_before(
     tiny: Path, tmp_path: Path
 ) -> None:
-    from ganlab.evaluation import evaluating, judge_images
+    from ganlab.evaluation.scores import evaluating, judge_images
 
     (tmp_path / "grain.py").write_text(
         "import torch\nfrom ganlab import Plugin, hookimpl\n\n\nclass Grain(Plugin):\n"
@@ -242,8 +242,8 @@ def test_a_run_that_diverges_stops_and_nothing_it_wrote_holds_a_weight_that_is_n
 
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
-    from ganlab.folder import RunFolder
-    from ganlab.journal import Journal
+    from ganlab.runs.folder import RunFolder
+    from ganlab.runs.journal import Journal
 
     journal = Journal(RunFolder(tmp_path), 10, 1, 2)
     journal.begin(0)
@@ -254,7 +254,7 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 
 def test_a_perfect_answer_is_consistent_with_its_lr_under_random_noise_too(tiny: Path) -> None:
-    from ganlab.evaluation import judge_images
+    from ganlab.evaluation.scores import judge_images
 
     run = build(tiny, "gaussian_noise={}")
     hr = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)

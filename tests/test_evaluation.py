@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ganlab import evaluation
+from ganlab.evaluation import scores as evaluation
 from ganlab.engine import Run, assemble
-from ganlab.evaluation import Judged, judge_images, judge_run
-from ganlab.recipe import load_recipe
+from ganlab.evaluation.scores import Judged, judge_images, judge_run
+from ganlab.recipe.model import load_recipe
 
 GRAIN = """\
 import torch

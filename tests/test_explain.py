@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from ganlab.cli import main
-from ganlab.cost import POINTS, estimate
-from ganlab.recipe import load_recipe
+from ganlab.bench.cost import POINTS, estimate
+from ganlab.recipe.model import load_recipe
 
 
 def explain(*arguments: str) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import torch
 from recorder import CpuRecorder
 from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
 
-from ganlab import fast
+from ganlab.speed import fast
 from ganlab.checkpoint import load_checkpoint, save_checkpoint
 from ganlab.engine import Run, assemble, iterate
-from ganlab.fast import WARM_UPS, Compiled, Eager, Graphs, choose, culprit
+from ganlab.speed.fast import WARM_UPS, Compiled, Eager, Graphs, choose, culprit
 from ganlab.plugin import Plugin
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 pytestmark = [
     # of torch's own compiler

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ganlab import Batch, RecipeError, generator_losses
 from ganlab.engine import Run, assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 PLAIN = ("gradient_penalty=false", 'precision="float64"')
 ALONE = ("feature_matching={ weight = 1.0 }", "wasserstein.weight=0", "pixel_loss.weight=0")

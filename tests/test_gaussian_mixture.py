@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ganlab import read_image
 from ganlab.engine import Run, assemble
-from ganlab.folder import RunFolder
-from ganlab.recipe import load_recipe
+from ganlab.runs.folder import RunFolder
+from ganlab.recipe.model import load_recipe
 from ganlab.streams import Streams
 
 CPU = torch.device("cpu")

@@ -10,13 +10,13 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from ganlab.attribution import of_logits
+from ganlab.monitoring.attribution import of_logits
 from ganlab.cli import main
 from ganlab.engine import Run, assemble
-from ganlab.evaluation import evaluating
-from ganlab.health import game_health
-from ganlab.images import write_png
-from ganlab.recipe import load_recipe
+from ganlab.evaluation.scores import evaluating
+from ganlab.evaluation.health import game_health
+from ganlab.images.files import write_png
+from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")
 

@@ -115,7 +115,7 @@ def test_gathering_on_a_device_gives_the_crops_of_the_host():
 
 @pytest.mark.cuda
 def test_a_store_on_the_gpu_gives_the_crops_of_the_host(monkeypatch):
-    monkeypatch.setattr("ganlab.image_store._PIECE", 1000)
+    monkeypatch.setattr("ganlab.images.store._PIECE", 1000)
     store, gpu = ImageStore.of(IMAGES), torch.device("cuda")
     host = store.crops(64, 7, seeded(), CPU)
     resident = store.to(gpu)

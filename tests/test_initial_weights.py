@@ -11,7 +11,7 @@ from torch import nn
 from ganlab import RecipeError
 from ganlab.checkpoint import load_checkpoint, save_checkpoint, save_generator
 from ganlab.engine import Run, assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from skimage import data
 from torch import Tensor
 
 from ganlab import degradation, round_to_8_bits, to_float
-from ganlab.metrics import psnr
+from ganlab.images.metrics import psnr
 
 # (photograph, rows, columns): whole blocks, odd sides, less than a block
 CROPS = [

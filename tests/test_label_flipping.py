@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from ganlab import Schedule
 from ganlab.engine import assemble, iterate
 from ganlab.errors import RecipeError
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import torch
 from ganlab.checkpoint import load_checkpoint, save_checkpoint
 from ganlab.engine import Run, assemble, iterate
 from ganlab.errors import RecipeError
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")
 ADAM = "adam = { learning_rate = 1e-3, betas = [0.5, 0.9] }\n"

@@ -11,8 +11,8 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from ganlab.metrics import high_frequency_ratio, luma, psnr, ssim
-from ganlab.resampling import resize, resize_exact, to_float, to_uint8
+from ganlab.images.metrics import high_frequency_ratio, luma, psnr, ssim
+from ganlab.images.resampling import resize, resize_exact, to_float, to_uint8
 
 
 def noise(*shape: int, low: int = 0, high: int = 256) -> Tensor:

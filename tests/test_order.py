@@ -11,7 +11,7 @@ from torch import nn
 
 from ganlab.engine import Run, assemble, iterate
 from ganlab.errors import RecipeError
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 from ganlab.session import Limits, start
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from ganlab_plugins.pair_pool import PairPool
 from ganlab import Batch, RecipeError, hookimpl, hookspecs
 from ganlab.checkpoint import load_checkpoint, save_checkpoint
 from ganlab.engine import Run, assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 from ganlab.streams import Streams
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ganlab import Schedule
 from ganlab.engine import assemble, iterate
 from ganlab.errors import RecipeError
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")
 NO_PENALTY = "gradient_penalty=false"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ganlab import Plugin
-from ganlab.describe import HOOKS
-from ganlab.discover import find_plugin, installed
-from ganlab.recipe_file import Origin
+from ganlab.commands.describe import HOOKS
+from ganlab.recipe.discovery import find_plugin, installed
+from ganlab.recipe.file import Origin
 
 NAMES = sorted(installed())
 

@@ -17,16 +17,16 @@ from torch import Tensor
 
 from ganlab import Batch, Plugin, Terms
 from ganlab.checkpoint import load_checkpoint, save_checkpoint
-from ganlab.describe import HOOKS
-from ganlab.discover import find_plugin, installed
+from ganlab.commands.describe import HOOKS
+from ganlab.recipe.discovery import find_plugin, installed
 from ganlab.engine import Run, assemble, evaluate, iterate
 from ganlab.errors import RecipeError
-from ganlab.folder import RunFolder
-from ganlab.images import write_png
-from ganlab.journal import Journal
-from ganlab.recipe import load_recipe
-from ganlab.recipe_file import Origin
-from ganlab.resampling import resize, to_uint8
+from ganlab.runs.folder import RunFolder
+from ganlab.images.files import write_png
+from ganlab.runs.journal import Journal
+from ganlab.recipe.model import load_recipe
+from ganlab.recipe.file import Origin
+from ganlab.images.resampling import resize, to_uint8
 from ganlab.steps import Losses
 
 pytestmark = pytest.mark.usefixtures("seeded_weights")

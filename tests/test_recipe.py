@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ganlab.recipe import load_recipe, resolved
+from ganlab.recipe.model import load_recipe, resolved
 
 BASE = """\
 iterations = 10
@@ -143,7 +143,7 @@ def test_loading_a_recipe_imports_only_the_plugins_it_names(base: Path, ganlab) 
     import sys
 
     code = (
-        "import sys; from ganlab.recipe import load_recipe; load_recipe('base.toml');"
+        "import sys; from ganlab.recipe.model import load_recipe; load_recipe('base.toml');"
         "print([m for m in sys.modules if m.startswith('ganlab_plugins.')])"
     )
     done = subprocess.run(

@@ -13,9 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ganlab.cli import main
 from ganlab.engine import Run, assemble, iterate
-from ganlab.fast import Compiled, Eager, Graphs
-from ganlab.recipe import load_recipe
-from ganlab.recompute import recompute
+from ganlab.speed.fast import Compiled, Eager, Graphs
+from ganlab.recipe.model import load_recipe
+from ganlab.speed.activation_checkpointing import recompute
 from ganlab.streams import Streams
 
 pytestmark = [

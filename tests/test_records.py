@@ -9,10 +9,10 @@ from click.testing import CliRunner
 
 from ganlab.cli import main
 from ganlab.errors import RecipeError
-from ganlab.evaluation import Judged
-from ganlab.images import read_image, write_png
-from ganlab.pictures import KEPT, KINDS, keep_pictures, picture, read_crops
-from ganlab.records import RunRecord, read_run
+from ganlab.evaluation.scores import Judged
+from ganlab.images.files import read_image, write_png
+from ganlab.runs.pictures import KEPT, KINDS, keep_pictures, picture, read_crops
+from ganlab.runs.records import RunRecord, read_run
 
 RECIPE = """\
 iterations = 6

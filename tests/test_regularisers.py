@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, parametrize
 from ganlab import Schedule
 from ganlab.engine import assemble, iterate
 from ganlab.errors import RecipeError
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")
 # TF-GAN's logits (losses_impl_test.py)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ganlab.resampling import resize, resize_exact, round_to_8_bits, to_float, to_uint8
+from ganlab.images.resampling import resize, resize_exact, round_to_8_bits, to_float, to_uint8
 
 X2 = [-3, -9, 29, 111, 111, 29, -9, -3]
 X3 = [-1, -2, 0, 9, 21, 27, 21, 9, 0, -2, -1]

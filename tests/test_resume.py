@@ -86,7 +86,7 @@ class Counter(Plugin):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from ganlab.images import write_png
+    from ganlab.images.files import write_png
 
     folder = tmp_path_factory.mktemp("resume")
     generator = torch.Generator().manual_seed(0)
@@ -235,9 +235,9 @@ def test_a_run_that_is_done_is_not_resumed(folder: Path, whole: Path) -> None:
 
 
 def test_two_processes_never_share_a_run_folder(folder: Path, whole: Path) -> None:
-    from ganlab.folder import RunFolder
+    from ganlab.runs.folder import RunFolder
 
-    code = "from ganlab.folder import *; RunFolder(Path('.')).lock().__enter__()"
+    code = "from ganlab.runs.folder import *; RunFolder(Path('.')).lock().__enter__()"
     command = [sys.executable, "-c", code]
     with RunFolder(whole).lock():
         held = subprocess.run(command, cwd=whole, capture_output=True, text=True)

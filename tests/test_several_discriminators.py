@@ -13,7 +13,7 @@ from ganlab import Batch, shown
 from ganlab.cli import main
 from ganlab.engine import Run, assemble, iterate
 from ganlab.errors import RecipeError
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 # two of the same kind beside each other, listed in the recipe's order
 TWO = ("num_discriminators=2", 'second={ use = "patch_discriminator", width = 6, num_layers = 1 }')

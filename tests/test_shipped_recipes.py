@@ -8,9 +8,9 @@ import torch
 from click.testing import CliRunner
 
 from ganlab.cli import main
-from ganlab.discover import find_plugin
-from ganlab.images import write_png
-from ganlab.recipe_file import Origin, read_recipe
+from ganlab.recipe.discovery import find_plugin
+from ganlab.images.files import write_png
+from ganlab.recipe.file import Origin, read_recipe
 
 ROOT = Path(__file__).parents[1]
 # those that fail on purpose are in test_failures.py

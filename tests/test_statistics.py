@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ganlab.statistics import (
+from ganlab.report.statistics import (
     Interval,
     interval,
     over_images,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ganlab.journal import read_lines
+from ganlab.runs.journal import read_lines
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "example_plugin"
 Command = Callable[..., subprocess.CompletedProcess[str]]

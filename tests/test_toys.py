@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ganlab import RecipeError, read_image
 from ganlab.cli import main
 from ganlab.engine import assemble
-from ganlab.folder import RunFolder
-from ganlab.recipe import load_recipe
+from ganlab.runs.folder import RunFolder
+from ganlab.recipe.model import load_recipe
 from ganlab.streams import Streams
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from ganlab.cli import main
 from ganlab.engine import assemble, iterate
 from ganlab.plugin import Batch
-from ganlab.recipe import load_recipe
-from ganlab.trace import describe, trace_recipe, tracing
+from ganlab.recipe.model import load_recipe
+from ganlab.commands.trace import describe, trace_recipe, tracing
 
 CPU = torch.device("cpu")
 

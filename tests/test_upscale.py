@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ganlab.upscale import alike, upscale
+from ganlab.images.upscaling import alike, upscale
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ganlab.verdicts import History, Verdict, find_verdicts
+from ganlab.monitoring.verdicts import History, Verdict, find_verdicts
 
 HEALTHY = {
     "D/real_logits": 2.0,

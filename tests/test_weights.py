@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ganlab import Plugin, RecipeError, load_weights, weights_file
-from ganlab.images import cache_folder
+from ganlab.images.files import cache_folder
 
 
 class Judge(Plugin):

@@ -9,9 +9,9 @@ import torch
 
 from ganlab import checkpoint, engine
 from ganlab.engine import assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 from ganlab.session import Limits, start
-from ganlab.writer import Writer
+from ganlab.runs.writer import Writer
 
 
 def test_what_is_given_is_done_in_order_and_beside_the_giver() -> None:

@@ -218,7 +218,7 @@ def test_a_fault_in_a_value_laid_over_a_base_is_placed_where_it_was_written(fold
 def test_a_held_out_image_too_small_to_score_is_refused_before_training(folder: Path) -> None:
     import torch
 
-    from ganlab.images import write_png
+    from ganlab.images.files import write_png
 
     for name, side in (("train", 64), ("valid", 20)):
         (folder / name).mkdir()

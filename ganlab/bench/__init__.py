@@ -9,13 +9,13 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ganlab.attribution import attributed
+from ganlab.monitoring.attribution import attributed
 from ganlab.bench.ceilings import Ceilings, measure_ceilings
 from ganlab.bench.plain import PlainLoop
 from ganlab.bench.stopwatch import ENGINE, PHASES, Part, time_parts
 from ganlab.bench.work import Operation, count_work
-from ganlab.calls import watching
-from ganlab.device import (
+from ganlab.monitoring.calls import watching
+from ganlab.speed.device import (
     begin_peak_memory,
     describe_environment,
     keep_freed_memory,
@@ -25,7 +25,7 @@ from ganlab.device import (
 )
 from ganlab.engine import Run, assemble, iterate
 from ganlab.errors import RecipeError
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 WARM_UPS = {"cpu": 2, "cuda": 10}  # on CUDA updates are captured meanwhile
 LEAST = 3  # iterations timed, however long they take

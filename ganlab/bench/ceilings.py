@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ganlab.device import autocast, now
+from ganlab.speed.device import autocast, now
 from ganlab.engine import Run
 
 ROUNDS = 5

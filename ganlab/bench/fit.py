@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ganlab.attribution import attributed
-from ganlab.device import (
+from ganlab.monitoring.attribution import attributed
+from ganlab.speed.device import (
     begin_peak_memory,
     free_memory,
     keep_freed_memory,
@@ -19,7 +19,7 @@ from ganlab.device import (
 )
 from ganlab.engine import assemble, iterate
 from ganlab.errors import RecipeError
-from ganlab.recipe import Recipe, load_recipe
+from ganlab.recipe.model import Recipe, load_recipe
 
 ITERATIONS = {"cpu": 2, "cuda": 10}  # on CUDA, until graphs are captured: a peak of its own
 SHARE = 0.9  # of the free memory: the rest is for evaluation, and for what else the machine does

@@ -16,12 +16,12 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from ganlab.attribution import gradients
-from ganlab.calls import watching
-from ganlab.descent import Update
-from ganlab.device import now
+from ganlab.monitoring.attribution import gradients
+from ganlab.monitoring.calls import watching
+from ganlab.speed.descent import Update
+from ganlab.speed.device import now
 from ganlab.engine import Run, iterate
-from ganlab.fast import Eager
+from ganlab.speed.fast import Eager
 from ganlab.plugin import Batch
 from ganlab.steps import Losses
 

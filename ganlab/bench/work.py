@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ganlab.device import now
+from ganlab.speed.device import now
 from ganlab.engine import Run, iterate
-from ganlab.fast import Eager
+from ganlab.speed.fast import Eager
 
 _MOVES_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 

@@ -58,7 +58,7 @@ def compare(arms: tuple[str, ...], **options: Any) -> None:
 
     Example: ganlab compare recipes/wgan_gp.toml recipes/r3gan.toml --seeds 0..4
     """
-    from ganlab.compare import compare_arms
+    from ganlab.compare.comparison import compare_arms
 
     _compared(compare_arms(arms, options), options["as_json"])
 
@@ -78,7 +78,7 @@ def ablate(recipe: Path, **options: Any) -> None:
 
     Example: ganlab ablate recipes/wgan_gp.toml --seeds 0..2 --plan
     """
-    from ganlab.ablate import ablate_recipe
+    from ganlab.compare.ablation import ablate_recipe
 
     _compared(ablate_recipe(recipe, options), options["as_json"])
 

@@ -32,7 +32,7 @@ def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from ganlab.difference import check_two, difference
+    from ganlab.compare.difference import check_two, difference
 
     found = difference(*check_two(a, b))
     if as_json:
@@ -69,7 +69,7 @@ def explain(
 
     Example: ganlab explain recipes/r3gan.toml adam
     """
-    from ganlab.explain import explain_recipe, show
+    from ganlab.commands.explain import explain_recipe, show
 
     found = explain_recipe(recipe, overrides, key, device, cost)
     if as_json:
@@ -107,7 +107,7 @@ def trace(
     """
     from dataclasses import asdict
 
-    from ganlab.trace import lines, trace_recipe
+    from ganlab.commands.trace import lines, trace_recipe
 
     found = trace_recipe(recipe, overrides, device, iterations)
     if as_json:
@@ -194,7 +194,7 @@ def plugins(name: str | None, hook: str | None, as_json: bool) -> None:
 
     Example: ganlab plugins gradient_penalty
     """
-    from ganlab import describe
+    from ganlab.commands import describe
 
     found = describe.describe_plugins(name, hook)
     if as_json:
@@ -209,7 +209,7 @@ def plugins(name: str | None, hook: str | None, as_json: bool) -> None:
 @json_option
 def runs(parent: Path, as_json: bool) -> None:
     """List the runs under a folder, with how they ended and their scores."""
-    from ganlab import describe
+    from ganlab.commands import describe
 
     found = describe.describe_runs(parent)
     if as_json:

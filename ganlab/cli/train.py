@@ -64,7 +64,7 @@ def run(
     Example: ganlab run recipes/wgan_gp.toml --set gradient_penalty.weight=5 --seed 1
     """
     from ganlab import session
-    from ganlab.recipe import load_recipe, resolved
+    from ganlab.recipe.model import load_recipe, resolved
 
     if resumed and name:
         raise RecipeError("--name has no effect with --resume: the run has its folder already")
@@ -73,7 +73,7 @@ def run(
     loaded = load_recipe(recipe, overrides)
     limits = session.Limits(max_iterations, max_time)
     if dry_run:
-        from ganlab.device import pick_device
+        from ganlab.speed.device import pick_device
         from ganlab.engine import assemble
 
         assemble(loaded, pick_device(device))
@@ -117,7 +117,7 @@ def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
 
     Example: ganlab check recipes/wgan_gp.toml
     """
-    from ganlab.check import check_recipe
+    from ganlab.commands.check import check_recipe
 
     for line in check_recipe(recipe, overrides, device):
         click.echo(line)

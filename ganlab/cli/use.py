@@ -24,7 +24,7 @@ def evaluate(run_folder: str, data: Path, weights: str, device: str, as_json: bo
 
     Example: ganlab eval runs/wgan_gp-1 --data Set5
     """
-    from ganlab.apply import evaluate_folder, show_scores
+    from ganlab.commands.apply import evaluate_folder, show_scores
 
     rows = evaluate_folder(run_folder, data, weights, device)
     if as_json:
@@ -61,7 +61,7 @@ def upscale(
 
     Example: ganlab upscale runs/wgan_gp-1 photo.jpg
     """
-    from ganlab.apply import upscale_files
+    from ganlab.commands.apply import upscale_files
 
     for line in upscale_files(run_folder, images, output, tile, weights, device):
         click.echo(line)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ganlab.degradation.draws import Range, chance, uniform
-from ganlab.resampling import round_to_8_bits, to_uint8
+from ganlab.images.resampling import round_to_8_bits, to_uint8
 
 LUMA = (0.299, 0.587, 0.114)  # BT.601
 

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from ganlab.errors import RecipeError
-from ganlab.folder import write_text
-from ganlab.records import read_run
+from ganlab.runs.folder import write_text
+from ganlab.runs.records import read_run
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.page import render
 from ganlab.report.tables import compare

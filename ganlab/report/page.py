@@ -14,8 +14,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ganlab import __version__
-from ganlab.pictures import picture
-from ganlab.records import RunRecord, Scores
+from ganlab.runs.pictures import picture
+from ganlab.runs.records import RunRecord, Scores
 from ganlab.report.charts import Chart, curves, plane, series_of
 from ganlab.report.model import Comparison, Row, Table
 from ganlab.report.wording import decimals, shown

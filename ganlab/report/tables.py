@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import median
 
 from ganlab.errors import RecipeError
-from ganlab.records import Evaluation, RunRecord
+from ganlab.runs.records import Evaluation, RunRecord
 from ganlab.report.model import (
     Arm,
     Change,
@@ -19,7 +19,7 @@ from ganlab.report.model import (
     Table,
     Tally,
 )
-from ganlab.statistics import (
+from ganlab.report.statistics import (
     interval,
     over_images,
     paired_difference,

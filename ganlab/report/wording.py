@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ganlab.report.model import Comparison, Row
-from ganlab.statistics import Interval
+from ganlab.report.statistics import Interval
 
 
 def narrowing(row: Row) -> float | None:

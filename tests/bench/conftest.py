@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ganlab.device import keep_freed_memory
+from ganlab.speed.device import keep_freed_memory
 from ganlab.engine import Run, assemble
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 GAME = """\
 iterations = 1_000_000

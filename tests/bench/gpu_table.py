@@ -29,10 +29,10 @@ from typing import Any
 import torch
 from against_plain import PHOTOGRAPHS
 
-from ganlab.device import begin_peak_memory, describe_environment, peak_memory, pick_device
+from ganlab.speed.device import begin_peak_memory, describe_environment, peak_memory, pick_device
 from ganlab.engine import Run, assemble, iterate
 from ganlab.errors import RecipeError
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 RECIPE = """\
 iterations = 1_000_000

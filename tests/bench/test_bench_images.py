@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ganlab import ImageStore, resize
-from ganlab.evaluation import evaluating, judge_run
+from ganlab.evaluation.scores import evaluating, judge_run
 
 CPU = torch.device("cpu")
 BATCH = 16

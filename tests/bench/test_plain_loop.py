@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ganlab import Batch, hookimpl
 from ganlab.engine import assemble, iterate
-from ganlab.recipe import load_recipe
+from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")
 ITERATIONS = 6

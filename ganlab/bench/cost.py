@@ -1,0 +1,61 @@
+"""What a recipe will cost, from a few of its iterations run here: seconds, memory, steps."""
+
+import time
+from dataclasses import dataclass
+from statistics import fmean
+
+from ganlab.speed.device import begin_peak_memory, keep_freed_memory, peak_memory, pick_device
+from ganlab.engine import assemble, iterate
+from ganlab.recipe.model import Recipe
+from ganlab.steps import discriminators
+
+POINTS = 7  # the middles of as many equal parts of the run
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """An estimate; `seconds` and `peak_memory` (bytes) of the whole run, evaluations left out."""
+
+    device: str
+    seconds: float
+    peak_memory: int
+    parameters: dict[str, int]
+    d_share: float
+    """Of the points tried, how many had a D step: D rests during pretraining."""
+
+
+def estimate(recipe: Recipe, device: str) -> Cost:
+    """Assemble the recipe, and time an iteration at seven points of it.
+
+    :raises RecipeError: when it cannot run here, as when its data is not there.
+    """
+    where = pick_device(device)
+    begin_peak_memory(where)
+    run = assemble(recipe, where)
+    keep_freed_memory()  # as training does
+    iterate(run)  # the first one also allocates and loads
+    times, with_d = [], []
+    for point in range(POINTS):
+        run.iteration = (2 * point + 1) * recipe.iterations // (2 * POINTS)
+        began = time.perf_counter()
+        losses = iterate(run)
+        for value in losses.values():
+            value.item()  # the device may still be at work
+        times.append(time.perf_counter() - began)
+        with_d.append(any(name.startswith("D/") for name in losses))
+    networks = {"G": [run.G], "D": discriminators(run)}
+    return Cost(
+        str(where),
+        fmean(times) * recipe.iterations,
+        peak_memory(where),
+        {n: sum(p.numel() for m in ms for p in m.parameters()) for n, ms in networks.items()},
+        fmean(with_d),
+    )
+
+
+def clock(seconds: float) -> str:
+    """A duration in the largest unit of which there are two."""
+    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,205 @@
+"""Using a finished run: scores on a folder of images, and photographs enlarged."""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from pluggy import HookImpl
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from ganlab.engine import Run
+from ganlab.errors import RecipeError
+from ganlab.evaluation.scores import TOGETHER, Judged, judge_images, means
+from ganlab.images.files import list_images, read_image, split_alpha, write_png
+from ganlab.images.metrics import WINDOW
+from ganlab.images.resampling import resize, to_float, to_uint8
+from ganlab.session import load_for_use
+from ganlab.steps import merged
+from ganlab.images.upscaling import alike, upscale
+
+AHEAD = 2  # images read, or written, beside the computation
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+Photograph = tuple[Path, Tensor, Tensor | None]  # where it goes, its colour, its alpha
+
+
+def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str, Any]:
+    """Scores of every image of a folder, of the generator and of bicubic, and their means.
+
+    "set" is what the recipe's plugins say of all the images together; empty without such plugins.
+
+    :returns: {"scale", "images": {name: {"generator": {...}, "bicubic": {...}}},
+        "mean": {"generator": {...}, "bicubic": {...}}, "set": the same}.
+    """
+    if not data.is_dir():
+        raise RecipeError(f"--data {data}: no such folder")
+    loaded, generator, _ = load_for_use(run, weights, device)
+    of_sets = [impl for impl in loaded.hook.evaluate.get_hookimpls() if "judged" in impl.argnames]
+
+    def read(path: Path) -> tuple[str, Tensor]:
+        image = read_image(path, keep_grey=True)
+        if min(image.shape[-2:]) < WINDOW + 3 * loaded.scale:
+            raise RecipeError(f"{path}: too small to score at x{loaded.scale}; leave it out")
+        return str(path.relative_to(data)), image
+
+    rows: dict[str, Any] = {}
+    kept: list[Judged] = []
+    for judged in judge_images(_beside(read, list_images(data)), generator, loaded):
+        rows[judged.name] = {"generator": judged.scores, "bicubic": judged.bicubic_scores}
+        kept += [judged] if of_sets else []  # whole folders of images in memory
+    mean = {who: means([row[who] for row in rows.values()]) for who in ("generator", "bicubic")}
+    by_bicubic = [replace(item, sr=item.bicubic) for item in kept]
+    figures = {
+        "generator": _figures(loaded, generator, of_sets, kept),
+        "bicubic": _figures(loaded, generator, of_sets, by_bicubic),
+    }
+    found = {"images": rows, "mean": mean, "set": figures}
+    return {"run": run, "data": str(data), "scale": loaded.scale, **found}
+
+
+def _figures(
+    run: Run, generator: nn.Module, plugins: list[HookImpl], judged: list[Judged]
+) -> dict[str, float]:
+    """What the plugins that judge a set of images say of it, with equal random numbers each time.
+
+    Those that judge something else, such as the networks or fresh samples, need a run in training.
+    """
+    run.streams.moment("evaluation")
+    known = {"run": run, "generator": generator, "judged": judged}
+    terms: list[dict[str, float]] = []
+    with torch.no_grad():
+        for plugin in plugins:
+            asked = {name: known[name] for name in plugin.argnames}
+            terms.append(cast(dict[str, float], plugin.function(**asked)))
+    return merged(run, terms)
+
+
+def show_scores(found: dict[str, Any]) -> None:
+    """The tables of `evaluate_folder` on stdout."""
+    rows = {**found["images"], f"mean of {len(found['images'])}": found["mean"]}
+    # into a file or a pipe, where there is no width to fit
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    room = console.width - max(len(title) for title in rows) - len("  generator")
+    for names in _fitting(list(found["mean"]["generator"]), room):
+        console.print(_table(rows, names), no_wrap=True)
+    for names in _fitting(list(found["set"]["generator"]), room):
+        whole = {f"set of {len(found['images'])}": found["set"]}
+        console.print(_table(whole, names), no_wrap=True)
+    console.print(
+        f"x{found['scale']}; _y: BT.601 luma in 16-235, {found['scale']} pixels shaved; "
+        "lr_psnr: of the SR degraded again; hf_ratio: share of the HR's fine detail",
+        soft_wrap=True,
+    )
+
+
+def _fitting(names: list[str], room: int) -> Iterator[list[str]]:
+    """The columns of one table after another, each as wide as fits."""
+    group: list[str] = []
+    for name in names:
+        if group and sum(max(len(n), 9) + 2 for n in [*group, name]) > room:
+            yield group
+            group = []
+        group.append(name)
+    if group:
+        yield group
+
+
+def _table(rows: dict[str, Any], names: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("image", "", *names):
+        table.add_column(title, justify="left" if title in ("image", "") else "right", no_wrap=True)
+    for image, row in rows.items():
+        table.add_row(image, "generator", *(_shown(n, row["generator"][n]) for n in names))
+        table.add_row("", "bicubic", *(_shown(n, row["bicubic"][n]) for n in names))
+    return table
+
+
+def _shown(name: str, value: float) -> str:
+    if "psnr" in name:
+        return f"{value:.2f}"
+    return f"{value:.4f}" if "ssim" in name or name == "hf_ratio" else f"{value:.4g}"
+
+
+def upscale_files(
+    run: str, images: Iterable[Path], output: Path, tile: int, weights: str, device: str
+) -> Iterator[str]:
+    """Enlarge image files into PNG files of a folder; yields a line for each.
+
+    :raises RecipeError: when an output exists already; nothing is overwritten.
+    """
+    files = list(images)
+    targets = [output / f"{file.stem}.png" for file in files]
+    for file, target in zip(files, targets, strict=True):
+        if not file.is_file():
+            raise RecipeError(f"{file}: no such image file")
+        if target.exists() or targets.count(target) > 1:
+            raise RecipeError(f"{target} exists or would be written twice; choose another --output")
+    loaded, generator, _ = load_for_use(run, weights, device)
+    output.mkdir(parents=True, exist_ok=True)
+    photographs = _beside(_read, zip(files, targets, strict=True))
+    together = TOGETHER[loaded.device.type] // loaded.scale**2
+    enlarged = (
+        one
+        for group in alike(photographs, lambda item: item[1].shape, together)
+        for one in _enlarged(group, generator, loaded, tile)
+    )
+    yield from _beside(_write, enlarged)
+
+
+def _read(job: tuple[Path, Path]) -> Photograph:
+    file, target = job
+    return target, *split_alpha(file)
+
+
+def _enlarged(
+    group: list[Photograph], generator: nn.Module, run: Run, tile: int
+) -> Iterator[tuple[Path, Tensor, Tensor]]:
+    """Each of some photographs of one size: where it goes, LR and SR."""
+    lr = to_float(torch.stack([colour for _, colour, _ in group])).to(run.device, run.dtype)
+    with torch.no_grad():
+        pictures = to_uint8(upscale(generator, lr, run.scale, tile)).cpu()
+    for (target, colour, alpha), sr in zip(group, pictures, strict=True):
+        if alpha is not None:
+            size = (sr.shape[-2], sr.shape[-1])
+            sr = torch.cat([sr, to_uint8(resize(to_float(alpha[None]), size))[0]])
+        yield target, colour, sr
+
+
+def _write(job: tuple[Path, Tensor, Tensor]) -> str:
+    target, lr, sr = job
+    write_png(sr, target)
+    return f"{target}: {lr.shape[-1]}x{lr.shape[-2]} -> {sr.shape[-1]}x{sr.shape[-2]}"
+
+
+def _beside(function: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
+    """What a function makes of each item, in order, made in threads up to `AHEAD` items ahead.
+
+    A failure, of the function or of the items, is raised in its turn: after what came before it.
+    """
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting: deque[Future[Answer]] = deque()
+        for begun in _begun(pool, function, items):
+            waiting.append(begun)
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _begun(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Answer], items: Iterable[Item]
+) -> Iterator[Future[Answer]]:
+    try:
+        for item in items:
+            yield pool.submit(function, item)
+    except Exception as error:
+        failed: Future[Answer] = Future()
+        failed.set_exception(error)
+        yield failed

@@ -1,0 +1,74 @@
+"""`ganlab check`: everything that can be wrong before any training, one tiny real step included."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from ganlab.assembly import doubts
+from ganlab.commands.audit import Audit, table
+from ganlab.speed.device import pick_device
+from ganlab.engine import Run, assemble, iterate
+from ganlab.errors import RecipeError
+from ganlab.evaluation.scores import evaluating, judge_images
+from ganlab.recipe.model import Recipe, load_recipe
+
+TINY_BATCH = 2
+
+
+def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[str]:
+    """Lines that say what was checked.
+
+    An iteration is run on a batch of two, as of the first and of the last one of the recipe, since
+    pretraining comes before the game; and the smallest held-out image is judged.
+
+    Each loss of both is audited: its gradient must reach its own network and no other.
+
+    :raises RecipeError: with the first fault.
+    """
+    recipe = load_recipe(file, overrides)
+    yield f"{file}: {len(recipe.plugins)} plugins, every key and value is known"
+    for doubt in doubts(recipe):
+        yield f"note: {doubt}"
+    small = Recipe.model_validate(
+        recipe.model_dump() | {"batch_size": min(recipe.batch_size, TINY_BATCH), "accumulate": 1}
+    )
+    small._plugins, small._sources, small._file = recipe.plugins, recipe.sources, recipe.file
+    run = assemble(small, pick_device(device))
+    for note in run.notes:
+        yield f"note: {note}"
+    yield f"one batch: condition {_shape(run.condition_shape)}, real {_shape(run.real_shape)}"
+    for iteration in sorted({0, recipe.iterations - 1}):
+        run.iteration = iteration
+        yield from _try(run)
+    if run.held_out:
+        name = min(run.held_out, key=lambda name: run.held_out[name].numel())
+        with evaluating(run.hook.evaluation_generator(generator=run.G)) as generator:
+            (judged,) = judge_images([(name, run.held_out[name])], generator, run)
+        yield f"{len(run.held_out)} held-out images; {name}: {_shown(judged.scores)}"
+    yield "ok"
+
+
+def _try(run: Run) -> Iterator[str]:
+    audit = Audit(run)
+    yield f"one step as of iteration {run.iteration}, and the norm of each loss's gradient:"
+    try:
+        losses = iterate(run, audit)
+    except RecipeError:
+        yield from table(audit.found)
+        raise
+    yield from table(audit.found)
+    yield from (f"note: {note}" for note in audit.unseen(losses))
+    bad = [name for name, value in losses.items() if not torch.isfinite(value)]
+    if bad:
+        raise RecipeError(f"{run.recipe.file}: the first step gives {', '.join(bad)} not finite")
+    if not losses:
+        raise RecipeError(f"{run.recipe.file}: iteration {run.iteration} trains nothing")
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,183 @@
+"""What is there: the installed plugins with their options, and the runs with their scores."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.table import Table
+
+from ganlab import hookspecs
+from ganlab.recipe.discovery import find_plugin, installed
+from ganlab.errors import RecipeError
+from ganlab.runs.folder import RunFolder
+from ganlab.plugin import Plugin, Schedule
+from ganlab.recipe.file import Origin, did_you_mean
+
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+    "enum": "one of",
+}
+# what a plugin is, by the first of these hooks that it answers
+_KINDS = {
+    "sample_real": "data",
+    "make_generator": "generators",
+    "make_discriminator": "discriminators",
+    "degrade": "degradations",
+    "discriminator_loss": "objectives",
+    "penalty": "penalties",
+    "augment": "what the discriminator sees",
+    "labels": "what the discriminator sees",
+    "generator_loss": "losses of the generator",
+    "score_images": "metrics",
+    "evaluate": "metrics",
+}
+HOOKS = tuple(n for n, f in vars(hookspecs).items() if hasattr(f, "ganlab_spec"))
+
+
+def describe_plugins(name: str | None = None, hook: str | None = None) -> list[dict[str, Any]]:
+    """Each installed plugin: name, kind, summary, docstring, options, hooks, distribution.
+
+    :raises RecipeError: for a plugin or a hook that does not exist.
+    """
+    if hook is not None and hook not in HOOKS:
+        raise RecipeError(f"--hook {hook}: no such hook{did_you_mean(hook, HOOKS)}")
+    if name is not None and name not in installed():
+        raise RecipeError(f"no plugin named '{name}'{did_you_mean(name, installed())}")
+    names = sorted(installed()) if name is None else [name]
+    found = []
+    for each in names:
+        plugin, source = find_plugin(each, Origin(None, text=each), Path())
+        hooks = [h for h in HOOKS if hasattr(getattr(plugin, h, None), "ganlab_impl")]
+        if hook is None or hook in hooks:
+            text = inspect.getdoc(plugin) or ""
+            found.append(
+                {
+                    "name": each,
+                    "kind": _kind(plugin, hooks),
+                    "summary": text.partition("\n")[0],
+                    "docstring": text,
+                    "options": _options(plugin),
+                    "hooks": hooks,
+                    "distribution": source.distribution,
+                    "version": source.version,
+                }
+            )
+    return found
+
+
+def _kind(plugin: type[Plugin], hooks: list[str]) -> str:
+    wraps = {hook for hook in hooks if getattr(plugin, hook).ganlab_impl["wrapper"]}
+    for hook, kind in _KINDS.items():
+        # chained hooks are always wrappers; to wrap another's loss is to watch D, not to define it
+        if hook in hooks and (hook not in wraps or hook != "discriminator_loss"):
+            return kind
+    return "what the discriminator sees" if "discriminator_loss" in wraps else "training"
+
+
+def bounds_of(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """The limits of each field in words: {"weight": {"at least": 0}}."""
+    properties = model.model_json_schema(by_alias=True).get("properties", {})
+    return {
+        name: {words: schema[key] for key, words in _BOUNDS.items() if key in schema}
+        for name, schema in properties.items()
+    }
+
+
+def _options(plugin: type[Plugin]) -> list[dict[str, Any]]:
+    bounds = bounds_of(plugin)
+    options = []
+    for name, field in plugin.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, Schedule):
+            default = default.model_dump()
+        options.append(
+            {
+                "name": name,
+                "required": field.is_required(),
+                "default": None if default is PydanticUndefined else default,
+                "schedule": Schedule in _parts(field.annotation),
+                "bounds": bounds.get(field.alias or name, {}),
+                "description": " ".join((field.description or "").split()),
+            }
+        )
+    return options
+
+
+def _parts(annotation: Any) -> set[Any]:
+    return {annotation, *getattr(annotation, "__args__", ())}
+
+
+def show(found: list[dict[str, Any]], whole: bool) -> None:
+    """Print plugins: one line each, or one of them whole."""
+    console = Console(highlight=False, soft_wrap=whole)
+    if not whole:
+        for kind in dict.fromkeys([*_KINDS.values(), "training"]):
+            table = Table(box=None, pad_edge=False, show_header=False)
+            table.add_column(no_wrap=True, min_width=max(len(p["name"]) for p in found))
+            table.add_column()
+            for plugin in found:
+                if plugin["kind"] == kind:
+                    table.add_row(plugin["name"], plugin["summary"])
+            if table.row_count:
+                console.print(f"[bold]{kind}[/bold]")
+                console.print(table)
+                console.print()
+        return
+    for plugin in found:
+        console.print(plugin["docstring"], markup=False)
+        console.print(f"\nhooks: {', '.join(plugin['hooks'])}", markup=False)
+        console.print(f"from: {plugin['distribution']} {plugin['version']}", markup=False)
+        console.print("\noptions:" if plugin["options"] else "\nno options", markup=False)
+        for option in plugin["options"]:
+            default = "required" if option["required"] else f"= {toml(option['default'])}"
+            limits = "".join(f", {k} {toml(v)}" for k, v in option["bounds"].items())
+            changes = " (may be a schedule)" if option["schedule"] else ""
+            console.print(f"  {option['name']} {default}{limits}{changes}", markup=False)
+            console.print(f"      {option['description']}", markup=False)
+
+
+def toml(value: Any) -> str:
+    """A value as a recipe would state it; (none) where it would be left out."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return f'"{value}"' if isinstance(value, str) else "(none)" if value is None else str(value)
+
+
+def describe_runs(parent: Path) -> list[dict[str, Any]]:
+    """Each run folder under a folder: name, how it ended, iteration, last scores."""
+    folders = [p.parent for p in sorted(parent.glob("*/recipe.toml"))] if parent.is_dir() else []
+    folders.sort(key=lambda path: (path / "recipe.toml").stat().st_mtime)
+    found = []
+    for path in folders:
+        status = RunFolder(path).read_status()
+        found.append({"run": str(path), "state": status.get("state", "unknown"), **status})
+    return found
+
+
+def show_runs(found: list[dict[str, Any]], parent: Path) -> None:
+    console = Console(highlight=False)
+    if not found:
+        console.print(f"no runs under {parent}", markup=False)
+        return
+    table = Table("run", "state", "iteration", "psnr_y", "bicubic", "seconds", box=None)
+    for run in found:
+        scores, bicubic = run.get("scores") or {}, run.get("bicubic") or {}
+        table.add_row(
+            run["run"],
+            run["state"],
+            f"{run.get('iteration', '?')}/{run.get('of', '?')}",
+            f"{scores['psnr_y']:.2f}" if "psnr_y" in scores else "",
+            f"{bicubic['psnr_y']:.2f}" if "psnr_y" in bicubic else "",
+            f"{run.get('seconds', 0):.0f}",
+        )
+    console.print(table)

@@ -1,0 +1,151 @@
+"""Which part of a recipe matters: each plugin left out in turn, options varied, seeds paired."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ganlab.compare.comparison import Outcome, carry_through
+from ganlab.speed.device import pick_device
+from ganlab.engine import Run, assemble
+from ganlab.errors import RecipeError
+from ganlab.compare.plan import Variant
+from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.recipe.file import did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """The variants of a recipe, the whole one first, and why what is left in cannot be left out."""
+
+    variants: tuple[Variant, ...]
+    refused: dict[str, str]
+
+
+def ablate_recipe(file: Path, options: dict[str, Any]) -> Outcome | None:
+    """`ganlab ablate`: plan, run, compare, and write the page.
+
+    :param options: as of the command line.
+    :returns: None when only the plan was asked for.
+    """
+    found = plan_ablation(file, options["overrides"], options["without"], options["vary"])
+    words = [f"{name} is left as it is: {reason}" for name, reason in found.refused.items()]
+    title = f"Ablation of {found.variants[0].name}"
+    order = [variant.name for variant in found.variants]
+    stem = f"ablate-{found.variants[0].name}"
+    return carry_through(title, stem, found.variants, [], order, options, words)
+
+
+def plan_ablation(
+    file: Path, overrides: tuple[str, ...], without: Sequence[str], vary: Sequence[str]
+) -> Ablation:
+    """Leave out each plugin that can be left out, and set options to other values.
+
+    What can be left out is found by trying: without it the recipe must still be an experiment,
+    and the same one, with the same shapes and held-out images.
+
+    :param without: only these; each plugin of the recipe when there are neither these nor `vary`.
+    :param vary: `key=value,value`, the values in TOML.
+    :raises RecipeError: for a plugin or a key that the recipe has not, or nothing left to compare.
+    """
+    if file.is_dir():
+        raise RecipeError(f"{file}: a folder; name a recipe, such as {file / 'recipe.toml'}")
+    recipe = load_recipe(file, overrides)
+    for name in without:
+        if name not in recipe.plugins:
+            raise RecipeError(
+                f"--without {name}: the recipe has no plugin '{name}'"
+                f"{did_you_mean(name, recipe.plugins) or '; it has ' + ', '.join(recipe.plugins)}"
+            )
+    whole = assemble(recipe, pick_device("cpu"))
+    variants = [Variant(recipe.name, file, overrides)]
+    refused: dict[str, str] = {}
+    for name in without or ([] if vary else list(recipe.plugins)):
+        variant = Variant(
+            f"{recipe.name}-without-{name}", file, (*overrides, f"plugins.{name}=false")
+        )
+        fault = _fault(variant, whole)
+        if not fault:
+            variants.append(variant)
+        elif name in without:
+            raise RecipeError(f"--without {name}: {fault}")
+        else:
+            refused[name] = fault
+    variants += [v for text in vary for v in _varied(text, recipe, variants[0], whole)]
+    variants, alike = _distinct(variants)
+    if len(variants) == 1:
+        what = f": {'; '.join(alike.values())}" if alike else ""
+        raise RecipeError(f"{file}: nothing to compare{what}; vary an option with --vary")
+    return Ablation(tuple(variants), refused | alike)
+
+
+def _distinct(variants: Sequence[Variant]) -> tuple[list[Variant], dict[str, str]]:
+    """The first of those that are one recipe, and of which one the others are a repetition."""
+    first: dict[str, Variant] = {}
+    alike: dict[str, str] = {}
+    for variant in variants:
+        same = first.setdefault(resolved(variant.recipe(0)), variant)
+        if same is not variant:
+            alike[variant.name] = f"it is {same.name}"
+    return list(first.values()), alike
+
+
+def _fault(variant: Variant, whole: Run) -> str:
+    """Why a variant is no experiment, or another one than the whole recipe; "" when it is fine."""
+    try:
+        run = assemble(load_recipe(variant.file, variant.overrides), whole.device)
+    except RecipeError as error:
+        return str(error)
+    for what in ("condition_shape", "real_shape"):
+        mine, theirs = getattr(run, what), getattr(whole, what)
+        if mine != theirs:
+            return f"another task: the {what.partition('_')[0]} would be {mine}, not {theirs}"
+    if run.held_out.keys() != whole.held_out.keys():
+        return "it would be judged on other images"
+    return ""
+
+
+def _varied(text: str, recipe: Recipe, whole: Variant, run: Run) -> list[Variant]:
+    key, equals, values = text.partition("=")
+    if key.strip() == "seed":
+        raise RecipeError(f"--vary {text}: seeds are paired, not compared; use --seeds")
+    try:
+        parsed = tomllib.loads(f"values = [{values}]")["values"] if equals else []
+        given = _pieces(values) if parsed else []
+    except tomllib.TOMLDecodeError:
+        parsed, given = [], []
+    if not parsed or len(parsed) != len(given):
+        raise RecipeError(f"--vary {text}: write it as key=value,value, such as ema.decay=0.9,0.99")
+    made = []
+    for value in given:
+        name = f"{recipe.name}-{key.strip()}-{_plain(value)}"
+        variant = Variant(name, whole.file, (*whole.overrides, f"{key.strip()}={value}"))
+        if fault := _fault(variant, run):
+            raise RecipeError(f"--vary {text}: with {value}: {fault}")
+        made.append(variant)
+    return made
+
+
+def _pieces(values: str) -> list[str]:
+    """The values as they were written, cut at the commas outside brackets and quotes."""
+    pieces, depth, quote = [""], 0, ""
+    for character in values:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "[{":
+            depth += 1
+        elif character in "]}":
+            depth -= 1
+        if character == "," and not depth and not quote:
+            pieces.append("")
+        else:
+            pieces[-1] += character
+    return [piece.strip() for piece in pieces]
+
+
+def _plain(value: str) -> str:
+    """A value as a part of a folder's name."""
+    return "".join(c if c.isalnum() or c in ".-_" else "_" for c in value.strip("'\""))

@@ -1,0 +1,174 @@
+"""`ganlab compare`: from recipes and run folders to tables and a page."""
+
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ganlab.bench.cost import clock
+from ganlab.compare.difference import Change, difference, side
+from ganlab.errors import GanlabError, RecipeError
+from ganlab.compare.plan import Job, Variant, carry_out, cost, make_plan, parse_seeds
+from ganlab.runs.records import RunRecord, read_run
+from ganlab.report import check_writable, write_report
+from ganlab.report.model import Arm, Comparison
+from ganlab.report.tables import compare
+
+Outcome = tuple[Comparison, Path]
+
+
+def compare_arms(arguments: Sequence[str], options: dict[str, Any]) -> Outcome | None:
+    """`ganlab compare`: plan, run, compare, and write the page.
+
+    :param options: as of the command line.
+    :returns: None when only the plan was asked for.
+    """
+    variants, arms, names = arms_of(arguments, options["overrides"])
+    if len(names) < 2:
+        raise RecipeError(
+            "a comparison wants two recipes or runs at least; one alone: ganlab report"
+        )
+    return carry_through(
+        ", ".join(names[:-1]) + f" and {names[-1]}",
+        f"compare-{'-'.join(names)}",
+        variants,
+        arms,
+        names,
+        options,
+    )
+
+
+def carry_through(
+    title: str,
+    stem: str,
+    variants: Sequence[Variant],
+    arms: Sequence[Arm],
+    order: Sequence[str],
+    options: dict[str, Any],
+    words: Sequence[str] = (),
+) -> Outcome | None:
+    """Make the runs of variants, and compare them and the arms that are there already.
+
+    :param order: the names of variants and arms, the baseline first.
+    :param words: lines to say with the plan.
+    """
+    device, parent = options["device"], options["parent"]
+    page = options["output"] or parent / f"{stem[:80]}.html"
+    check_writable(page)  # before hours of training
+    seeds = parse_seeds(options["seeds"])
+    jobs = make_plan(variants, seeds, parent, device) if variants else []
+    for line in (*_plan(variants, jobs, device), *words):
+        _say(line)
+    if options["only_plan"]:
+        return None
+    workers = options["jobs"] or max(1, torch.cuda.device_count() if device != "cpu" else 1)
+    done = carry_out(jobs, parent, device, workers, _say)
+    every = sorted([*arms_of_jobs(done), *arms], key=lambda arm: order.index(arm.name))
+    comparison = compare(title, every, options["figures"], _changes(every))
+    return comparison, write_report(comparison, page)
+
+
+def _changes(arms: Sequence[Arm]) -> dict[str, list[Change]]:
+    """What each recipe has other than the baseline's, by its first run."""
+    try:
+        sides = [side(arm.runs[0].folder.path) for arm in arms]
+    except GanlabError as error:  # a plugin of the run is no longer installed, say
+        _say(f"the recipes cannot be compared: {error}")
+        return {}
+    return {
+        arm.name: [c for c in difference(sides[0], other) if c.group != "environment"]
+        for arm, other in zip(arms[1:], sides[1:], strict=True)
+    }
+
+
+def _plan(variants: Sequence[Variant], jobs: Sequence[Job], device: str) -> Iterator[str]:
+    if not variants:
+        return
+    missing = [job for job in jobs if not job.finished]
+    cut = sum(job.folder is not None for job in missing)
+    yield (
+        f"plan: {len(variants)} recipes x {len(jobs) // len(variants)} seeds = {len(jobs)} runs; "
+        f"{len(jobs) - len(missing)} exist, {cut} to be continued, {len(missing) - cut} to be made"
+    )
+    for variant in variants:
+        have = sum(job.finished for job in jobs if job.variant is variant)
+        yield f"  {variant.name} ({have} there)"
+    seconds, source = cost(jobs, device)
+    if missing:
+        time = f"about {clock(seconds)} of training" if math.isfinite(seconds) else "time unknown"
+        yield f"{time}, one run at a time ({source})"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def arms_of(
+    arguments: Sequence[str], overrides: tuple[str, ...]
+) -> tuple[list[Variant], list[Arm], list[str]]:
+    """The recipes among the arguments, the arms that run folders make, and all names in order.
+
+    Run folders of one recipe and one code but other seeds are one arm.
+
+    :raises RecipeError: for what is neither, or an arm given twice.
+    """
+    variants: list[Variant] = []
+    runs: dict[str, list[RunRecord]] = {}
+    order: list[str] = []  # names of recipes and keys of run folders
+    for argument in arguments:
+        if Path(argument).suffix == ".toml":
+            variants.append(Variant(Path(argument).stem, Path(argument), overrides))
+            order.append(variants[-1].name)
+        else:
+            record = read_run(argument)
+            runs.setdefault(_alike(record), []).append(record)
+            order.append(_alike(record))
+    if runs and overrides:
+        raise RecipeError("--set changes recipes; it has no effect on a run folder that exists")
+    names = Counter(variant.name for variant in variants)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise RecipeError(
+            f"two recipes are called {twice[0]}; rename a file, or name one only once"
+        )
+    # several runs are called as their recipe, and not as the first of them
+    stems = Counter(_stem(records[0]) for records in runs.values())
+    arms: dict[str, Arm] = {}
+    for key, records in runs.items():
+        seeds = Counter(record.seed for record in records)
+        if twice_seen := [seed for seed, count in seeds.items() if count > 1]:
+            raise RecipeError(f"two runs of one recipe have seed {twice_seen[0]}; name one of them")
+        alone = len(records) == 1 or stems[_stem(records[0])] > 1
+        name = records[0].folder.path.name if alone else _stem(records[0])
+        arms[key] = Arm(name, tuple(records))
+    every = Counter([*names, *(arm.name for arm in arms.values())])
+    if alike_names := [name for name, count in every.items() if count > 1]:
+        raise RecipeError(f"two arms are called {alike_names[0]}; rename a recipe or a run folder")
+    named = [arms[key].name if key in arms else key for key in dict.fromkeys(order)]
+    return variants, list(arms.values()), named
+
+
+def _alike(record: RunRecord) -> str:
+    """Equal for runs of one arm: the recipe but its seed, the plugins' code, ganlab's and torch."""
+    recipe = {key: value for key, value in record.recipe.items() if key != "seed"}
+    plugins = {n: entry.get("sha256") for n, entry in record.manifest.get("plugins", {}).items()}
+    torch_version = record.manifest.get("versions", {}).get("torch")
+    return repr((recipe, plugins, record.manifest.get("code"), torch_version))
+
+
+def _stem(record: RunRecord) -> str:
+    return re.sub(r"-\d+$", "", record.folder.path.name)
+
+
+def arms_of_jobs(jobs: Iterable[Job]) -> list[Arm]:
+    """The arms of a plan that is carried out, in the order of its variants."""
+    runs: dict[str, list[RunRecord]] = {}
+    for job in jobs:
+        if job.folder is None:  # it failed before it had one
+            continue
+        runs.setdefault(job.variant.name, []).append(read_run(job.folder))
+    return [Arm(name, tuple(records)) for name, records in runs.items()]

@@ -1,0 +1,137 @@
+"""What differs between two recipes or runs, every default folded in."""
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tomlkit
+
+from ganlab.assembly import CHAINED
+from ganlab.errors import RecipeError
+from ganlab.runs.folder import open_run_folder, plugin_record, read_json
+from ganlab.recipe.model import Recipe, load_recipe, resolved
+
+Group = Literal["settings", "plugins", "code", "environment"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference; a value that a side has not is None."""
+
+    kind: Literal["added", "removed", "changed"]
+    key: str
+    """Dotted: iterations, plugins.gradient_penalty.weight, versions.torch."""
+    a: str | None
+    b: str | None
+    group: Group
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A recipe, or a run with the record of what it was made by."""
+
+    name: str
+    recipe: Recipe
+    plugins: dict[str, str]
+    """The sha256 of each plugin's code: of a run as it was then, of a recipe as it is now."""
+    environment: dict[str, Any] | None = None
+    """The manifest of a run."""
+
+
+def side(argument: Path | str) -> Side:
+    """A recipe file, or a run folder.
+
+    :raises RecipeError: when it is neither, or the recipe is wrong.
+    """
+    path = Path(argument)
+    if path.suffix == ".toml" and not path.is_dir():
+        recipe = load_recipe(path)
+        return Side(recipe.name, recipe, _hashes(plugin_record(recipe)))
+    folder = open_run_folder(argument)
+    manifest = read_json(folder.manifest)
+    recipe = load_recipe(folder.recipe)
+    return Side(folder.path.name, recipe, _hashes(manifest.get("plugins", {})), manifest)
+
+
+def difference(a: Side, b: Side) -> list[Change]:
+    """Settings, plugins with their options and their order where it matters, code, environment."""
+    one, other = (tomllib.loads(resolved(s.recipe)) for s in (a, b))
+    mine, theirs = one.pop("plugins"), other.pop("plugins")
+    found = list(_changes(one, other, "", "settings"))
+    found += _of_plugins(mine, theirs)
+    found += _order(a.recipe, b.recipe)
+    shared = {n: (h, b.plugins[n]) for n, h in a.plugins.items() if n in b.plugins}
+    found += [
+        Change("changed", f"plugins.{name}", f"code {x[:12]}", f"code {y[:12]}", "code")
+        for name, (x, y) in shared.items()
+        if x != y
+    ]
+    if a.environment is not None and b.environment is not None:
+        found += _environment(a.environment, b.environment)
+    return found
+
+
+def _hashes(record: dict[str, Any]) -> dict[str, str]:
+    return {name: str(entry["sha256"]) for name, entry in record.items()}
+
+
+def _of_plugins(mine: dict[str, Any], theirs: dict[str, Any]) -> Iterator[Change]:
+    for name in dict.fromkeys([*mine, *theirs]):
+        key = f"plugins.{name}"
+        if name not in theirs:
+            yield Change("removed", key, _toml(mine[name]), None, "plugins")
+        elif name not in mine:
+            yield Change("added", key, None, _toml(theirs[name]), "plugins")
+        else:
+            yield from _changes(mine[name], theirs[name], f"{key}.", "plugins")
+
+
+def _changes(a: dict[str, Any], b: dict[str, Any], prefix: str, group: Group) -> Iterator[Change]:
+    for name in dict.fromkeys([*a, *b]):
+        if a.get(name) != b.get(name):
+            values = [_toml(side[name]) if name in side else None for side in (a, b)]
+            yield Change("changed", f"{prefix}{name}", values[0], values[1], group)
+
+
+def _order(a: Recipe, b: Recipe) -> Iterator[Change]:
+    """Plugins that both have and that come in another order in a chained hook."""
+    for hook in CHAINED:
+        orders = [
+            [n for n, p in recipe.plugins.items() if hasattr(type(p), hook) and n in other.plugins]
+            for recipe, other in ((a, b), (b, a))
+        ]
+        if orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]):
+            one, other = (" -> ".join(order) for order in orders)
+            yield Change("changed", f"order of {hook}", one, other, "plugins")
+
+
+def _environment(a: dict[str, Any], b: dict[str, Any]) -> Iterator[Change]:
+    yield from _changes(a.get("versions", {}), b.get("versions", {}), "versions.", "environment")
+    names = ("device_name", "platform", "threads", "git_commit")
+    one, other = ({n: m[n] for n in names if m.get(n) is not None} for m in (a, b))
+    yield from _changes(one, other, "", "environment")
+    if a.get("code") != b.get("code"):
+        codes = [f"{manifest.get('code')}"[:12] for manifest in (a, b)]
+        yield Change("changed", "ganlab's own code", codes[0], codes[1], "code")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        table = tomlkit.inline_table()
+        table.update(value)
+        return table.as_string()
+    return tomlkit.item(value).as_string()
+
+
+def check_two(a: Path | str, b: Path | str) -> tuple[Side, Side]:
+    """Both sides of a difference.
+
+    :raises RecipeError: naming the one that is neither recipe nor run.
+    """
+    for argument in (a, b):
+        path = Path(argument)
+        if path.suffix != ".toml" and not (path / "recipe.toml").is_file():
+            raise RecipeError(f"{argument}: neither a recipe file nor a run folder")
+    return side(a), side(b)

@@ -1,0 +1,281 @@
+"""The runs that a comparison needs: what exists is used, what was cut goes on, the rest is made."""
+
+import math
+import multiprocessing
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from ganlab.bench.cost import estimate
+from ganlab.speed.device import describe_environment, pick_device
+from ganlab.errors import GanlabError, RecipeError
+from ganlab.runs.folder import RunFolder, plugin_record, read_json
+from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.session import (
+    DIVERGED,
+    DONE,
+    FAILED,
+    SIGTERMED,
+    UNHEALTHY,
+    Limits,
+    resume,
+    start,
+)
+
+# diverging is a result too; a run that failed is tried again by the next command
+_FINISHED = ("done", "diverged")
+
+
+MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A recipe as one arm of a comparison runs it."""
+
+    name: str
+    file: Path
+    overrides: tuple[str, ...] = ()
+
+    def recipe(self, seed: int) -> Recipe:
+        return load_recipe(self.file, (*self.overrides, f"seed={seed}"), self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a plan."""
+
+    variant: Variant
+    seed: int
+    folder: Path | None = None
+    """Where it is, as far as it got; None when it is to be made."""
+    finished: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.variant.name} seed {self.seed}"
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0..4`, `3` or `0,2,5`.
+
+    :raises RecipeError: for anything else, or a seed given twice.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", part)
+        if not found or (found[2] and int(found[2]) < int(found[1])):
+            raise RecipeError(f"--seeds {text}: write 0..4, or 0,2,5")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last - first >= MOST_SEEDS:
+            raise RecipeError(f"--seeds {text}: at most {MOST_SEEDS} seeds")
+        seeds += range(first, last + 1)
+    if len(set(seeds)) < len(seeds):
+        raise RecipeError(f"--seeds {text}: a seed is given twice")
+    return seeds
+
+
+def make_plan(
+    variants: Iterable[Variant], seeds: Sequence[int], parent: Path, device: str
+) -> list[Job]:
+    """A job for every variant and seed, seed after seed, those that exist looked up.
+
+    A run is the same when the resolved recipe with its seed, the code of its plugins and of
+    ganlab, torch's version and the kind of device are. Of several the furthest counts.
+    """
+    where = pick_device(device)
+    existing: dict[str, list[RunFolder]] = {}
+    for path in sorted(parent.glob("*/recipe.toml")):
+        folder = RunFolder(path.parent)
+        existing.setdefault(path.read_text(encoding="utf-8"), []).append(folder)
+    jobs = []
+    for seed in seeds:  # so that an interrupted comparison has all arms of its first seeds
+        for variant in variants:
+            recipe = variant.recipe(seed)
+            same = [
+                folder
+                for folder in existing.get(resolved(recipe), [])
+                if _same_code(read_json(folder.manifest), recipe, where)
+            ]
+            same.sort(key=lambda f: (_finished(f), f.read_status().get("iteration", 0)))
+            job = Job(variant, seed)
+            jobs.append(
+                replace(job, folder=same[-1].path, finished=_finished(same[-1])) if same else job
+            )
+    return jobs
+
+
+def _same_code(manifest: dict[str, Any], recipe: Recipe, device: torch.device) -> bool:
+    now = describe_environment(torch.device("cpu"))
+    theirs = {name: entry.get("sha256") for name, entry in manifest.get("plugins", {}).items()}
+    mine = {name: entry["sha256"] for name, entry in plugin_record(recipe).items()}
+    return (
+        theirs == mine
+        and manifest.get("code") == now["code"]
+        and manifest.get("versions", {}).get("torch") == now["versions"]["torch"]
+        and str(manifest.get("device", "")).partition(":")[0] == device.type
+    )
+
+
+def _finished(folder: RunFolder) -> bool:
+    status = folder.read_status()
+    return status.get("state") in _FINISHED or status.get("exit_code") == UNHEALTHY
+
+
+class Interrupted(GanlabError):  # noqa: N818  # it names an outcome
+    """A signal came; what was running is saved."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("interrupted; the same command continues where it stopped")
+        self.exit_code = code
+
+
+def carry_out(
+    jobs: Sequence[Job], parent: Path, device: str, workers: int, say: Callable[[str], None]
+) -> list[Job]:
+    """Make or finish every run of a plan; returns the jobs with their folders.
+
+    A run that fails does not keep the others from being made: it is said, and its job comes back
+    unfinished.
+
+    :param workers: processes that train at a time; on CUDA each has a device of its own.
+    :raises Interrupted: at SIGINT or SIGTERM, when the runs in progress are saved.
+    :raises RecipeError: when a run cannot begin.
+    """
+    if any(job.finished for job in jobs):
+        say(f"{sum(job.finished for job in jobs)} of {len(jobs)} runs exist already")
+    waiting = [job for job in jobs if not job.finished]
+    done: dict[tuple[str, int], Job] = {}
+    work = _one_by_one if workers == 1 else _side_by_side
+    with closing(work(waiting, parent, device, workers, say)) as results:
+        for number, (job, code, fault) in enumerate(results, 1):
+            if code not in (DONE, DIVERGED, UNHEALTHY, FAILED):
+                raise Interrupted(code)
+            done[job.variant.name, job.seed] = job
+            state = RunFolder(job.folder).read_status().get("state") if job.folder else "failed"
+            what = f"failed: {fault}" if code == FAILED else str(state)
+            say(f"{number} of {len(waiting)}: {job}: {what}, {job.folder}")
+    return [done.get((job.variant.name, job.seed), job) for job in jobs]
+
+
+Result = tuple[Job, int, str]
+"""A job with its folder, the exit code of its run, and what went wrong in it."""
+
+
+def _one_by_one(
+    jobs: Sequence[Job], parent: Path, device: str, workers: int, say: Callable[[str], None]
+) -> Generator[Result, None, None]:
+    for number, job in enumerate(jobs, 1):
+        say(f"{'continuing' if job.folder else 'starting'} run {number} of {len(jobs)}: {job}")
+        yield _train(job, parent, device, Limits())
+
+
+def _side_by_side(
+    jobs: Sequence[Job], parent: Path, device: str, workers: int, say: Callable[[str], None]
+) -> Generator[Result, None, None]:
+    # spawned, since CUDA does not survive a fork
+    context = multiprocessing.get_context("spawn")
+    numbers, called_off = context.Queue(), context.Event()
+    for number in range(workers):
+        numbers.put(number)
+    beginning = (numbers, called_off, device, workers)
+    pool = ProcessPoolExecutor(workers, context, _begin_worker, beginning)
+    with _calling_off(called_off), pool:
+        say(f"{len(jobs)} runs, {workers} at a time")
+        futures = [pool.submit(_train_quietly, job, parent) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            called_off.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _train(job: Job, parent: Path, device: str, limits: Limits) -> Result:
+    try:
+        if job.folder:
+            folder, code = resume(job.folder, device, limits)
+        else:
+            recipe = job.variant.recipe(job.seed)
+            folder, code = start(recipe, device, limits, parent)
+    except Exception as error:
+        (found,) = make_plan([job.variant], [job.seed], parent, device)
+        if found.folder is None:  # it never began, and neither would the others
+            raise
+        return found, FAILED, f"{type(error).__name__}: {error}"
+    finished = code in (DONE, DIVERGED, UNHEALTHY)
+    return replace(job, folder=folder.path, finished=finished), code, ""
+
+
+_device = "cpu"  # of a worker process
+_called_off: Any = None
+
+
+def _begin_worker(numbers: Any, called_off: Any, device: str, workers: int) -> None:
+    global _device, _called_off
+    number, _called_off = numbers.get(), called_off
+    # between runs a signal at the terminal is the parent's to heed; a run heeds it itself
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    where = pick_device(device)
+    count = torch.cuda.device_count() if where.type == "cuda" else 0
+    _device = f"cuda:{number % count}" if count else device
+    if not count:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # several bars on one line tell nothing
+
+
+def _train_quietly(job: Job, parent: Path) -> Result:
+    family = multiprocessing.parent_process()
+
+    def called_off() -> bool:
+        return bool(_called_off.is_set()) or not (family and family.is_alive())
+
+    if called_off():  # the pool hands out a job more than it has workers
+        return job, SIGTERMED, ""
+    return _train(job, parent, _device, Limits(called_off=called_off))
+
+
+@contextmanager
+def _calling_off(called_off: Any) -> Iterator[None]:
+    """SIGINT and SIGTERM end the runs in progress, saved, and begin no more."""
+    before = {
+        number: signal.signal(number, lambda *_: called_off.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def cost(jobs: Sequence[Job], device: str) -> tuple[float, str]:
+    """Seconds that the missing runs of a plan will take, one at a time, and how that is known.
+
+    From runs of the plan that exist, else from iterations timed at seven points of it.
+    """
+    missing = [job for job in jobs if not job.finished]
+    if not missing:
+        return 0.0, "all exist"
+    known = [RunFolder(job.folder).read_status().get("seconds") for job in jobs if job.finished
+             and job.folder]  # fmt: skip
+    times = [float(seconds) for seconds in known if seconds]
+    if times:
+        return len(missing) * median(times), f"from {len(times)} runs that exist"
+    first = missing[0].variant.recipe(missing[0].seed)
+    try:
+        return len(missing) * estimate(first, device).seconds, "from a few iterations timed"
+    except RecipeError:
+        raise
+    except Exception as error:  # a plugin's own; what becomes of it is told when it is run
+        return math.nan, f"an iteration of {missing[0]} fails: {type(error).__name__}: {error}"

@@ -1,0 +1,92 @@
+"""The health of a game as an evaluation sees it; what a watched step sees is in attribution.py."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ganlab.evaluation.scores import evaluating
+from ganlab.images.resampling import to_float
+from ganlab.steps import discriminators, judge
+
+if TYPE_CHECKING:
+    from ganlab.engine import Run
+
+SAMPLES = 64  # a batch to judge on: small beside an evaluation, large beside a batch's noise
+SURE = 3.0  # standard errors by which D must tell real from fake before its gap means something
+
+
+def game_health(run: "Run", generator: nn.Module) -> dict[str, float]:
+    """Figures of G and D on samples of their own; nothing of the run is changed.
+
+    `health/spread`: how much G's answers vary over a batch, as a multiple of the real samples'
+    (mean over elements of the standard deviation): 1 is right, near 0 it answers alike to all.
+
+    `health/held_out_gap` = 1 - g(held-out) / g(training), g(set) = sum (D(real) - D(fake)) / sum
+    mean |real - fake| over crops of it: 0 when D judges images that it never saw like those it
+    trains on, 1 when it can no longer tell on them. `health/trained_accuracy` and
+    `health/held_out_accuracy`: the share of crops that have a larger logit than G's answer to them.
+    All three are left out where D hardly tells real from fake in training. After r_v of ADA (Karras
+    et al. 2020, arXiv:2006.06676), which compares the logits of reals alone, and so would take
+    another subject, or smoother pictures, for memory.
+
+    :param generator: the one that is judged, in eval mode.
+    """
+    if run.D is None:
+        return {}
+    run.streams.moment("evaluation", "health")
+    with torch.no_grad():
+        real = run.hook.sample_real(batch_size=SAMPLES, device=run.device).to(run.dtype)
+        found, gap, distance = _judged(run, generator, real)
+        spread = found.std(dim=0).mean() / real.std(dim=0).mean()
+        figures = {"health/spread": spread.item()}
+        unseen = _held_out_crops(run)
+        trained, error = gap.mean().item(), (gap.std() / len(gap) ** 0.5).item()
+        if unseen is not None and trained > SURE * error:
+            _, others, farther = _judged(run, generator, unseen)
+            slopes = others.sum() / farther.sum(), gap.sum() / distance.sum()
+            figures |= {
+                "health/held_out_gap": 1 - (slopes[0] / slopes[1]).item(),
+                "health/trained_accuracy": (gap > 0).double().mean().item(),
+                "health/held_out_accuracy": (others > 0).double().mean().item(),
+            }
+    return figures
+
+
+def _judged(run: "Run", generator: nn.Module, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """G's answers to samples degraded; D(real) - D(fake) and mean |real - fake| of each, [N]."""
+    condition = run.hook.degrade(images=real).to(run.dtype)
+    with run.autocast():
+        fake = generator(condition).to(real.dtype)
+    shown = [run.hook.augment(images=images, condition=condition) for images in (real, fake)]
+    gaps = []
+    for D in discriminators(run):
+        with evaluating(D):
+            of_real, of_fake = (judge(run, D, images).flatten(1).mean(1) for images in shown)
+        gaps.append((of_real - of_fake).double())
+    distance = (real - fake).abs().flatten(1).mean(1).double()
+    return fake, torch.stack(gaps).mean(0), distance
+
+
+def _held_out_crops(run: "Run") -> Tensor | None:
+    """Random crops of the held-out images, of the training samples' shape; None when none fits."""
+    channels, *size = run.real_shape if len(run.real_shape) == 3 else (0, 0, 0)
+    images = [
+        image
+        for image in run.held_out.values()
+        if image.shape[0] in (1, channels)
+        and all(a >= b for a, b in zip(image.shape[1:], size, strict=True))
+    ]
+    if not images or not channels:
+        return None
+    height, width = size
+    rng = run.streams.host_generator("health")
+    crops = []
+    for number in range(SAMPLES):
+        image = images[number % len(images)]
+        top, left = (
+            int(torch.randint(side - kept + 1, (), generator=rng))
+            for side, kept in zip(image.shape[1:], size, strict=True)
+        )
+        crops.append(image[:, top : top + height, left : left + width].expand(channels, -1, -1))
+    return to_float(torch.stack(crops)).to(run.device, run.dtype)

@@ -1,0 +1,289 @@
+"""Many images as one block of bytes, from which crops are cut by index arithmetic."""
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ganlab.images.files import ImageError
+from ganlab.images.resampling import to_float
+
+_MAGIC = b"ganlab store 1\0\0"
+_TAIL = struct.Struct("<q16s")
+# hashing costs about a second per GB, so larger files are checked by their index and length
+_HASHED_BYTES = 64 * 2**20
+_PIECE = 256 * 2**20
+
+Images = Callable[[int], Iterable[tuple[str, Tensor]]]
+"""Named images, each uint8 [3, H, W], from the one of this number on."""
+
+
+class ImageStore:
+    """RGB images of any sizes, kept as 8-bit pixels in RAM, in a mapped file or on a device.
+
+    A crop costs the same from a hundred images and from a hundred thousand, and from a mapped
+    file reads only its own pixels. Pixels lie as [H, W, 3], image after image, so that a crop of
+    a mapped file touches one piece of the disk per row.
+    """
+
+    def __init__(
+        self, pixels: NDArray[np.uint8], sizes: list[tuple[int, int]], names: list[str]
+    ) -> None:
+        """:param pixels: the concatenation of all images, each [H, W, 3], flattened.
+
+        :param sizes: (H, W) of each.
+        """
+        self.names = names
+        self.sizes = torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)
+        lengths = self.sizes.prod(1) * 3
+        self._shortest = int(self.sizes.min()) if sizes else 0
+        self._starts = lengths.cumsum(0) - lengths
+        self._pixels = pixels
+        self._resident: Tensor | None = None
+        if int(lengths.sum()) != pixels.size:
+            raise ValueError(f"{pixels.size} bytes do not hold images of these sizes")
+
+    @classmethod
+    def of(cls, images: Iterable[tuple[str, Tensor]]) -> "ImageStore":
+        """A store in RAM of named images, each uint8 [3, H, W]."""
+        rows, sizes, names = [], [], []
+        for name, image in images:
+            rows.append(_flat(name, image))
+            sizes.append((image.shape[1], image.shape[2]))
+            names.append(name)
+        return cls(np.concatenate(rows) if rows else np.empty(0, np.uint8), sizes, names)
+
+    @classmethod
+    def open(cls, path: Path) -> "ImageStore":
+        """Map a saved store; nothing but its index is read (and its hash, below 64 MiB).
+
+        :raises ImageError: when the file is missing, incomplete or damaged.
+        """
+        try:
+            index, length = _read_index(path)
+            # read-only: a private writable map of a large file may be refused for lack of memory
+            pixels = np.memmap(path, np.uint8, mode="r", shape=(length,))
+            return cls(pixels, index["sizes"], index["names"])
+        except (OSError, ValueError, KeyError, TypeError, struct.error) as fault:
+            raise ImageError(f"{path}: not a complete image store ({fault}); delete it.") from None
+
+    @classmethod
+    def cached(cls, path: Path, images: Images) -> "ImageStore":
+        """The store saved at `path`; made by `save` first when missing or damaged.
+
+        Of several processes one builds and the others wait.
+        """
+        try:
+            return cls.open(path)
+        except ImageError:
+            pass
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_name(path.name + ".lock")):
+                try:
+                    return cls.open(path)
+                except ImageError:
+                    cls.save(path, images)
+                    return cls.open(path)
+        except OSError as fault:
+            raise ImageError(
+                f"{path.parent}: cannot keep decoded images ({fault.strerror or fault}); set "
+                "GANLAB_CACHE to a folder that is writable and has room."
+            ) from None
+
+    @staticmethod
+    def save(path: Path, images: Images) -> None:
+        """Write named images, each uint8 [3, H, W], as a file for `open`; all of it or nothing.
+
+        Images are written as they come, never all held in RAM. What was written before a process
+        was killed is used by the next one.
+        """
+        part, notes = path.with_name(path.name + ".part"), path.with_name(path.name + ".notes")
+        known, digest = _written_before(part, notes)
+        with part.open("ab") as file, notes.open("a", encoding="utf-8") as lines:
+            for name, image in images(len(known)):
+                row = _flat(name, image).data
+                digest.update(row)
+                known.append({"name": name, "size": [*image.shape[1:]], "crc": zlib.crc32(row)})
+                file.write(row)
+                file.flush()
+                # after its pixels: a note says that they are there
+                lines.write(json.dumps(known[-1]) + "\n")
+                lines.flush()
+            # the index comes last, as sizes are known only then
+            sizes, names = ([note[key] for note in known] for key in ("size", "name"))
+            index = {"sizes": sizes, "names": names, "sha256": digest.hexdigest()}
+            text = json.dumps(index).encode()
+            file.write(text + _TAIL.pack(len(text), _MAGIC))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        notes.unlink()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._pixels.size
+
+    @property
+    def device(self) -> torch.device:
+        """Where crops are cut."""
+        return torch.device("cpu") if self._resident is None else self._resident.device
+
+    def image(self, index: int) -> Tensor:
+        """One whole image, uint8 [3, H, W], on the CPU."""
+        height, width = self.sizes[index].tolist()
+        start = int(self._starts[index])
+        flat = self._pixels[start : start + height * width * 3]
+        return torch.from_numpy(flat.reshape(height, width, 3).transpose(2, 0, 1).copy())
+
+    def smallest(self) -> tuple[str, int, int]:
+        """Name, height and width of the image with the shortest side."""
+        index = int(self.sizes.amin(1).argmin())
+        height, width = self.sizes[index].tolist()
+        return self.names[index], height, width
+
+    def to(self, device: torch.device) -> "ImageStore":
+        """Keep the pixels on this device from now on, so that crops are cut there. Returns self."""
+        if device.type == "cpu":
+            return self
+        self._resident = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
+        for piece, start in zip(self._resident.split(_PIECE), count(0, _PIECE), strict=False):
+            # piece by piece, so that a mapped file is never whole in RAM
+            piece.copy_(torch.from_numpy(np.array(self._pixels[start : start + len(piece)])))
+        return self
+
+    def crops(
+        self,
+        batch_size: int,
+        size: int,
+        generator: torch.Generator | None,
+        device: torch.device,
+        flips: bool = True,
+        turns: bool = True,
+    ) -> Tensor:
+        """Cut random square crops.
+
+        Every image is equally likely, whatever its size; so is every position in it, and every
+        one of the 2 (flips), 4 (turns) or 8 (both) ways to lay the crop down.
+
+        :param size: side in pixels.
+        :param generator: on the CPU; None draws from torch's own. The draws do not depend on
+            `device` nor on `flips` and `turns`.
+        :returns: float32 [batch_size, 3, size, size] in 0..1, on `device`.
+        :raises ValueError: when an image (`smallest()`) has a side shorter than `size`.
+        """
+        if size > self._shortest:
+            raise ValueError(f"no crop of {size} pixels fits an image of {self._shortest}")
+        which = torch.randint(len(self), (batch_size,), generator=generator)
+        # float64, so that every position of the largest image can be reached
+        place = torch.rand(2, batch_size, generator=generator, dtype=torch.float64)
+        pose = torch.randint(8, (batch_size,), generator=generator)
+        pose &= (4 if turns else 0) | (2 if turns else 0) | (1 if flips else 0)
+        window = self._windows(which, place, pose, size)
+        cut = self._cut_on_host if self._resident is None else self._cut_on_device
+        return to_float(_sent(cut(window, size), device))
+
+    def _windows(self, which: Tensor, place: Tensor, pose: Tensor, size: int) -> Tensor:
+        """First byte, step per row and step per column of each crop, int64 [3, N].
+
+        A flip is a negative step, a transposition swaps the two steps; bit 0 of `pose` mirrors,
+        bits 1 and 2 together turn by 0, 90, 180 or 270 degrees.
+        """
+        height, width = self.sizes[which].unbind(1)
+        top = (place[0] * (height - size + 1)).long()
+        left = (place[1] * (width - size + 1)).long()
+        row, column = 3 * width, torch.full_like(width, 3)
+        start = self._starts[which] + top * row + left * column
+        quarter = pose >= 4
+        half = (pose & 2) > 0
+        # a quarter turn is a transposition and a mirroring; half a turn mirrors both ways
+        up, back = half, half ^ quarter ^ ((pose & 1) > 0)
+        row, column = torch.where(quarter, column, row), torch.where(quarter, row, column)
+        start = start + (size - 1) * (row * up + column * back)
+        return torch.stack([start, torch.where(up, -row, row), torch.where(back, -column, column)])
+
+    def _cut_on_host(self, windows: Tensor, size: int) -> Tensor:
+        # a strided view per crop: three times faster than gathering pixels by their indices
+        crops = np.empty((windows.shape[1], 3, size, size), np.uint8)
+        for crop, (start, row, column) in zip(crops, windows.t().tolist(), strict=True):
+            crop[:] = np.ndarray(crop.shape, np.uint8, self._pixels, start, (1, row, column))
+        return torch.from_numpy(crops)
+
+    def _cut_on_device(self, windows: Tensor, size: int) -> Tensor:
+        assert self._resident is not None
+        start, row, column = _sent(windows, self._resident.device)[:, :, None, None, None]
+        steps = torch.arange(size, device=start.device)
+        channel = torch.arange(3, device=start.device)[:, None, None]
+        return self._resident.take(start + row * steps[:, None] + column * steps + channel)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _written_before(part: Path, notes: Path) -> tuple[list[dict[str, Any]], Any]:
+    """The images of an unfinished store that are whole, and the sha256 of their pixels so far.
+
+    What comes after them is cut off.
+    """
+    known: list[dict[str, Any]] = []
+    digest, length = hashlib.sha256(), 0
+    lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
+    with part.open("a+b") as file:
+        file.seek(0)
+        for line in lines:
+            try:
+                note = json.loads(line)
+                height, width = note["size"]
+            except (ValueError, KeyError, TypeError):
+                break  # the process was killed while it wrote this line
+            row = file.read(3 * height * width)
+            if len(row) < 3 * height * width or zlib.crc32(row) != note["crc"]:
+                break
+            known.append(note)
+            digest.update(row)
+            length += len(row)
+        file.truncate(length)
+    notes.write_text("".join(json.dumps(note) + "\n" for note in known), encoding="utf-8")
+    return known, digest
+
+
+def _flat(name: str, image: Tensor) -> NDArray[np.uint8]:
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"{name}: a store takes uint8 [3, H, W], not {tuple(image.shape)}")
+    return image.permute(1, 2, 0).contiguous().numpy().reshape(-1)
+
+
+def _read_index(path: Path) -> tuple[dict, int]:
+    """The index of a saved store, and how many bytes of pixels come before it."""
+    with path.open("rb") as file:
+        end = file.seek(0, 2) - _TAIL.size
+        file.seek(max(end, 0))
+        length, magic = _TAIL.unpack(file.read())
+        if magic != _MAGIC or not 0 < length <= end:
+            raise ValueError("it does not end as one")
+        file.seek(end - length)
+        index = json.loads(file.read(length))
+        pixels = end - length
+        if pixels <= _HASHED_BYTES:
+            file.seek(0)
+            if hashlib.sha256(file.read(pixels)).hexdigest() != index["sha256"]:
+                raise ValueError("its pixels are not those that were saved")
+    return index, pixels

@@ -1,0 +1,275 @@
+"""From a recipe file to checked settings and plugins; complaints about options are worded here."""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_core import ErrorDetails
+
+from ganlab.recipe.discovery import PluginSource, find_plugin, installed
+from ganlab.errors import RecipeError
+from ganlab.plugin import Plugin
+from ganlab.recipe.file import RecipeTable, did_you_mean, read_recipe
+
+
+class Recipe(BaseModel):
+    """An experiment: the settings of the loop, and the plugins that fill its hooks."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    iterations: int = Field(ge=1)
+    """How many iterations the run has; the step is the clock, there are no epochs."""
+    batch_size: int = Field(16, ge=1)
+    """Samples in each step's batch."""
+    d_steps: int = Field(1, ge=0)
+    """Discriminator updates an iteration; 0 trains without a discriminator."""
+    g_steps: int = Field(1, ge=1)
+    """Generator updates an iteration, each on a fresh batch."""
+    first: Literal["discriminator", "generator"] = "discriminator"
+    """Who moves first. "generator" (ESRGAN's code): one step each on one batch, and the
+    discriminator learns from the images that the generator made before it moved."""
+    share_forward: bool = True
+    """With `first = "generator"`: run D once on these images for both steps, where plugins allow
+    it. Off changes nothing but time and memory."""
+    accumulate: int = Field(1, ge=1)
+    """Parts that a batch is cut into, taken one after another, their gradients summed: the same
+    step in less memory."""
+    activation_checkpointing: bool = False
+    """Compute what the blocks of the networks would keep for the backward pass once more there:
+    the same step in less memory, for the time of about one more forward pass."""
+    num_discriminators: int = Field(1, ge=1)
+    """How many plugins make a discriminator; every loss is the mean over them."""
+    seed: int = Field(0, ge=0)
+    """Every random stream is a function of it."""
+    compile: Literal["auto", "off", "networks", "graphs"] = "auto"
+    """How steps are made quicker: "networks" by torch.compile, "graphs" as captured CUDA graphs,
+    "auto" graphs on CUDA and nothing on a CPU. What cannot be is named."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of the networks; bfloat16 is autocast on CUDA (float32 elsewhere), losses stay float32."""
+    tf32: bool = True
+    """On CUDA: compute float32 convolutions in TF32, which keeps 10 bits of each factor, as torch
+    does by default. Off is full float32, and slower."""
+    deterministic: bool = False
+    """On CUDA: the same numbers in every run, to the bit, as on a CPU; so a resumed run too. Takes
+    torch's deterministic algorithms, no search for quick ones, and no TF32."""
+    evaluate_every: int = Field(1000, ge=1)
+    """Iterations between evaluations, each with a sample picture; one more at the end."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Iterations between checkpoints; one more at the end."""
+    report_every: int = Field(50, ge=1)
+    """Iterations between reading the losses from the device, and between plain log lines."""
+    watch_every: int = Field(50, ge=0)
+    """Iterations between looks at each loss's gradient and the game's health; 0 is never."""
+    on_verdict: Literal["carry on", "stop", "roll back"] = "carry on"
+    """When training is seen to fail: say so; stop; or go back to before it began, and stop."""
+    best_metric: str = "psnr_y"
+    """The evaluation figure by which the best generator is kept."""
+    best_is: Literal["highest", "lowest"] = "highest"
+    """Which value of that figure is the best: PSNR wants the highest, LPIPS the lowest."""
+
+    _plugins: dict[str, Plugin] = PrivateAttr(default_factory=dict)
+    _sources: dict[str, PluginSource] = PrivateAttr(default_factory=dict)
+    _file: Path = PrivateAttr(default=Path("recipe.toml"))
+    _name: str = PrivateAttr("")
+    _table: RecipeTable | None = PrivateAttr(None)
+
+    @property
+    def plugins(self) -> dict[str, Plugin]:
+        """By instance name, in the order of the file."""
+        return self._plugins
+
+    @property
+    def sources(self) -> dict[str, PluginSource]:
+        """Where each plugin's code came from, by instance name."""
+        return self._sources
+
+    def origin(self, *key: str) -> str:
+        """Where the value at a key was written: file and line, `--set ...`, or "default"."""
+        if self._table is None or not self._table.states(key):
+            return "default"
+        return str(self._table.origin(*key))
+
+    @property
+    def file(self) -> Path:
+        return self._file
+
+    @property
+    def name(self) -> str:
+        """What its runs are called: the file's name, unless it is a variant of that."""
+        return self._name or self._file.stem
+
+
+def load_recipe(file: Path | str, overrides: Iterable[str] = (), name: str = "") -> Recipe:
+    """Read, merge and validate a recipe; build its plugins.
+
+    :param overrides: `key=value` strings, as given to `--set`.
+    :param name: of this variant of the file; its runs are called by it.
+    :raises RecipeError: with file, line, fault and remedy.
+    """
+    table = read_recipe(Path(file), overrides)
+    options = table.values.get("plugins", {})
+    recipe = _settings(table)
+    recipe._file, recipe._name, recipe._table = Path(file), name, table
+    for name in options:
+        plugin, source = _plugin(table, name, options[name])
+        recipe._plugins[name] = plugin
+        recipe._sources[name] = source
+    return recipe
+
+
+def resolved(recipe: Recipe, copied: bool = True) -> str:
+    """The recipe as TOML with every value spelled out; running it again is the same run.
+
+    :param copied: plugin files stand beside it as `<instance name>.py`, as in a run folder.
+    """
+    document = tomlkit.document()
+    document.add(tomlkit.comment("Every value spelled out, defaults too."))
+    for key, value in recipe.model_dump(mode="json").items():
+        document.add(key, value)
+    plugins = tomlkit.table()
+    for name, plugin in recipe.plugins.items():
+        options = tomlkit.inline_table()
+        source = recipe.sources[name]
+        use = source.name
+        if source.beside_recipe:
+            beside = os.path.relpath(source.file, recipe.file.resolve().parent)
+            use = f"./{name}.py" if copied else f"./{beside}"
+        if use != name:
+            options.append("use", use)
+        for key, value in plugin.model_dump(mode="json", exclude_none=True, by_alias=True).items():
+            options.append(key, value)
+        plugins.add(name, options)
+    document.add("plugins", plugins)
+    return tomlkit.dumps(document)
+
+
+def _settings(table: RecipeTable) -> Recipe:
+    try:
+        settings = {key: value for key, value in table.values.items() if key != "plugins"}
+        return Recipe.model_validate_json(json.dumps(settings))
+    except ValidationError as error:
+        first = _worst(error)
+        key = [str(part) for part in first["loc"]]
+        place = table.origin(*key)
+        if first["type"] == "extra_forbidden" and key[0] in installed():
+            raise RecipeError(
+                f"{place}: {key[0]} is a plugin; write it under [plugins]: {key[0]} = {{ ... }}"
+            ) from None
+        raise RecipeError(f"{place}: {_complaint(first, Recipe, 'setting')}") from None
+
+
+def _plugin(table: RecipeTable, name: str, options: Any) -> tuple[Plugin, PluginSource]:
+    place = table.origin("plugins", name)
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", name):
+        raise RecipeError(f"{place}: '{name}' is no name: letters, digits, _ and - only")
+    if not isinstance(options, dict):
+        shown = json.dumps(options)
+        raise RecipeError(
+            f"{place}: plugins.{name} = {shown}: a plugin is a table of options: {name} = {{}}"
+        )
+    options = dict(options)
+    use = options.pop("use", name)
+    if not isinstance(use, str):
+        raise RecipeError(f"{place}: plugins.{name}: use must be a plugin's name in quotes")
+    origin = table.origin("plugins", name, "use")
+    folder = (origin.file or table.file).parent
+    plugin_class, source = find_plugin(use, origin, folder)
+    folders = {key: table.origin("plugins", name, key).folder for key in options}
+    try:
+        plugin = plugin_class.model_validate_json(json.dumps(options), context={"folders": folders})
+    except ValidationError as error:
+        first = _worst(error)
+        key = [str(part) for part in first["loc"] if isinstance(part, str) and part in options]
+        where = table.origin("plugins", name, *key)
+        complaint = _complaint(first, plugin_class, "option")
+        raise RecipeError(f"{where}: plugins.{name}: {complaint}") from None
+    plugin._name = name
+
+    def describe_place(option: str | None) -> str:
+        key = (option,) if option else ()
+        return f"{table.origin('plugins', name, *key)}: plugins.{name}"
+
+    plugin._place = describe_place
+    return plugin, source
+
+
+_TYPES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text in quotes",
+    "path_type": "a path in quotes",
+    "list_type": "a list in brackets",
+    "tuple_type": "a list in brackets",
+    "dict_type": "a table",
+    "model_type": "a number, or a table such as { from = 0.1, to = 0, over = 1000 }",
+}
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("more than", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
+}
+
+
+def _worst(error: ValidationError) -> ErrorDetails:
+    """The one to complain of: an unknown key explains a missing one."""
+    found = error.errors(include_url=False)
+    return next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+
+
+def _complaint(error: ErrorDetails, model: type[BaseModel], kind: str) -> str:
+    """One sentence in the recipe's own words for what pydantic found."""
+    path = [part for part in error["loc"] if isinstance(part, str)]
+    model = _innermost(model, path)
+    key = ".".join(str(part) for part in error["loc"])
+    known = [info.alias or name for name, info in model.model_fields.items()]
+    given = json.dumps(error["input"], default=str)
+    match error["type"]:
+        case "extra_forbidden":
+            near = did_you_mean(path[-1], known)
+            return f"no {kind} '{key}'{near or '; there are: ' + ', '.join(known)}"
+        case "missing":
+            fields = model.model_fields.items()
+            info = next((field for name, field in fields if path[-1] in (name, field.alias)), None)
+            means = f" ({info.description.rstrip('.')})" if info and info.description else ""
+            return f"the {kind} '{key}' is missing{means}; it has no default"
+        case "literal_error":
+            expected = error.get("ctx", {}).get("expected", "")
+            near = did_you_mean(str(error["input"]), expected.replace("'", "").split(", "))
+            return f"{key} = {given} is not allowed; it must be {expected}{near}"
+        case "value_error":
+            fault = str(error.get("ctx", {}).get("error", error["msg"]))
+            return f"{key} = {given} is not allowed; it {fault}" if path else fault
+        case "too_short" | "too_long":
+            return f"{key} = {given} is not allowed; {error['msg'].split(', not')[0]}"
+        case found if found in _BOUNDS:
+            words, bound = _BOUNDS[found]
+            limit = error.get("ctx", {}).get(bound)
+            return f"{key} = {given} is not allowed; it must be {words} {limit:g}."
+        case found if found in _TYPES:
+            return f"{key} = {given} is not allowed; it must be {_TYPES[found]}."
+    return f"{key} = {given} is not allowed; {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _innermost(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    """The model that holds the last part of a path of field names."""
+    for part in path[:-1]:
+        info = model.model_fields.get(part)
+        for candidate in (info and info.annotation, *get_args(info and info.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return model

@@ -1,0 +1,151 @@
+"""The run folder: made once, never overwritten, held by one process at a time."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ganlab.errors import GanlabError, RecipeError
+from ganlab.recipe.model import Recipe, resolved
+
+
+class RunFolder:
+    """`runs/<recipe>-<n>/`: recipe.toml, manifest.json, status.json, stats.jsonl, weights."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    recipe = property(lambda self: self.path / "recipe.toml")
+    manifest = property(lambda self: self.path / "manifest.json")
+    status = property(lambda self: self.path / "status.json")
+    stats = property(lambda self: self.path / "stats.jsonl")
+    timing = property(lambda self: self.path / "timing.jsonl")
+    scores = property(lambda self: self.path / "scores.jsonl")
+    verdicts = property(lambda self: self.path / "verdicts.jsonl")
+    pictures = property(lambda self: self.path / "pictures")
+    report = property(lambda self: self.path / "report.html")
+    samples = property(lambda self: self.path / "samples")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+
+    def weights(self, which: str = "last") -> Path:
+        """The generator's weights: the last, or the best by the recipe's metric."""
+        return self.path / ("generator.safetensors" if which == "last" else "best.safetensors")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder; the lock goes with the process, however that ends.
+
+        :raises GanlabError: when another process holds it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise GanlabError(f"{self.path} is in use by another process") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_status(self, state: str, **figures: Any) -> None:
+        write_json(self.status, {"state": state, **figures})
+
+    def read_status(self) -> dict[str, Any]:
+        return read_json(self.status)
+
+
+@contextmanager
+def new_run_folder(recipe: Recipe, parent: Path, name: str | None = None) -> Iterator[RunFolder]:
+    """Make the folder of a new run, with its resolved recipe and plugin files beside it.
+
+    What fails inside the `with` block takes the folder away again.
+
+    :raises RecipeError: when `name` is taken or not a plain name.
+    """
+    if name is not None and (Path(name).name != name or name in ("", ".", "..")):
+        raise RecipeError(f"--name {name}: it must be a plain folder name")
+    found = parent.is_dir()
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(_claim(parent, name, recipe.name))
+    for part in (folder.samples, folder.checkpoints):
+        part.mkdir()
+    for key, source in recipe.sources.items():
+        if source.beside_recipe:
+            shutil.copyfile(source.file, folder.path / f"{key}.py")
+    write_text(folder.recipe, resolved(recipe))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder.path)
+        if not found:
+            with suppress(OSError):  # another run has begun in it
+                parent.rmdir()
+        raise
+
+
+def open_run_folder(path: Path | str) -> RunFolder:
+    """A folder that a run left: a path, or a name under runs/.
+
+    :raises RecipeError: when it is none.
+    """
+    for candidate in (Path(path), Path("runs") / path):
+        if (candidate / "recipe.toml").is_file():
+            return RunFolder(candidate)
+    raise RecipeError(f"{path}: not a run folder (it has no recipe.toml); `ganlab runs` lists them")
+
+
+def _claim(parent: Path, name: str | None, stem: str) -> Path:
+    """Make a folder that did not exist; of two processes that try one name, one wins."""
+    if name is not None:
+        try:
+            (parent / name).mkdir()
+        except FileExistsError:
+            raise RecipeError(
+                f"--name {name}: {parent / name} exists, and runs are never overwritten; "
+                "choose another name"
+            ) from None
+        return parent / name
+    number = 1
+    while True:
+        path = parent / f"{stem}-{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def plugin_record(recipe: Recipe) -> dict[str, Any]:
+    """Each plugin's distribution, version and hash, for the manifest."""
+    record = {}
+    for name, source in recipe.sources.items():
+        record[name] = asdict(source) | {"file": source.file.name}
+    return record
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,249 @@
+"""The journal of a run: stats.jsonl, timing.jsonl, and what the person at the terminal sees."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from ganlab.errors import Diverged
+from ganlab.runs.folder import RunFolder, write_text
+from ganlab.monitoring.verdicts import History, Verdict
+
+PLAIN_SECONDS = 5.0  # between two plain lines, when stderr is not a terminal
+
+
+class Journal:
+    """Losses stay on the device until a report is due, then come over in one transfer.
+
+    stats.jsonl holds numbers that a resumed run repeats to the byte; wall-clock times are apart,
+    in timing.jsonl.
+    """
+
+    def __init__(self, folder: RunFolder, total: int, images: int, report_every: int) -> None:
+        """:param images: that G learns from in one iteration, for the images/s shown."""
+        self.folder = folder
+        self.history = History()
+        self.verdicts: dict[str, str] = {}
+        """The sentence of each verdict so far, by its name."""
+        self.console = Console(stderr=True, soft_wrap=True)
+        self._total, self._images, self._every = total, images, report_every
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._progress: _Bar | None = None
+        self.on_evaluation: Callable[[], None] = lambda: None
+        """Called when an evaluation has been written."""
+        self._began = self._reported = self._spoke = time.monotonic()
+        self._first = self._last = 0
+        self._seconds_before = 0.0
+
+    def begin(self, iteration: int) -> None:
+        """Drop what was written after this iteration by a run that was killed; start the clock."""
+        for path in (
+            self.folder.stats,
+            self.folder.timing,
+            self.folder.scores,
+            self.folder.verdicts,
+        ):
+            _keep_until(path, iteration)
+        for line in read_lines(self.folder.stats):
+            self.history.add(line.pop("iteration"), _without_null(line))
+        self.verdicts = {
+            line["name"]: line["sentence"] for line in read_lines(self.folder.verdicts)
+        }
+        self._seconds_before = _last_seconds(self.folder)
+        self._first = self._last = iteration
+        self._began = self._reported = time.monotonic()
+        if self.console.is_terminal:
+            self._progress = _Bar(
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._progress.add_task("", total=self._total, completed=iteration)
+            self._progress.start()
+
+    def end(self) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def say(self, line: str) -> None:
+        """A line for the person: above the bar, or in the log."""
+        self.console.print(line, highlight=False, markup=False)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this run, earlier sittings counted in."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def record(self, iteration: int, losses: dict[str, Tensor]) -> None:
+        """Note the losses of an iteration (counted from 1 here: the number now completed)."""
+        self._pending.append((iteration, losses))
+        if self._progress:
+            self._progress.update(self._task, completed=iteration)
+        if len(self._pending) >= self._every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the pending lines.
+
+        :raises Diverged: when a loss is not finite; the lines up to it are written.
+        """
+        if not self._pending:
+            return
+        flat = [value.detach().double() for _, losses in self._pending for value in losses.values()]
+        values = iter(torch.stack(flat).tolist() if flat else [])  # the only sync of the loop
+        lines: list[str] = []
+        fault = ""
+        figures: dict[str, float] = {}
+        for iteration, losses in self._pending:
+            figures = {name: next(values) for name in losses}
+            bad = [name for name, value in figures.items() if not math.isfinite(value)]
+            if bad and not fault:
+                fault = f"iteration {iteration}: {', '.join(bad)} is not finite"
+                lines.append(_line(iteration, {k: v for k, v in figures.items() if k not in bad}))
+            elif not fault:
+                lines.append(_line(iteration, figures))
+                self.history.add(iteration, _rounded_as_written(figures))
+        last = self._pending[-1][0]
+        self._pending.clear()
+        self._append(self.folder.stats, lines)
+        if fault:
+            raise Diverged(fault)
+        self._report(last, figures)
+
+    def sync(self) -> None:
+        """Have all lines on the disk before a checkpoint says that they are."""
+        self.flush()
+        with self.folder.stats.open("a") as file:
+            os.fsync(file.fileno())
+
+    def evaluation(
+        self,
+        iteration: int,
+        figures: dict[str, float],
+        scores: dict[str, dict[str, dict[str, float]]],
+        health: dict[str, float],
+        written: bool = True,
+    ) -> None:
+        """Say an evaluation's figures; write them and each image's scores when it was planned."""
+        self.flush()
+        if written:
+            named = {f"evaluation/{name}": value for name, value in figures.items()} | health
+            self._append(self.folder.stats, [_line(iteration, named)])
+            self.history.add(iteration, _rounded_as_written(named))
+            self._append(self.folder.scores, [_scores_line(iteration, scores)])
+        if figures:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            self.say(f"evaluation at {iteration}: {shown}")
+        self.on_evaluation()
+
+    def verdict(self, iteration: int, verdict: Verdict, action: str) -> None:
+        """Say that training fails, and write it."""
+        self.verdicts[verdict.name] = verdict.sentence
+        line = {"iteration": iteration, **asdict(verdict), "action": action}
+        self._append(self.folder.verdicts, [json.dumps(line)])
+        self.say(f"verdict: {verdict.sentence} ({action})")
+
+    def _report(self, iteration: int, figures: dict[str, float]) -> None:
+        now = time.monotonic()
+        rate = self._images * (iteration - self._last) / max(now - self._reported, 1e-9)
+        self._last, self._reported = iteration, now
+        timing = {"iteration": iteration, "seconds": round(self.seconds, 3)}
+        self._append(self.folder.timing, [json.dumps(timing)])
+        shown = {n: v for n, v in figures.items() if n.startswith(("D/", "G/"))}
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        speed = f"{rate:.0f} images/s"
+        if self._progress:
+            self._progress.losses = losses
+            self._progress.update(self._task, description=speed)
+        elif now - self._spoke >= PLAIN_SECONDS:
+            self._spoke = now
+            done = max(iteration - self._first, 1)
+            left = (self._total - iteration) * (now - self._began) / done
+            self.say(f"{iteration}/{self._total}  {losses}  {speed}  ETA {_clock(left)}")
+
+    def _append(self, path: Any, lines: list[str]) -> None:
+        if lines:
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+
+
+class _Bar(Progress):
+    """A progress bar with a line of losses below it."""
+
+    losses = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.losses, style="dim")
+
+
+def read_lines(path: Any) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file that are whole."""
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+def _line(iteration: int, figures: dict[str, float]) -> str:
+    return json.dumps({"iteration": iteration, **_rounded(figures)})
+
+
+def _scores_line(iteration: int, scores: dict[str, dict[str, dict[str, float]]]) -> str:
+    rounded = {
+        who: {image: _rounded(figures) for image, figures in images.items()}
+        for who, images in scores.items()
+    }
+    return json.dumps({"iteration": iteration, **rounded})
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float | None]:
+    """9 significant digits, enough to tell two float32 numbers apart; null what is not finite."""
+    return {k: float(f"{v:.9g}") if math.isfinite(v) else None for k, v in figures.items()}
+
+
+def _rounded_as_written(figures: dict[str, float]) -> dict[str, float]:
+    """What a resumed run will read back, so that it comes to the same verdicts."""
+    return _without_null(_rounded(figures))
+
+
+def _without_null(figures: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _whole_lines(path: Any) -> list[str]:
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _keep_until(path: Any, iteration: int) -> None:
+    """Cut a .jsonl file after an iteration, or where a crash has garbled it."""
+    kept = []
+    for line in _whole_lines(path):
+        try:
+            if json.loads(line)["iteration"] > iteration:
+                break
+        except ValueError:
+            break
+        kept.append(line)
+    write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _last_seconds(folder: RunFolder) -> float:
+    lines = read_lines(folder.timing)
+    return float(lines[-1]["seconds"]) if lines else 0.0
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

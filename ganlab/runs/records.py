@@ -1,0 +1,168 @@
+"""What a run folder tells of its run, read back for tables and pages; no network is built."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ganlab.errors import GanlabError
+from ganlab.runs.folder import RunFolder, open_run_folder, read_json
+from ganlab.runs.journal import read_lines
+from ganlab.runs.pictures import Crop, read_crops
+
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A figure over the iterations that gave one."""
+
+    iterations: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One judgement of the generator: figures of the held-out set, and each image's scores."""
+
+    iteration: int
+    seconds: float
+    """Of training until then, all sittings together; the evaluations themselves counted in."""
+    figures: dict[str, float]
+    images: Scores = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as its folder has it. What was not finite when written is nan here."""
+
+    folder: RunFolder
+    recipe: dict[str, Any]
+    """The resolved recipe as TOML tables."""
+    manifest: dict[str, Any]
+    status: dict[str, Any]
+    series: dict[str, Series]
+    """Losses ("D/...", "G/..."), gradients ("gradient/...", "share/...", "cosine/...") and
+    "health/..."; by log name, as in stats.jsonl."""
+    seconds: Series
+    """Training time at each report."""
+    evaluations: list[Evaluation]
+    bicubic: Scores
+    """Of each held-out image, enlarged by bicubic alone."""
+    verdicts: list[dict[str, Any]]
+    crops: list[Crop]
+
+    @property
+    def seed(self) -> int:
+        return int(self.recipe["seed"])
+
+    @property
+    def state(self) -> str:
+        """done, stopped, diverged, failed or running, as status.json has it."""
+        return str(self.status.get("state", "unknown"))
+
+    @property
+    def counts(self) -> bool:
+        """Whether it has come to something: a run that diverged or failed has no figure."""
+        return self.state not in ("diverged", "failed")
+
+    @property
+    def last(self) -> Evaluation | None:
+        return self.evaluations[-1] if self.evaluations else None
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The best evaluation by the recipe's metric."""
+        metric, sign = self.recipe["best_metric"], self.sign
+        judged = [e for e in self.evaluations if math.isfinite(e.figures.get(metric, math.nan))]
+        return max(judged, key=lambda e: sign * e.figures[metric], default=None)
+
+    @property
+    def sign(self) -> int:
+        """1 where the highest value of the best metric is the best, else -1."""
+        return 1 if self.recipe["best_is"] == "highest" else -1
+
+
+def read_run(path: Path | str) -> RunRecord:
+    """Read a run folder, finished or not.
+
+    :raises RecipeError: when it is no run folder.
+    :raises GanlabError: when its recipe cannot be read.
+    """
+    import tomllib
+
+    folder = open_run_folder(path)
+    try:
+        recipe = tomllib.loads(folder.recipe.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GanlabError(f"{folder.recipe}: cannot be read: {error}") from None
+    seconds = _series(folder.timing).get("seconds", _EMPTY)
+    series = _series(folder.stats)
+    judged = {name: series.pop(name) for name in list(series) if name.startswith("evaluation/")}
+    scores = read_lines(folder.scores)
+    return RunRecord(
+        folder,
+        recipe,
+        read_json(folder.manifest),
+        read_json(folder.status),
+        series,
+        seconds,
+        list(_evaluations(judged, seconds, scores)),
+        next((_finite(line["bicubic"]) for line in scores if "bicubic" in line), {}),
+        read_lines(folder.verdicts),
+        read_crops(folder.pictures),
+    )
+
+
+_EMPTY = Series(np.empty(0, np.int64), np.empty(0))
+
+
+def _series(path: Path) -> dict[str, Series]:
+    """Every figure of a .jsonl file, without holding its lines."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                break  # still being written
+            figures = json.loads(line)
+            iteration = figures.pop("iteration")
+            for name, value in figures.items():
+                iterations, values = found.setdefault(name, ([], []))
+                iterations.append(iteration)
+                values.append(math.nan if value is None else value)
+    return {n: Series(np.array(i, np.int64), np.array(v, float)) for n, (i, v) in found.items()}
+
+
+def _evaluations(
+    judged: dict[str, Series], seconds: Series, scores: list[dict[str, Any]]
+) -> Iterator[Evaluation]:
+    figures: dict[int, dict[str, float]] = {}
+    for name, series in judged.items():
+        for iteration, value in zip(series.iterations, series.values, strict=True):
+            figures.setdefault(int(iteration), {})[name.removeprefix("evaluation/")] = float(value)
+    images = {line["iteration"]: _finite(line["images"]) for line in scores}
+    for iteration in sorted(figures):
+        yield Evaluation(
+            iteration, seconds_at(seconds, iteration), figures[iteration], images.get(iteration, {})
+        )
+
+
+def seconds_at(seconds: Series, iteration: int) -> float:
+    """Training time at an iteration, between the reports around it; nan without reports."""
+    if not len(seconds.iterations):
+        return math.nan
+    return float(np.interp(iteration, [0, *seconds.iterations], [0, *seconds.values]))
+
+
+def _finite(scores: dict[str, dict[str, float | None]]) -> Scores:
+    return {
+        image: {name: math.nan if value is None else value for name, value in row.items()}
+        for image, row in scores.items()
+    }

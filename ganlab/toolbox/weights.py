@@ -1,0 +1,107 @@
+"""Published weights of other networks: a local file with a known digest, never a download."""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ganlab.images.files import cache_folder
+from ganlab.plugin import Plugin
+
+_WRAPPERS = ("params_ema", "params", "state_dict")
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
+
+def weights_file(name: str, given: Path | None = None) -> Path:
+    """Where a weights file is looked for: the path given, or `weights/<name>` of ganlab's cache."""
+    return given or cache_folder() / "weights" / name
+
+
+def load_weights(
+    plugin: Plugin,
+    network: nn.Module,
+    file: Path,
+    sha256: str,
+    source: str,
+    ignored: tuple[str, ...] = (),
+) -> None:
+    """Fill a network from a file, whose digest, names and shapes must all be the expected ones.
+
+    :param plugin: whose name and place in the recipe head the errors.
+    :param sha256: hexadecimal, or at least its first 8 digits, as torchvision's file names have.
+    :param source: where the file can be had, for the message.
+    :param ignored: beginnings of names in the file that the network has no use for, as
+        "classifier." where it is the convolutions of a classifier.
+    :raises RecipeError: saying which file, where it comes from and where to put it.
+    """
+    if not file.is_file():
+        raise plugin.error(f"needs the weights file {file}; get it from {source}, and put it there")
+    with file.open("rb") as stream:  # in pieces: VGG19 is half a gigabyte
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found.startswith(sha256.lower()):
+        raise plugin.error(
+            f"{file} is not the expected file: its sha256 begins with {found[:8]}, and should "
+            f"with {sha256[:8]}; get it anew from {source}"
+        )
+    state = read_weights(plugin, file)
+    wanted = {name: value for name, value in state.items() if not name.startswith(ignored)}
+    fill_network(plugin, network, wanted, file)
+
+
+def read_weights(plugin: Plugin, file: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .npz, .pth or .pt file, out of the wrapper of a trainer.
+
+    :raises RecipeError: when it is no such file.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return dict(load_file(file))
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        state: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        first = str(error).partition("\n")[0]
+        raise plugin.error(f"{file} cannot be read as a file of weights: {first}") from None
+    for name in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+            break
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise plugin.error(f"{file} holds something other than the weights of one network")
+    return state
+
+
+def fill_network(plugin: Plugin, network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    """Load a state dict, strict in names and shapes.
+
+    :raises RecipeError: naming the first parameter that differs.
+    """
+    wanted = network.state_dict()
+    for kind, names in (
+        ("lacks", [name for name in wanted if name not in state]),
+        ("has an unknown", [name for name in state if name not in wanted]),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise plugin.error(f"{file} does not fit the network: it {kind} {names[0]}{more}")
+    for name, value in wanted.items():
+        if state[name].shape != value.shape:
+            raise plugin.error(
+                f"{file} does not fit the network: {name} is {[*state[name].shape]} there, and "
+                f"{[*value.shape]} here"
+            )
+    network.load_state_dict(state)
