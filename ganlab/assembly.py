@@ -1,257 +1,156 @@
-"""Plugins registered on hooks, and what a set of plugins must satisfy to be an experiment."""
+"""From a recipe to a `Run`: plugins on their hooks, networks built, everything checked."""
 
-import copy
-
-import pluggy
 import torch
-from pluggy import HookImpl, PluginManager
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ganlab import hookspecs
+from ganlab.defaults import Defaults
 from ganlab.errors import RecipeError
-from ganlab.plugin import Plugin
+from ganlab.evaluation.scores import check_held_out, eval_mode
 from ganlab.recipe.model import Recipe
-from ganlab.recipe.file import did_you_mean
+from ganlab.requirements import (
+    adversarial,
+    check_images,
+    check_sample_independence,
+    providers,
+    register,
+)
+from ganlab.run import Eager, GeneratorLoss, Run, discriminators, merged
+from ganlab.runs.folder import RunFolder
+from ganlab.shared_forward import hindrance_to_sharing
+from ganlab.speed.activation_checkpointing import checkpoint_activations
+from ganlab.speed.compiled import Compiled
+from ganlab.speed.device import choose_numerics, wants_channels_last
+from ganlab.speed.graphs import CudaRecorder, Graphs
+from ganlab.steps import Steps
+from ganlab.streams import Streams
 
-_ONE = ("make_generator", "sample_real")
-_WITH_D = ("make_discriminator", "discriminator_loss")
-_AT_MOST_ONE = ("make_optimizer", "sample_batch")
-_ONLY_WITH_D = (*_WITH_D, "penalty", "labels", "augment", "discriminator_step")
-CHAINED = ("degrade", "augment", "labels", "evaluation_generator")
+PROBE = 2  # samples in the batch that shapes are learnt from; two show whether D mixes them
 
 
-def register(recipe: Recipe, defaults: object) -> PluginManager:
-    """A plugin manager of its own for this recipe, the engine's defaults first.
+def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:
+    """Build the networks and optimizers of a recipe, and check that they fit together.
 
-    :raises RecipeError: when a plugin does not fit the contract or the set is no experiment.
+    :raises RecipeError: when they do not.
     """
-    manager = PluginManager("ganlab")
-    manager.add_hookspecs(hookspecs)
-    manager.register(defaults, name="the engine's defaults")
-    for name, plugin in recipe.plugins.items():
-        try:
-            manager.register(plugin, name=name)
-        except pluggy.PluginValidationError as error:
-            fault = str(error).replace("\n", " ")
-            raise plugin.error(f"it does not fit the hooks: {fault}") from None
-    _check_names(manager)
-    _check_slots(manager, recipe)
-    _check_chains(manager)
-    _check_reach(manager, recipe)
-    return manager
+    run = open_run(recipe, device, folder)
+    condition, seen = _build(run)
+    _check(run, condition)
+    _choose(run, condition, seen)
+    run.held_out = merged(run, run.hook.evaluation_images())
+    check_held_out(run)
+    run.hook.run_start(run=run)
+    return run
 
 
-def implementations(manager: PluginManager, hook: str) -> list[tuple[Plugin, HookImpl]]:
-    """The plugins that implement a hook, the engine's own answer left out."""
-    caller = getattr(manager.hook, hook)
-    return [(i.plugin, i) for i in caller.get_hookimpls() if isinstance(i.plugin, Plugin)]
-
-
-def providers(manager: PluginManager, hook: str) -> list[Plugin]:
-    """The plugins that answer a hook and do not merely wrap another's answer, in recipe order."""
-    return [plugin for plugin, impl in implementations(manager, hook) if not impl.wrapper]
-
-
-def adversarial(manager: PluginManager) -> list[tuple[Plugin, HookImpl]]:
-    """The generator losses that read logits."""
-    return [
-        (plugin, impl)
-        for plugin, impl in implementations(manager, "generator_loss")
-        if {"fake_logits", "real_logits"} & set(impl.argnames)
-    ]
-
-
-def _check_names(manager: PluginManager) -> None:
-    """A misspelt hook would never be called, and nothing would say so."""
-    callers = list(vars(manager.hook).values())
-    for caller in callers:
-        if not caller.has_spec():
-            known = [other.name for other in callers if other.has_spec()]
-            plugin, _ = implementations(manager, caller.name)[0]
-            raise plugin.error(
-                f"no hook is named '{caller.name}'{did_you_mean(caller.name, known)}"
-            )
-
-
-def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
-    """Exactly one plugin in each slot that a run needs, and none that could have no effect."""
-    with_d = recipe.d_steps > 0
-    if not with_d and recipe.num_discriminators != 1:
-        raise RecipeError(
-            f"{recipe.file}: num_discriminators = {recipe.num_discriminators} has no effect: "
-            "d_steps is 0, so there is no discriminator; leave it out"
-        )
-    if recipe.first == "generator" and (recipe.d_steps, recipe.g_steps) != (1, 1):
-        raise RecipeError(
-            f'{recipe.file}: first = "generator" takes one step each on one batch; here d_steps = '
-            f"{recipe.d_steps} and g_steps = {recipe.g_steps}; set both to 1, or leave it out"
-        )
-    if recipe.batch_size % recipe.accumulate:
-        raise RecipeError(
-            f"{recipe.file}: accumulate = {recipe.accumulate} cuts a batch into equal parts, and "
-            f"batch_size = {recipe.batch_size} has none such; choose a divisor of it"
-        )
-    required = (*_ONE, *(_WITH_D if with_d else ()))
-    for hook in (*required, *_AT_MOST_ONE):
-        wanted = recipe.num_discriminators if hook == "make_discriminator" and with_d else 1
-        names = [plugin.name for plugin in providers(manager, hook)]
-        exactly = "exactly" if hook in required else "at most"
-        count = "one plugin" if wanted == 1 else f"{wanted} plugins"
-        rule = f"{recipe.file}: {exactly} {count} must provide {hook}"
-        if len(names) < wanted and hook in required:
-            why = " because d_steps is more than 0" if hook in _WITH_D and wanted == 1 else ""
-            here = f"here {_all_do(names)}" if names else "none does"
-            raise RecipeError(
-                f"{rule}{why}; {here}. `ganlab plugins --hook {hook}` lists those that can"
-            )
-        if len(names) > wanted:
-            train = ""
-            if hook == "make_discriminator":
-                train = f", or train against all of them with `num_discriminators = {len(names)}`"
-            raise RecipeError(
-                f"{rule}; here {_all_do(names)}. Drop one with `{names[0]} = false`{train}"
-            )
-    if not with_d:
-        for hook in _ONLY_WITH_D:
-            for plugin, _ in implementations(manager, hook):
-                raise plugin.error(
-                    f"has no effect without a discriminator (it provides {hook}, and d_steps is "
-                    f"0); set d_steps = 1, or drop {plugin.name}"
-                )
-
-
-def _all_do(names: list[str]) -> str:
-    return " and ".join(names) + {1: " alone does", 2: " both do"}.get(len(names), " all do")
-
-
-def _check_chains(manager: PluginManager) -> None:
-    for hook in CHAINED:
-        for plugin, impl in implementations(manager, hook):
-            if not impl.wrapper:
-                raise plugin.error(
-                    f"{hook} is chained: write it as @hookimpl(wrapper=True), with `x = yield`"
-                )
-
-
-def _check_reach(manager: PluginManager, recipe: Recipe) -> None:
-    """The generator has a loss, and labels have a reader."""
-    losses = implementations(manager, "generator_loss")
-    with_logits = adversarial(manager)
-    if not losses:
-        raise RecipeError(f"{recipe.file}: no plugin provides generator_loss: nothing trains it")
-    if recipe.d_steps == 0 and with_logits:
-        plugin, _ = with_logits[0]
-        raise plugin.error("reads the discriminator's logits, and d_steps is 0; set d_steps = 1")
-    if recipe.d_steps > 0 and not with_logits:
-        raise RecipeError(
-            f"{recipe.file}: a discriminator is trained (d_steps = {recipe.d_steps}), but no "
-            "generator loss reads its logits; add one, such as bce, or set d_steps = 0"
-        )
-    if recipe.d_steps == 0:
-        return
-    losses = implementations(manager, "discriminator_loss")
-    loss, impl = next((plugin, impl) for plugin, impl in losses if not impl.wrapper)
-    if not {"real_label", "fake_label"} & set(impl.argnames):
-        for plugin, _ in implementations(manager, "labels"):
-            raise plugin.error(
-                f"changes the labels, which {loss.name} does not read; remove one of the two"
-            )
-
-
-def doubts(recipe: Recipe) -> list[str]:
-    """What a recipe may well not mean, though it can run, headed by who says so."""
+def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:
+    """A run with its plugins on their hooks. No data is read and no network is built."""
+    choose_numerics(device, recipe.tf32, recipe.deterministic)
+    run = Run(recipe, device, Streams(recipe.seed, device), folder)
+    run.manager = register(recipe, Defaults(run), Steps())
     plugins = list(recipe.plugins.values())
-    return [
-        f"{plugin.name} {doubt}"
-        for plugin in plugins
-        for doubt in plugin.doubts([other for other in plugins if other is not plugin])
-    ]
-
-
-def check_images(recipe: Recipe, samples: Tensor) -> None:
-    """Refuse a plugin that is for images where the data's samples are something else."""
-    for plugin in recipe.plugins.values():
-        if plugin.images_only and samples.dim() != 4:
-            raise plugin.error(
-                f"is for images, and a sample of this data is {[*samples.shape[1:]]}; drop it"
-            )
-
-
-def hindrance_to_sharing(
-    recipe: Recipe, manager: PluginManager, networks: list[nn.Module], images: Tensor
-) -> str:
-    """Why D's pass over G's images cannot serve G's step and D's alike; "" when it can.
-
-    Both steps must show D the same, and D must answer the same when it is asked again: it may
-    neither draw numbers (dropout) nor change a buffer (spectral norm) but batch norm's statistics.
-
-    :param networks: the discriminators, of which a copy is asked once.
-    :param images: at least two.
-    """
-    if recipe.accumulate > 1:
-        return f"accumulate = {recipe.accumulate} would keep the passes of all parts in memory"
-    augmenting = {plugin for plugin, _ in implementations(manager, "augment")}
-    for plugin in recipe.plugins.values():
-        if plugin.shares_forward is False:
-            return f"{plugin.name} forbids it"
-        if plugin in augmenting and not plugin.shares_forward:
-            return f"{plugin.name} augments the images anew in each step"
-    return next((fault for D in networks if (fault := _not_repeating(D, images))), "")
-
-
-def _not_repeating(discriminator: nn.Module, images: Tensor) -> str:
-    """How a pass of D in training leaves something behind for the next; "" when it does not."""
-    probe = copy.deepcopy(discriminator).train()
-    norms = [m for m in probe.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    statistics = {id(buffer) for norm in norms for buffer in norm.buffers()}
-    others = {n: b.clone() for n, b in probe.named_buffers() if id(b) not in statistics}
-    begun = _random_state(images.device)
-    with torch.no_grad():
-        probe(images)
-    if not torch.equal(begun, _random_state(images.device)):
-        return "the discriminator draws random numbers"
-    changed = dict(probe.named_buffers())
-    for name, buffer in others.items():
-        if not torch.equal(buffer, changed[name]):
-            return f"each pass of the discriminator changes its {name}"
-    return ""
-
-
-def _random_state(device: torch.device) -> Tensor:
-    """Of the generator from which torch's own layers draw on this device."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def check_sample_independence(
-    recipe: Recipe, owner: Plugin, discriminator: nn.Module, images: Tensor
-) -> None:
-    """Refuse a per-sample penalty on a discriminator that mixes the images of a batch.
-
-    Measured, not guessed: on a probe batch, the gradient of one image's logits with respect to
-    the other images must be zero. So it holds for anybody's discriminator.
-
-    :param owner: the plugin that made the discriminator.
-    :param images: at least two.
-    """
-    demanding = [plugin for plugin in recipe.plugins.values() if plugin.per_sample]
-    if not demanding:
-        return
-    probe = copy.deepcopy(discriminator).train()  # batch norm would move its running statistics
-    for parameter in probe.parameters():
-        # a layer that begins at zero would hide what is before it
-        parameter.data += 0.01 * torch.randn_like(parameter)
-    images = images.detach().clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(probe(images)[0].sum(), images)
-    if not gradient[1:].any():
-        return
-    norms = [m for m in discriminator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    what = (
-        f"without batch norm, and {owner.name} has {len(norms)} such layers"
-        if norms
-        else (
-            f"that judges each image alone, and in {owner.name} an image changes another's logits"
-        )
+    adversaries = [plugin for plugin, _ in adversarial(run.manager)]
+    run.generator_loss = GeneratorLoss(
+        content=run.generator_losses_of(p for p in plugins if p not in adversaries),
+        adversarial=run.generator_losses_of(adversaries),
     )
-    has_norm = "norm" in type(owner).model_fields
-    remedy = f'; set {owner.name}.norm = "none".' if has_norm else "."
-    raise demanding[0].error(f"{demanding[0].name} needs a discriminator {what}{remedy}")
+    for plugin in plugins:
+        plugin.bind(streams=run.streams)
+    return run
+
+
+def build_network(run: Run, hook: str, real_shape: tuple[int, ...]) -> nn.Module:
+    """A network whose initial weights depend on the seed and its role only.
+
+    Several discriminators become a ModuleList, in the order of the recipe.
+    """
+    made: list[nn.Module] = []
+    plugins = providers(run.manager, hook)
+    for number, plugin in enumerate(plugins):
+        # each by itself, so that one more leaves the weights of those before it as they are
+        others = [other for other in plugins if other is not plugin]
+        build = run.manager.subset_hook_caller(hook, others)
+        run.streams.moment("weights", hook, *([number] if number else []))
+        answer = build(condition_shape=run.condition_shape, real_shape=real_shape)
+        made += answer if isinstance(answer, list) else [answer]
+    module = made[0] if len(made) == 1 else nn.ModuleList(made)
+    module = module.to(run.device, run.dtype)
+    if wants_channels_last(run.recipe.precision, run.device):
+        module = module.to(memory_format=torch.channels_last)
+    return module
+
+
+def _build(run: Run) -> tuple[Tensor, Tensor]:
+    """Shapes, networks and optimizers; returns a condition for G and images for D to try."""
+    recipe, hook = run.recipe, run.hook
+    with torch.no_grad():
+        check_images(recipe, hook.sample_real(batch_size=PROBE, device=run.device))
+        batch = hook.sample_batch(batch_size=PROBE, device=run.device)
+        seen = hook.augment(images=batch.real, condition=batch.condition)
+    run.condition_shape = tuple(batch.condition.shape[1:])
+    run.real_shape = tuple(batch.real.shape[1:])
+    if recipe.d_steps:
+        run.D = build_network(run, "make_discriminator", tuple(seen.shape[1:]))
+        owners = providers(run.manager, "make_discriminator")
+        for owner, D in zip(owners, discriminators(run), strict=True):
+            check_sample_independence(recipe, owner, D, seen)
+        run.D_optimizer = hook.make_optimizer(module=run.D, role="discriminator")
+        run.share_forward, note = _share_forward(run, seen)
+        run.notes += [note] if note else []
+    run.G = build_network(run, "make_generator", run.real_shape)
+    run.G_optimizer = hook.make_optimizer(module=run.G, role="generator")
+    return batch.condition, seen
+
+
+def _share_forward(run: Run, seen: Tensor) -> tuple[bool, str]:
+    """Whether one pass of D serves both steps, and what to say when it was asked for and cannot."""
+    recipe = run.recipe
+    if recipe.first != "generator" or not recipe.share_forward:
+        return False, ""
+    reason = hindrance_to_sharing(recipe, run.plugins_with("augment"), discriminators(run), seen)
+    return not reason, f"D judges G's images once more in its own step: {reason}" if reason else ""
+
+
+def _check(run: Run, condition: Tensor) -> None:
+    """Refuse a generator of another size, and note what batch norm sees of a batch in parts."""
+    recipe = run.recipe
+    with torch.no_grad(), eval_mode(run.G), run.autocast():
+        made = tuple(run.G(condition).shape[1:])
+    if made != run.real_shape:
+        raise RecipeError(
+            f"{recipe.file}: the generator makes {made} from {run.condition_shape}, but real "
+            f"samples are {run.real_shape}; do the scales agree?"
+        )
+    if recipe.accumulate > 1:
+        size = recipe.batch_size // recipe.accumulate
+        run.notes += [
+            f"batch norm of the {role} sees {size} samples at a time, not {recipe.batch_size}: "
+            "not the same step as without accumulate"
+            for role, network in (("generator", run.G), ("discriminator", run.D))
+            if network and any(isinstance(m, _BatchNorm) for m in network.modules())
+        ]
+
+
+def _choose(run: Run, condition: Tensor, seen: Tensor) -> None:
+    """How networks keep what their backward pass needs, and how steps are carried out."""
+    if run.recipe.activation_checkpointing:
+        checkpoint_activations(run, condition, seen)
+    run.execution = choose_execution(run)
+
+
+def choose_execution(run: Run) -> Eager:
+    """What the recipe's `compile` asks for, as far as this device and these plugins allow it."""
+    mode, cuda = run.recipe.compile, run.device.type == "cuda"
+    if mode == "networks":
+        return Compiled()
+    if mode == "off":
+        return Eager()
+    if not cuda:
+        if mode == "graphs":
+            run.notes.append('compile = "graphs" is for CUDA; running eager here')
+        return Eager()
+    for plugin in run.recipe.plugins.values():
+        if not plugin.capturable:
+            run.notes.append(f"{plugin.name} cannot be captured as a CUDA graph; running eager")
+            return Eager()
+    return Graphs(CudaRecorder(run.device))

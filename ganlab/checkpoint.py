@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,27 +19,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ganlab.errors import GanlabError
-from ganlab.runs.folder import write_text
 from ganlab.recipe.model import resolved
-
-if TYPE_CHECKING:
-    from ganlab.engine import Run
+from ganlab.run import Progress, Run
+from ganlab.runs.folder import write_text
 
 KEPT = 2  # the last one may be the one that turns out damaged
-
-
-def save_checkpoint(run: "Run", folder: Path) -> Path:
-    """Write the state of a run; keep the newest two.
-
-    :raises GanlabError: when a plugin's state is more than tensors, numbers, text, lists, dicts.
-    """
-    return write_checkpoint(state_of(run), folder)
 
 
 def write_checkpoint(state: dict[str, Any], folder: Path) -> Path:
     """Write what `state_of` returned; keep the newest two.
 
-    :raises GanlabError: as `save_checkpoint`.
+    :raises GanlabError: when a plugin's state is more than tensors, numbers, text, lists, dicts.
     """
     path = folder / f"{state['iteration']:07d}.pt"
     temporary = path.with_suffix(".tmp")
@@ -58,7 +49,7 @@ def write_checkpoint(state: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def load_checkpoint(run: "Run", folder: Path) -> int:
+def load_checkpoint(run: Run, folder: Path) -> int:
     """Put the newest sound checkpoint into a freshly assembled run; returns its iteration.
 
     A damaged one is named on stderr and the one before it used. A run that was stopped before
@@ -79,7 +70,7 @@ def load_checkpoint(run: "Run", folder: Path) -> int:
     raise GanlabError(f"{folder}: no sound checkpoint to resume from; start the run anew")
 
 
-def roll_back(run: "Run", folder: Path, since: int) -> int:
+def roll_back(run: Run, folder: Path, since: int) -> int:
     """Put back the newest kept checkpoint from before an iteration, or else the oldest kept.
 
     Those after it are taken away, so that the run would go on from there. Returns its iteration.
@@ -99,12 +90,7 @@ Weights = tuple[dict[str, Tensor], dict[str, str]]
 """Tensors and the metadata of a .safetensors file."""
 
 
-def save_generator(run: "Run", generator: nn.Module, path: Path) -> None:
-    """Write a generator's weights alone, with its recipe, for `eval`, `upscale` and other tools."""
-    write_weights(weights_of(run, generator), path)
-
-
-def weights_of(run: "Run", generator: nn.Module) -> Weights:
+def weights_of(run: Run, generator: nn.Module) -> Weights:
     """What `write_weights` writes, copied to the host."""
     tensors = {k: v.contiguous() for k, v in _copied(generator.state_dict()).items()}
     about = {"iteration": run.iteration, "recipe": resolved(run.recipe)}
@@ -113,13 +99,14 @@ def weights_of(run: "Run", generator: nn.Module) -> Weights:
 
 
 def write_weights(weights: Weights, path: Path) -> None:
+    """Write a generator's weights alone, with its recipe, for `eval`, `upscale` and other tools."""
     temporary = path.with_suffix(".tmp")
     save_file(weights[0], temporary, weights[1])
     temporary.replace(path)
 
 
 def load_generator(generator: nn.Module, path: Path) -> None:
-    """Read weights written by `save_generator` into a generator.
+    """Read weights written by `write_weights` into a generator.
 
     :raises GanlabError: when the file is absent or of another network.
     """
@@ -133,7 +120,7 @@ def load_generator(generator: nn.Module, path: Path) -> None:
         raise GanlabError(f"{path}: weights of another network: {error}") from None
 
 
-def state_of(run: "Run") -> dict[str, Any]:
+def state_of(run: Run) -> dict[str, Any]:
     """All that a checkpoint holds, copied to the host: training may go on while it is written."""
     state: dict[str, Any] = _copied(_state(run))
     return state
@@ -155,16 +142,12 @@ def _copied(value: Any) -> Any:
     return copied(value)
 
 
-def _state(run: "Run") -> dict[str, Any]:
+def _state(run: Run) -> dict[str, Any]:
     networks: dict[str, Any] = {"G": run.G, "G_optimizer": run.G_optimizer}
     if run.D is not None:
         networks |= {"D": run.D, "D_optimizer": run.D_optimizer}
     return {
-        "iteration": run.iteration,
-        "best": run.best,
-        "scores": run.scores,
-        "bicubic": run.bicubic,
-        "game_began": run.game_began,
+        **_progress(run),
         "threads": torch.get_num_threads(),
         "networks": {name: _state_of(part) for name, part in networks.items()},
         "plugins": {
@@ -173,6 +156,10 @@ def _state(run: "Run") -> dict[str, Any]:
             if hasattr(plugin, "state_dict")  # torch's Stateful protocol
         },
     }
+
+
+def _progress(run: Run) -> dict[str, Any]:
+    return {field.name: getattr(run.progress, field.name) for field in fields(run.progress)}
 
 
 def _state_of(part: nn.Module | Optimizer) -> dict[str, Any]:
@@ -185,7 +172,7 @@ def _state_of(part: nn.Module | Optimizer) -> dict[str, Any]:
     return state
 
 
-def _restore(run: "Run", state: dict[str, Any], path: Path) -> None:
+def _restore(run: Run, state: dict[str, Any], path: Path) -> None:
     mine = _state(run)
     for part in ("networks", "plugins"):
         if mine[part].keys() != state[part].keys():
@@ -207,8 +194,7 @@ def _restore(run: "Run", state: dict[str, Any], path: Path) -> None:
             "the last digits of float sums will differ",
             file=sys.stderr,
         )
-    for name in ("iteration", "best", "scores", "bicubic", "game_began"):
-        setattr(run, name, state[name])
+    run.progress = Progress(**{name: state[name] for name in _progress(run)})
 
 
 def _markers(folder: Path) -> list[Path]:

@@ -1,39 +1,37 @@
 """THE CONTRACT: every hook a plugin may implement. Read this first.
 
-Three kinds of hook.
+There are three kinds of hook.
 
 - **Build** hooks run once, before training.
-- **Tensor** hooks are pure: tensors in, tensors out; no `.item()`, no printing, no branch on a
-  value, no Python randomness (draw from `self.rng`), shapes that do not change. The engine may
+- **Tensor** hooks are pure: tensors in, tensors out. No `.item()`, no printing, no branch on a
+  value, no Python randomness (draw from `self.rng`), and shapes that do not change. The engine may
   compile or capture them.
-- **Event** hooks are free Python and get the `Run`; they are never inside a captured region.
+- **Event** hooks are free Python and receive the `Run`. They are never compiled or captured.
 
-Four ways in which the answers of several plugins combine.
+The answers of several plugins combine in one of four ways.
 
-- **one**: exactly one plugin answers; the loader refuses none or two.
-- **chained**: implemented with `@hookimpl(wrapper=True)`: `images = yield` receives what the
-  plugins listed earlier in the recipe made, and what you return goes on to the next. Recipe order
-  is the order of application.
-- **collected**: every plugin answers, the dicts are merged; no order may be relied on.
-- **first**: the plugins are asked in turn until one returns something other than None; the engine's
+- **one**: exactly one plugin answers. The loader refuses none and two.
+- **chained**: implement it with `@hookimpl(wrapper=True)`. `images = yield` receives what the
+  plugins listed earlier in the recipe made; what you return goes to the next. Recipe order is the
+  order of application.
+- **collected**: every plugin answers, and the dicts are merged. Do not rely on an order.
+- **first**: the plugins are asked in turn until one returns something other than None. The engine's
   own implementation is asked last.
 
-A hookimpl names just the arguments that it wants, without default values. Images are float
-tensors [N, C, H, W] in 0..1 everywhere; logits are what the discriminator returns, [N, 1, h, w]
-from a patch discriminator and [N, 1] from one that sees the whole image.
-"""
+An implementation names only the arguments that it needs, without default values. Images are float
+tensors [N, C, H, W] in 0..1 everywhere. Logits are what the discriminator returns: [N, 1, h, w]
+from a patch discriminator, [N, 1] from one that sees the whole image.
 
-from typing import TYPE_CHECKING
+`real` and `fake` are the images themselves, but in two places: `penalty` receives them as the
+discriminator sees them, after `augment`, and `augment` is what makes the difference.
+"""
 
 import torch
 from torch import Tensor, nn
 
-from ganlab.plugin import Batch, hookspec
 from ganlab.monitoring.verdicts import History, Verdict
-
-if TYPE_CHECKING:
-    from ganlab.engine import Run
-    from ganlab.evaluation.scores import Judged
+from ganlab.plugin import Batch, EvaluatedImage, Losses, hookspec
+from ganlab.run import Run
 
 Shape = tuple[int, ...]
 
@@ -45,11 +43,11 @@ Shape = tuple[int, ...]
 def make_generator(condition_shape: Shape, real_shape: Shape) -> nn.Module:  # type: ignore[empty-body]
     """Build the generator. One, required.
 
-    Torch's random numbers are set by the engine, so the initial weights depend on the seed alone.
+    The engine seeds torch before the call, so the initial weights depend on the seed alone.
 
-    :param condition_shape: of one sample of what it sees, (C, h, w).
-    :param real_shape: of one sample of what it must make, (C, H, W); the SR scale is H / h.
-    :returns: module from a batch of conditions to a batch of images; it does not clamp them.
+    :param condition_shape: of one sample of what the generator sees, (C, h, w).
+    :param real_shape: of one sample of what it must make, (C, H, W). The SR scale is H / h.
+    :returns: module from a batch of conditions to a batch of images. It does not clamp them.
     """
 
 
@@ -61,7 +59,7 @@ def make_discriminator(condition_shape: Shape, real_shape: Shape) -> nn.Module: 
     receives and returns the list of modules, as `spectral_norm` does.
 
     :param condition_shape: of one sample of the condition.
-    :param real_shape: of one sample of what it is shown: a real image after `augment`.
+    :param real_shape: of one sample of what the discriminator sees: a real image after `augment`.
     :returns: module from a batch of images to logits.
     """
 
@@ -76,9 +74,9 @@ def make_optimizer(module: nn.Module, role: str) -> torch.optim.Optimizer:  # ty
 
 @hookspec
 def evaluation_images() -> dict[str, Tensor]:  # type: ignore[empty-body]
-    """Held-out images, never trained on. Collected; called once, at assembly.
+    """Held-out images, never trained on. Collected; called once, when the run is assembled.
 
-    :returns: name -> uint8 [3, H, W], or [1, H, W] for a grey one, on the CPU, any size.
+    :returns: name -> uint8 [3, H, W], or [1, H, W] for a grey image, on the CPU, any size.
     """
 
 
@@ -90,10 +88,10 @@ def sample_real(batch_size: int, device: torch.device) -> Tensor:  # type: ignor
     """Draw real samples: the data source. One, required.
 
     Called before every D step and every G step (once an iteration with `first = "generator"`), and
-    once with `batch_size` 2 at assembly. Which samples come must depend on `self.host_rng` or
-    `self.rng` alone.
+    once with `batch_size` 2 when the run is assembled. Which samples come may depend only on
+    `self.host_rng` or `self.rng`.
 
-    :returns: [batch_size, ...] on `device`, floating point; images are HR crops in 0..1.
+    :returns: [batch_size, ...] on `device`, floating point. Images are HR crops in 0..1.
     """
 
 
@@ -115,22 +113,23 @@ def sample_batch(batch_size: int, device: torch.device) -> Batch:  # type: ignor
 
 @hookspec(firstresult=True)
 def augment(images: Tensor, condition: Tensor) -> Tensor:  # type: ignore[empty-body]
-    """Change what the discriminator sees, real and fake alike. Chained.
+    """Change what the discriminator sees, real and fake images alike. Chained.
 
-    Called in the D step (on real, then on fake) and in the G step (on fake, through which the
-    generator's gradient must pass; on real too when a generator loss reads the real logits). A
-    plugin that answers alike in both steps says `shares_forward = True`.
+    Called in the D step on the real images, then on the fake images. Called in the G step on the
+    fake images, through which the generator's gradient must pass; also on the real images when a
+    generator loss reads the real logits. A plugin that gives the same result in both steps says
+    `share_forward = True`.
 
-    :returns: images for D. A plugin may change their number of channels: `make_discriminator`
-        is told the shape after all of them.
+    :returns: images for the discriminator. Their number of channels may change:
+        `make_discriminator` is told the shape after all augmentations.
     """
 
 
 @hookspec(firstresult=True)
 def labels(real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[empty-body]
-    """The targets of the discriminator. Chained; begins with ones for real, zeros for fake.
+    """The targets of the discriminator. Chained; begins with ones for real and zeros for fake.
 
-    D step. A recipe whose discriminator loss reads no labels may not have such a plugin.
+    Called in the D step. Refused in a recipe whose discriminator loss reads no labels.
 
     :returns: (real_label, fake_label), shaped like the logits.
     """
@@ -156,13 +155,14 @@ def penalty(  # type: ignore[empty-body]
     condition: Tensor,
     real_logits: Tensor,
     fake_logits: Tensor,
-) -> dict[str, Tensor]:
-    """Terms to add to the discriminator's loss. Collected, summed.
+) -> Losses:
+    """Terms of the discriminator's loss on the images that it saw, so after `augment`. Collected.
 
-    D step, in at least float32, outside autocast. `discriminator` is the uncompiled module.
+    Called in the D step, in at least float32, outside autocast. The terms are summed.
 
-    :param real, fake: what D was shown, so after `augment`; neither requires a gradient.
-    :param real_logits, fake_logits: what it answered, with their gradient to D.
+    :param discriminator: the module itself, not its compiled form.
+    :param real, fake: the images after `augment`. Neither requires a gradient.
+    :param real_logits, fake_logits: the discriminator's answers, with their gradient to it.
     :returns: log name ("D/gradient_penalty") -> 0-d tensor, already weighted.
     """
 
@@ -170,14 +170,15 @@ def penalty(  # type: ignore[empty-body]
 @hookspec
 def generator_loss(  # type: ignore[empty-body]
     fake_logits: Tensor, real_logits: Tensor, fake: Tensor, real: Tensor, condition: Tensor
-) -> dict[str, Tensor]:
-    """Terms of the generator's loss. Collected, summed.
+) -> Losses:
+    """Terms of the generator's loss on its images before `augment`. Collected, summed.
 
-    G step. A plugin that names `fake_logits` or `real_logits` is adversarial: it is left out when
-    there is no discriminator or during pretraining. D is run on the real images only when some
-    plugin names `real_logits`, and these carry no gradient to G.
+    Called in the G step. A plugin that names `fake_logits` or `real_logits` is adversarial: it is
+    left out when there is no discriminator, and during pretraining. The discriminator runs on the
+    real images only when some plugin names `real_logits`; these have no gradient to the generator.
 
-    :param fake: G's output, not augmented, with its gradient.
+    :param fake: the generator's images, not augmented, with their gradient.
+    :param real: the real images, not augmented.
     :returns: log name ("G/pixel_loss") -> 0-d tensor, already weighted.
     """
 
@@ -186,23 +187,23 @@ def generator_loss(  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def discriminator_step(run: "Run", batch: Batch) -> dict[str, Tensor]:  # type: ignore[empty-body]
+def discriminator_step(run: Run, batch: Batch) -> Losses:  # type: ignore[empty-body]
     """One update of the discriminator, `d_steps` times an iteration. First; the engine's is last.
 
-    A plugin may wrap it, or pre-empt it by returning a dict (`{}` skips the update).
+    A plugin may wrap it, or answer before the engine by returning a dict (`{}` skips the update).
 
     :returns: log name -> 0-d tensor, detached, still on the device.
     """
 
 
 @hookspec(firstresult=True)
-def generator_step(run: "Run", batch: Batch) -> dict[str, Tensor]:  # type: ignore[empty-body]
+def generator_step(run: Run, batch: Batch) -> Losses:  # type: ignore[empty-body]
     """One update of the generator, `g_steps` times an iteration. First; the engine's is last."""
 
 
 @hookspec
-def run_start(run: "Run") -> None:
-    """All is built, nothing is trained or loaded yet. All plugins.
+def run_start(run: Run) -> None:
+    """Everything is built, nothing is trained or loaded yet. All plugins.
 
     The place to make running state, and to check what two plugins ask of each other: raise
     `self.error(fault, option)`.
@@ -210,55 +211,55 @@ def run_start(run: "Run") -> None:
 
 
 @hookspec
-def iteration_start(run: "Run") -> None:
+def iteration_start(run: Run) -> None:
     """Before the steps of iteration `run.iteration`, counted from 0. All plugins."""
 
 
 @hookspec
-def iteration_end(run: "Run", losses: dict[str, Tensor]) -> None:
+def iteration_end(run: Run, losses: Losses) -> None:
     """After the steps. All plugins.
 
-    :param losses: this iteration's log values, each the mean over its steps; on the device.
+    :param losses: the logged values of this iteration, each the mean over its steps; on the device.
     """
 
 
 @hookspec
-def run_end(run: "Run") -> None:
+def run_end(run: Run) -> None:
     """After the last iteration, or when stopped. All plugins."""
 
 
 @hookspec(firstresult=True)
 def evaluation_generator(generator: nn.Module) -> nn.Module:  # type: ignore[empty-body]
-    """Choose the weights that are judged and kept. Chained; begins with G itself. EMA uses it."""
+    """Choose the weights that are evaluated and kept. Chained; begins with G itself (EMA)."""
 
 
 @hookspec
 def score_images(  # type: ignore[empty-body]
-    run: "Run", sr: Tensor, hr: Tensor, lr: Tensor
+    run: Run, sr: Tensor, hr: Tensor, lr: Tensor
 ) -> dict[str, float | Tensor]:
     """Score one image against its reference, beside PSNR and SSIM. Collected.
 
-    Called for every held-out image, for the generator's answer and once for bicubic's; `ganlab
-    eval` calls it too. Without gradients.
+    Called without gradients for every held-out image: on the generator's answer, and once on that
+    of bicubic. `ganlab eval` calls it too.
 
-    :param sr, hr: uint8 [1, C, H, W] on the run's device, borders not cut; C is 1 for grey.
+    :param sr, hr: uint8 [1, C, H, W] on the run's device, borders not cut. C is 1 for grey.
     :param lr: uint8 [1, 3, h, w], what the generator saw.
-    :returns: name -> number, or a 0-d tensor: one on the device is brought from there together
-        with the others' and need not be waited for. The mean over the images is written to
-        stats.jsonl.
+    :returns: name -> number, or 0-d tensor. A tensor may stay on the device: all scores are
+        brought to the host together. The mean over the images is written to stats.jsonl.
     """
 
 
 @hookspec
-def evaluate(run: "Run", generator: nn.Module, judged: "list[Judged]") -> dict[str, float]:  # type: ignore[empty-body]
-    """Judge the generator as a whole. Collected; every `evaluate_every` iterations and at the end.
+def evaluate(  # type: ignore[empty-body]
+    run: Run, generator: nn.Module, images: list[EvaluatedImage]
+) -> dict[str, float]:
+    """Evaluate the generator as a whole. Collected; every `evaluate_every` iterations, at the end.
 
-    `ganlab eval` asks those that name `judged`, in a run that never started: `run.G`, `run.D` and
-    `run.held_out` are not there then.
+    `ganlab eval` asks the plugins that name `images`, in a run that was never started: `run.G`,
+    `run.D` and `run.held_out` are missing there.
 
     :param generator: from `evaluation_generator`, in eval mode, without gradients.
-    :param judged: the held-out images with what was made of them (`.name`, `.hr`, `.lr`, `.sr`,
-        `.bicubic`: uint8 [C, H, W] on the CPU; `.scores`); empty where there are none.
+    :param images: the held-out images with what was made of them; empty when there are none.
     :returns: name -> number, written to stats.jsonl.
     """
 
@@ -267,7 +268,7 @@ def evaluate(run: "Run", generator: nn.Module, judged: "list[Judged]") -> dict[s
 def verdicts(history: History) -> list[Verdict]:  # type: ignore[empty-body]
     """Say whether training fails. Collected; at every evaluation and checkpoint.
 
-    The engine's own rules are asked as well. A verdict is told once, by its name; what happens
+    The engine asks its own rules as well. A verdict is reported once, by its name. What happens
     then is the recipe's `on_verdict`.
 
     :param history: what `watch_every` and the evaluations have logged so far, plain numbers.

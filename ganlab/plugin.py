@@ -1,31 +1,25 @@
-"""The base class of every plugin, and the two values that travel through hooks: Batch, Schedule."""
+"""The base class of every plugin, and the values that travel through the hooks."""
 
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Self
 
 import pluggy
 import torch
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationInfo,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo
 from torch import Tensor
 
 from ganlab.errors import RecipeError
+from ganlab.schedule import Schedule, schedules_in
 from ganlab.streams import Streams
 
 hookspec = pluggy.HookspecMarker("ganlab")
 hookimpl = pluggy.HookimplMarker("ganlab")
+
+Losses = dict[str, Tensor]
+"""Log name ("G/pixel_loss") -> 0-d tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,99 +34,24 @@ class Batch:
     condition: Tensor
 
     def parts(self, count: int) -> list["Batch"]:
-        """Cut into so many equal parts, which look at the same memory."""
+        """Cut into `count` equal parts, which share the memory of this batch."""
         if count == 1:
             return [self]
         pairs = zip(self.real.chunk(count), self.condition.chunk(count), strict=True)
         return [Batch(*pair) for pair in pairs]
 
 
-class Schedule(BaseModel):
-    """A number that may change over iterations: `0.1`, or `{ from = 0.1, to = 0, over = 10_000 }`.
+@dataclass(frozen=True, slots=True)
+class EvaluatedImage:
+    """One held-out image with what was made of it; all uint8 [3, H, W] or [1, H, W], on the CPU."""
 
-    It starts at `from`, moves to `to` in `over` iterations beginning at iteration `after`, and
-    stays there. Tensor hooks read `.value`, a 0-d float64 tensor that the engine refills before
-    every iteration: 0-d, so it leaves the dtype of images alone (a 0-d loss becomes float64); a
-    tensor, so a captured graph sees it change.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
-    )
-
-    start: float = Field(alias="from")
-    end: float = Field(alias="to")
-    over: int = Field(1, ge=1)
-    after: int = Field(0, ge=0)
-    shape: Literal["linear", "cosine"] = "linear"
-
-    _value: Tensor | None = PrivateAttr(None)
-
-    __hash__ = None  # type: ignore[assignment]  # so that pydantic copies a default per plugin
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_number(cls, value: Any) -> Any:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return {"from": value, "to": value}
-        return value
-
-    @classmethod
-    def constant(cls, value: float) -> "Schedule":
-        return cls.model_validate(value)
-
-    @model_serializer
-    def _to_toml(self) -> Any:
-        if not self.moves:
-            return self.start
-        table = {"from": self.start, "to": self.end, "over": self.over, "after": self.after}
-        return {**table, "shape": self.shape}
-
-    @property
-    def moves(self) -> bool:
-        return self.start != self.end
-
-    def at(self, iteration: int) -> float:
-        """Its value at an iteration, counted from 0."""
-        progress = min(max((iteration - self.after) / self.over, 0.0), 1.0)
-        if self.shape == "cosine":
-            progress = (1 - math.cos(math.pi * progress)) / 2
-        return self.start + (self.end - self.start) * progress
-
-    @property
-    def value(self) -> Tensor:
-        if self._value is None:
-            self._value = torch.tensor(self.at(0), dtype=torch.float64)
-        return self._value
-
-    def to(self, device: torch.device) -> None:
-        """Keep the value on this device; called once by the engine."""
-        self._value = self.value.to(device)
-
-    def advance(self, iteration: int) -> None:
-        """Refill the value in place for this iteration; called by the engine."""
-        if self.moves:
-            self.value.fill_(self.at(iteration))
-
-
-def _schedules(value: Any) -> Iterator[Schedule]:
-    if isinstance(value, Schedule):
-        yield value
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _schedules(inner)
-    elif isinstance(value, dict):
-        yield from _schedules(list(value.values()))
-
-
-def _not_negative(schedule: Schedule) -> Schedule:
-    if min(schedule.start, schedule.end) < 0:
-        raise ValueError("must be at least 0")
-    return schedule
-
-
-NonNegativeSchedule = Annotated[Schedule, AfterValidator(_not_negative)]
-"""A Schedule that never falls below 0: weights, noise levels."""
+    name: str
+    hr: Tensor
+    lr: Tensor
+    sr: Tensor
+    bicubic: Tensor
+    scores: dict[str, float]
+    bicubic_scores: dict[str, float] = field(default_factory=dict)
 
 
 def _beside_the_recipe(path: Path, info: ValidationInfo) -> Path:
@@ -142,7 +61,8 @@ def _beside_the_recipe(path: Path, info: ValidationInfo) -> Path:
 
 
 RecipePath = Annotated[Path, Field(strict=False), AfterValidator(_beside_the_recipe)]
-"""A path option: relative to the recipe file that states it (to the current folder in `--set`)."""
+"""A path option. A relative path starts at the folder of the recipe file that states it; in `--set`
+it starts at the current folder."""
 
 
 class Plugin(BaseModel):
@@ -186,14 +106,21 @@ class Plugin(BaseModel):
     bounds_slope: ClassVar[bool] = False
     """Bounds the discriminator's slope, softly or hard: a penalty, clipping, a norm of weights."""
 
-    shares_forward: ClassVar[bool | None] = None
-    """Whether D may run once on G's images for both steps (the recipe's `share_forward`). True: it
-    may, `augment` makes the same of the same images in both; False: it may not; None: it may unless
-    the plugin augments, since most draw anew."""
+    share_forward: ClassVar[bool | None] = None
+    """Whether D may run once on G's images for both steps (the recipe's `share_forward`).
+
+    True: it may, because `augment` gives the same result for the same images in both steps. False:
+    it may not. None: it may, unless the plugin implements `augment`: most draw new random numbers
+    in each step.
+    """
 
     capturable: ClassVar[bool] = True
     """Whether its tensor hooks may be captured as a CUDA graph: no `.item()`, no branch on a value,
     nothing that changes from step to step but tensors, in place."""
+
+    without_batch_norm: ClassVar[str] = ""
+    """For a plugin that makes a discriminator: the setting that leaves out batch norm, such as
+    `norm = "none"`. Named in the message when a penalty needs it."""
 
     couples_players: ClassVar[bool] = False
     """Its losses have gradients for both networks, of which a step takes its own."""
@@ -201,6 +128,34 @@ class Plugin(BaseModel):
     _name: str = PrivateAttr("")
     _streams: Streams | None = PrivateAttr(None)
     _place: Callable[[str | None], str] | None = PrivateAttr(None)
+    _moving: list[Schedule] = PrivateAttr(default_factory=list)
+
+    def bind(
+        self,
+        *,
+        name: str | None = None,
+        place: Callable[[str | None], str] | None = None,
+        streams: Streams | None = None,
+    ) -> Self:
+        """Connect the plugin to its recipe and its run. Called by the core, not by plugins.
+
+        :param name: its key in the recipe.
+        :param place: from an option (or None) to the file and line where it is written.
+        :param streams: the random numbers of the run; schedules go to its device.
+        """
+        self._name = self._name if name is None else name
+        self._place = place or self._place
+        if streams:
+            self._streams = streams
+            for schedule in self.schedules():
+                schedule.to(streams.device)
+            self._moving = [schedule for schedule in self.schedules() if schedule.moves]
+        return self
+
+    def advance(self, iteration: int) -> None:
+        """Set the options that change over iterations. Called by the loop before each iteration."""
+        for schedule in self._moving:
+            schedule.advance(iteration)
 
     @property
     def name(self) -> str:
@@ -221,13 +176,16 @@ class Plugin(BaseModel):
         """Like `rng`, but always on the CPU: the same numbers whatever the device."""
         return self._streams.host_generator(self.name) if self._streams else None
 
-    def doubts(self, others: Sequence["Plugin"]) -> list[str]:
-        """What is possible beside the other plugins, and hardly meant: told, not refused."""
+    def warnings(self, others: Sequence["Plugin"]) -> list[str]:
+        """What is allowed beside the other plugins of the recipe, but probably a mistake.
+
+        Each text follows the plugin's name; `check` and `run` print it and go on.
+        """
         return []
 
     def schedules(self) -> Iterator[Schedule]:
         """The options that change over iterations."""
-        return _schedules([getattr(self, field) for field in type(self).model_fields])
+        return schedules_in([getattr(self, field) for field in type(self).model_fields])
 
     def scale_of(
         self,

@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 
-from ganlab.assembly import doubts
+from ganlab.assembly import assemble, build_network, open_run
 from ganlab.checkpoint import load_checkpoint, load_generator
-from ganlab.speed.device import begin_peak_memory, describe_environment, peak_memory, pick_device
-from ganlab.engine import Run, assemble, build_network, open_run, train
+from ganlab.engine import train
 from ganlab.errors import Diverged, GanlabError, RecipeError
+from ganlab.monitoring.verdicts import Verdict
+from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.requirements import warnings_of
+from ganlab.run import Run
 from ganlab.runs.folder import (
     RunFolder,
     new_run_folder,
@@ -26,8 +29,8 @@ from ganlab.runs.folder import (
     write_json,
 )
 from ganlab.runs.journal import Journal
-from ganlab.recipe.model import Recipe, load_recipe, resolved
-from ganlab.monitoring.verdicts import Verdict
+from ganlab.runs.writer import Writer
+from ganlab.speed.device import begin_peak_memory, describe_environment, peak_memory, pick_device
 
 DONE, FAILED, USAGE, DIVERGED, UNHEALTHY, SIGTERMED, INTERRUPTED = 0, 1, 2, 3, 4, 75, 130
 
@@ -145,12 +148,12 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     journal = Journal(folder, recipe.iterations, images, recipe.report_every)
     limits.begin(run)
     _announce(run, folder, journal)
-    page = Page(folder, journal)
+    page, writer = Page(folder, journal), Writer()
 
     def note_evaluation() -> None:
-        """What somebody who looks at the run while it goes on wants to know."""
+        """Write what somebody wants to know who looks at the run while it goes on."""
         folder.write_status("running", **_so_far(run, journal))
-        run.writer.later(page.renew)  # after the pictures that it shows
+        writer.later(page.renew)  # after the pictures that it shows
 
     journal.on_evaluation = note_evaluation
     state, code, message = "failed", FAILED, ""
@@ -159,7 +162,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
         journal.begin(run.iteration)
         folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
         try:
-            reason = train(run, journal, limits)
+            reason = train(run, journal, writer, limits)
             state = "stopped" if reason else "done"
             code = _exit_code(limits.signal) if reason == "signal" else DONE
             code = UNHEALTHY if reason == "verdict" else code
@@ -190,9 +193,9 @@ def _so_far(run: Run, journal: Journal) -> dict[str, Any]:
         "of": run.recipe.iterations,
         "seconds": round(journal.seconds, 1),
         "peak_memory": peak_memory(run.device),
-        "best": run.best,
-        "bicubic": run.bicubic,
-        "scores": run.scores,
+        "best": run.progress.best,
+        "bicubic": run.progress.bicubic,
+        "scores": run.progress.scores,
         "verdicts": list(journal.verdicts.values()),
     }
 
@@ -229,7 +232,7 @@ def _announce(run: Run, folder: RunFolder, journal: Journal) -> None:
     journal.say("plugins: " + ", ".join(recipe.plugins))
     if recipe.precision == "bfloat16" and run.device.type != "cuda":
         journal.say("bfloat16 is for CUDA; running in float32 here")
-    for note in (*doubts(recipe), *run.notes):
+    for note in (*warnings_of(recipe), *run.notes):
         journal.say(f"note: {note}")
     if run.iteration:
         journal.say(f"resuming at iteration {run.iteration}")

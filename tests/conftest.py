@@ -79,12 +79,16 @@ def ganlab() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def seeded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that wants a file of published weights keeps the random ones it was built with."""
-    from ganlab.recipe.discovery import find_plugin, installed  # imports torch, so after the line above
+    from ganlab.recipe.discovery import (  # imports torch, so after the line above
+        find_plugin,
+        installed,
+    )
     from ganlab.recipe.file import Origin
 
     for name in installed():
         find_plugin(name, Origin(None, text=name), Path())
-    for module in [m for n, m in sys.modules.items() if n.startswith("ganlab_plugins.")]:
+    reading = ("ganlab_plugins.", "ganlab.toolbox.")
+    for module in [m for n, m in sys.modules.items() if n.startswith(reading)]:
         if hasattr(module, "load_weights"):
             monkeypatch.setattr(module, "load_weights", lambda *arguments, **options: None)
 

@@ -13,11 +13,13 @@ from ganlab_plugins.ada import ADA
 from kept_gradients import kept
 from pydantic import ValidationError
 
-from ganlab import Batch, hookimpl, hookspecs, shown
-from ganlab.assembly import doubts
+from ganlab import Batch, hookimpl, hookspecs, images_for_discriminator
+from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.engine import Run, assemble, iterate
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
+from ganlab.requirements import warnings_of
+from ganlab.run import Run
 
 GAME = ("wasserstein=false", "gradient_penalty=false", "bce={}")
 
@@ -199,7 +201,7 @@ def test_beside_a_conditional_discriminator_the_condition_stays_in_register(tiny
     run = build(tiny, 'conditional_discriminator={ enlarge = "nearest" }', "ada={ fixed_p = 1.0 }")
     batch = run.hook.sample_batch(batch_size=2, device=run.device)
     condition = torch.nn.functional.interpolate(batch.condition, scale_factor=4)
-    real, _ = shown(run, Batch(condition, batch.condition))
+    real, _ = images_for_discriminator(run, Batch(condition, batch.condition))
     torch.testing.assert_close(real[:, :3], real[:, 3:], rtol=0, atol=1e-5)
 
 
@@ -221,11 +223,11 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tiny: Path) -> None:
     assert len({line["D/ada_p"] for line in lines if "D/ada_p" in line}) > 1
 
 
-def test_it_doubts_its_sign_beside_a_critic(tiny: Path) -> None:
-    said = [d for d in doubts(load_recipe(tiny, ["ada={}"])) if d.startswith("ada ")]
+def test_it_warns_of_its_sign_beside_a_critic(tiny: Path) -> None:
+    said = [d for d in warnings_of(load_recipe(tiny, ["ada={}"])) if d.startswith("ada ")]
     assert len(said) == 1 and "set fixed_p" in said[0]
     fixed = load_recipe(tiny, ["ada={ fixed_p = 0.1 }"])
-    assert not [d for d in doubts(fixed) if d.startswith("ada ")]
+    assert not [d for d in warnings_of(fixed) if d.startswith("ada ")]
 
 
 @pytest.mark.parametrize("name", ["target", "speed", "every", "initial_p"])

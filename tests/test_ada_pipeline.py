@@ -9,7 +9,7 @@ from ganlab_plugins import ada
 from ganlab_plugins.ada import ADA, Draws
 
 from ganlab import RecipeError, hookimpl, hookspecs
-from ganlab.streams import Streams
+from ganlab.testing import seeded
 
 SPREADS = [name for name in vars(ada) if name.endswith(("_STD", "_MAX"))]
 
@@ -21,7 +21,7 @@ class Images:
 
 
 def augment(plugin, images, seed=0):
-    plugin._streams = Streams(seed)
+    seeded(plugin, seed)
     manager = pluggy.PluginManager("ganlab")
     manager.add_hookspecs(hookspecs)
     manager.register(Images())

@@ -4,7 +4,8 @@ import pytest
 import torch
 from ganlab_plugins.adaptive_discriminator import AdaptiveDiscriminator
 
-from ganlab.engine import assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
 

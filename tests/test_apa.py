@@ -12,10 +12,12 @@ from ganlab_plugins.apa import APA
 from pydantic import ValidationError
 
 from ganlab import Batch, RecipeError, hookimpl, hookspecs
-from ganlab.assembly import doubts
+from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.engine import Run, assemble, iterate
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
+from ganlab.requirements import warnings_of
+from ganlab.run import Run
 
 GAME = ("wasserstein=false", "gradient_penalty=false", "bce={}")
 
@@ -231,11 +233,11 @@ def test_another_plugin_that_takes_the_d_step_is_refused(tiny: Path) -> None:
         build(tiny, "consensus={}", "apa={}")
 
 
-def test_it_doubts_its_sign_beside_a_critic(tiny: Path) -> None:
-    said = [d for d in doubts(load_recipe(tiny, ["apa={}"])) if d.startswith("apa ")]
+def test_it_warns_of_its_sign_beside_a_critic(tiny: Path) -> None:
+    said = [d for d in warnings_of(load_recipe(tiny, ["apa={}"])) if d.startswith("apa ")]
     assert len(said) == 1 and "set fixed_p" in said[0]
     fixed = load_recipe(tiny, ["apa={ fixed_p = 0.1 }"])
-    assert not [d for d in doubts(fixed) if d.startswith("apa ")]
+    assert not [d for d in warnings_of(fixed) if d.startswith("apa ")]
 
 
 @pytest.mark.parametrize("name", ["target", "speed", "every", "initial_p"])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from ganlab.cli import main
 from ganlab.commands import apply
 from ganlab.commands.apply import evaluate_folder, upscale_files
-from ganlab.cli import main
 from ganlab.images.files import ImageError, read_image, split_alpha, write_png
 
 SIDES = {"a": (20, 24), "b": (20, 24), "c": (20, 24), "d": (24, 20), "e": (20, 24)}

@@ -9,8 +9,10 @@ import torch
 from kept_gradients import kept
 from torch import nn
 
-from ganlab.monitoring.attribution import Losses, attributed, gradients, norm
-from ganlab.engine import assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
+from ganlab.monitoring.attribution import attributed, gradients, norm
+from ganlab.plugin import Losses
 from ganlab.recipe.model import load_recipe
 
 
@@ -103,7 +105,7 @@ def test_the_beginning_of_the_game_is_watched_and_not_that_of_the_pretraining(ti
     for run.iteration in range(10):
         if "gradient/G/pixel_loss" in iterate(run):
             watched.append(run.iteration)
-    assert run.game_began == 4
+    assert run.progress.game_began == 4
     assert watched == [5, 6, 8]
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ganlab.commands.audit import Audit
+from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.engine import assemble, iterate
+from ganlab.commands.audit import Audit
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
 
 HEAD = """\

@@ -16,13 +16,15 @@ from torch.optim import optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ganlab import Plugin, hookimpl
+from ganlab.assembly import assemble
 from ganlab.bench import fit, floor, stopwatch
 from ganlab.bench.ceilings import Ceilings
 from ganlab.bench.plain import PlainLoop
 from ganlab.bench.work import Operation, count_work
 from ganlab.cli import main
-from ganlab.engine import Run, assemble, iterate
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 
 CPU = torch.device("cpu")
 CLOCKED = """
@@ -100,11 +102,11 @@ def test_networks_backward_and_optimizers_are_parts_of_their_own(tiny: Path) -> 
 
 def test_looking_leaves_the_run_as_it_was(tiny: Path) -> None:
     run = run_of(tiny)
-    fast, backward = run.fast, Tensor.backward
+    fast, backward = run.execution, Tensor.backward
     functions = [impl.function for impl in run.hook.degrade.get_hookimpls()]
     stopwatch.time_parts(run, 1)
     count_work(run)
-    assert run.fast is fast
+    assert run.execution is fast
     assert Tensor.backward is backward
     assert [impl.function for impl in run.hook.degrade.get_hookimpls()] == functions
     assert not optimizer._global_optimizer_pre_hooks

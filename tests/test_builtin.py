@@ -11,7 +11,7 @@ from ganlab_plugins import builtin
 from ganlab_plugins.builtin import Builtin
 
 from ganlab import ImageStore, RecipeError, cache_folder
-from ganlab.streams import Streams
+from ganlab.testing import seeded
 
 CPU = torch.device("cpu")
 
@@ -22,9 +22,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def small(seed: int = 0, **options: object) -> Builtin:
-    plugin = Builtin(num_leaves=2, **options)
-    plugin._streams = Streams(seed)
-    return plugin
+    return seeded(Builtin(num_leaves=2, **options), seed)
 
 
 def bundled(file: str) -> Path:
@@ -94,8 +92,7 @@ def test_a_batch_of_one_comes_from_either_source():
     plugin.sample_real(1, CPU)
     leaves = counted(plugin._stores[1])
     for moment in range(200):
-        plugin._streams.moment(moment)
-        plugin.sample_real(1, CPU)
+        seeded(plugin, 0, moment).sample_real(1, CPU)
     # five standard deviations of a binomial of chance 1/2
     assert abs(sum(leaves) - 100) < 36
 

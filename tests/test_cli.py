@@ -199,8 +199,8 @@ def judged_by_plugins(trained: Path, tmp_path_factory: pytest.TempPathFactory) -
         "class Draw(Plugin):\n"
         "    'A random number for each set of images.'\n"
         "    @hookimpl\n"
-        "    def evaluate(self, judged):\n"
-        "        return {'draw': len(judged) + torch.rand((), generator=self.host_rng).item()}\n"
+        "    def evaluate(self, images):\n"
+        "        return {'draw': len(images) + torch.rand((), generator=self.host_rng).item()}\n"
     )
     (copy.parent / "data").mkdir()
     for name, image in zip("ab", torch.rand(2, 3, 64, 64), strict=True):

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ganlab.compare.ablation import plan_ablation
 from ganlab.cli import main
-from ganlab.errors import RecipeError
-from ganlab.runs.folder import RunFolder
+from ganlab.compare.ablation import plan_ablation
 from ganlab.compare.plan import Variant, make_plan, parse_seeds
-from ganlab.runs.records import Evaluation, RunRecord, Series
+from ganlab.errors import RecipeError
 from ganlab.report.model import Arm, Table
 from ganlab.report.tables import compare
+from ganlab.runs.folder import RunFolder
+from ganlab.runs.records import Evaluation, RunRecord, Series
 
 RECIPE = """\
 iterations = 12

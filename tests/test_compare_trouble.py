@@ -12,8 +12,8 @@ import pytest
 from test_compare import arm, by_view, data, other, recipe, record, run  # noqa: F401
 
 from ganlab.compare.comparison import arms_of
-from ganlab.runs.folder import RunFolder
 from ganlab.report.tables import compare
+from ganlab.runs.folder import RunFolder
 
 BREAKS = '''\
 from ganlab import Plugin, hookimpl

@@ -8,9 +8,11 @@ import torch
 from ganlab_plugins.conditional_discriminator import ConditionalDiscriminator
 from kept_gradients import kept
 
-from ganlab import RecipeError, hookimpl, hookspecs, resize, shown
-from ganlab.engine import Run, assemble, iterate
+from ganlab import RecipeError, hookimpl, hookspecs, images_for_discriminator, resize
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 
 
 class Images:
@@ -90,7 +92,7 @@ def test_the_answer_of_d_depends_on_the_condition_and_the_generator_gets_its_gra
 ) -> None:
     run = build(tiny, "conditional_discriminator={}", "pixel_loss.weight=0")
     batch = run.hook.sample_batch(batch_size=2, device=run.device)
-    _, fake = shown(run, batch)
+    _, fake = images_for_discriminator(run, batch)
     other = fake.clone()
     other[:, 3:] = fake[:, 3:].flip(0)
     assert not torch.equal(run.D(fake), run.D(other))
@@ -111,5 +113,5 @@ def test_a_later_augmentation_draws_alike_for_the_image_and_its_condition(tiny: 
 def test_an_earlier_augmentation_leaves_the_condition_alone(tiny: Path) -> None:
     run = build(tiny, "diff_augment={}", "conditional_discriminator={}")
     batch = run.hook.sample_batch(batch_size=2, device=run.device)
-    real, _ = shown(run, batch)
+    real, _ = images_for_discriminator(run, batch)
     assert torch.equal(real[:, 3:], resize(batch.condition, (16, 16)))

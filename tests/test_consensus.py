@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ganlab.engine import Run, assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ganlab import RecipeError, resize, ssim, to_float
-from ganlab.engine import assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
 
 REFERENCED = [
@@ -285,8 +286,7 @@ def test_a_detached_weight_changes_the_gradient_and_not_the_value():
 
 
 def test_without_an_averaged_generator_ldl_is_refused_with_a_remedy():
-    hook = SimpleNamespace(evaluation_generator=SimpleNamespace(get_hookimpls=lambda: ["engine"]))
-    run = SimpleNamespace(hook=hook, real_shape=(3, 32, 32))
+    run = SimpleNamespace(plugins_with=lambda hook: [], real_shape=(3, 32, 32))
     with pytest.raises(RecipeError, match="averaged generator, and there is none; add ema"):
         LDLLoss().run_start(run=run)
 

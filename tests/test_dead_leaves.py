@@ -9,7 +9,7 @@ from ganlab_plugins import dead_leaves
 from ganlab_plugins.dead_leaves import DeadLeaves, _fall, _topmost, natural_colours, paint
 from pydantic import ValidationError
 
-from ganlab.streams import Streams
+from ganlab.testing import seeded
 
 CPU = torch.device("cpu")
 
@@ -117,9 +117,7 @@ def test_the_seed_alone_chooses_the_images():
 
 def test_crops_follow_the_streams_of_the_run():
     def crops(seed: int) -> torch.Tensor:
-        plugin = DeadLeaves(num_images=2, size=64, crop=16)
-        plugin._streams = Streams(seed)
-        return plugin.sample_real(4, CPU)
+        return seeded(DeadLeaves(num_images=2, size=64, crop=16), seed).sample_real(4, CPU)
 
     assert torch.equal(crops(1), crops(1))
     assert not torch.equal(crops(1), crops(2))

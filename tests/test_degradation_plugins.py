@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ganlab import Plugin, RecipeError, degradation, hookimpl, hookspecs
-from ganlab.streams import Streams
+from ganlab.testing import seeded
 
 EVERY = [GaussianBlur, Sinc, RandomResize, GaussianNoise, PoissonNoise, Jpeg]
 SAME_SIZE = [GaussianBlur, Sinc, GaussianNoise, PoissonNoise, Jpeg]
@@ -29,14 +29,11 @@ class Images:
 
 def degrade(images: Tensor, *plugins: Plugin, seed: int = 1) -> Tensor:
     """What a chain of plugins makes of images at one moment of a run."""
-    streams = Streams(seed)
-    streams.moment(0, "D", 0)
     manager = pluggy.PluginManager("ganlab")
     manager.add_hookspecs(hookspecs)
     manager.register(Images())
     for plugin in plugins:
-        plugin._streams = streams
-        manager.register(plugin)
+        manager.register(seeded(plugin, seed, 0, "D", 0))
     manager.check_pending()
     before = torch.get_rng_state()
     made = manager.hook.degrade(images=images)

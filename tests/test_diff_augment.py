@@ -8,7 +8,7 @@ from ganlab_plugins.diff_augment import DiffAugment, color, cut, shift
 from pydantic import ValidationError
 
 from ganlab import RecipeError, hookimpl, hookspecs
-from ganlab.streams import Streams
+from ganlab.testing import seeded
 
 KINDS = ["color", "translation", "cutout"]
 
@@ -20,7 +20,7 @@ class Images:
 
 
 def augment(plugin, images, seed=0):
-    plugin._streams = Streams(seed)
+    seeded(plugin, seed)
     manager = pluggy.PluginManager("ganlab")
     manager.add_hookspecs(hookspecs)
     manager.register(Images())

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from ganlab import RecipeError
-from ganlab.engine import Run, assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 
 RECIPE = """\
 iterations = 500
@@ -264,7 +266,7 @@ def test_the_evaluation_says_how_far_the_players_are(tmp_path: Path) -> None:
     with torch.no_grad():
         run.G.theta.fill_(-3.0)
         run.D.psi.fill_(4.0)
-    (figures,) = run.hook.evaluate(run=run, generator=run.G, judged=[])
+    (figures,) = run.hook.evaluate(run=run, generator=run.G, images=[])
     assert figures == {"theta": -3.0, "psi": 4.0, "radius": 5.0}
 
 

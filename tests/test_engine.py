@@ -8,9 +8,11 @@ from kept_gradients import kept
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ganlab.engine import Run, assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.errors import Diverged, RecipeError
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 from ganlab.streams import Streams, stream_seed
 
 CPU = torch.device("cpu")
@@ -120,7 +122,7 @@ def test_what_a_step_returns_holds_no_graph(tiny: Path) -> None:
 def test_an_evaluation_draws_the_same_noise_whatever_was_evaluated_before(
     tiny: Path, tmp_path: Path
 ) -> None:
-    from ganlab.evaluation.scores import evaluating, judge_images
+    from ganlab.evaluation.scores import eval_mode, evaluate_images
 
     (tmp_path / "grain.py").write_text(
         "import torch\nfrom ganlab import Plugin, hookimpl\n\n\nclass Grain(Plugin):\n"
@@ -130,9 +132,9 @@ def test_an_evaluation_draws_the_same_noise_whatever_was_evaluated_before(
     tiny.write_text(tiny.read_text() + 'grain = { use = "./grain.py" }\n')
     run = build(tiny)
     images = {name: torch.full((3, 40, 40), 90, dtype=torch.uint8) for name in "ab"}
-    with evaluating(run.G) as generator:
-        whole = [j.scores for j in judge_images(images.items(), generator, run)]
-        alone = [j.scores for j in judge_images([("b", images["b"])], generator, run, False)]
+    with eval_mode(run.G) as generator:
+        whole = [j.scores for j in evaluate_images(images.items(), generator, run)]
+        alone = [j.scores for j in evaluate_images([("b", images["b"])], generator, run, False)]
     assert alone[0] == whole[1]
     assert whole[0] != whole[1]
 
@@ -254,7 +256,7 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 
 def test_a_perfect_answer_is_consistent_with_its_lr_under_random_noise_too(tiny: Path) -> None:
-    from ganlab.evaluation.scores import judge_images
+    from ganlab.evaluation.scores import evaluate_images
 
     run = build(tiny, "gaussian_noise={}")
     hr = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
@@ -263,7 +265,7 @@ def test_a_perfect_answer_is_consistent_with_its_lr_under_random_noise_too(tiny:
         def forward(self, lr: Tensor) -> Tensor:
             return hr[None] / 255
 
-    (judged,) = judge_images([("a", hr)], Perfect(), run)
+    (judged,) = evaluate_images([("a", hr)], Perfect(), run)
     assert judged.scores["lr_psnr"] == float("inf")
     assert judged.bicubic_scores["lr_psnr"] < 60
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ganlab.assembly import assemble
 from ganlab.evaluation import scores as evaluation
-from ganlab.engine import Run, assemble
-from ganlab.evaluation.scores import Judged, judge_images, judge_run
+from ganlab.evaluation.scores import evaluate_generator, evaluate_images
+from ganlab.plugin import EvaluatedImage
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 
 GRAIN = """\
 import torch
@@ -67,8 +69,10 @@ def pictures(*shapes: tuple[int, ...]) -> dict[str, Tensor]:
 SEVERAL = pictures(*[(3, 36, 40)] * 3, (1, 36, 40), (3, 38, 43), (3, 40, 36), (3, 36, 40))
 
 
-def judged(run: Run, images: dict[str, Tensor], generator: nn.Module | None = None) -> list[Judged]:
-    return list(judge_images(images.items(), generator or Nearest(), run))
+def judged(
+    run: Run, images: dict[str, Tensor], generator: nn.Module | None = None
+) -> list[EvaluatedImage]:
+    return list(evaluate_images(images.items(), generator or Nearest(), run))
 
 
 def test_images_judged_together_get_what_each_gets_alone(run: Run) -> None:
@@ -109,7 +113,7 @@ def test_images_are_taken_as_they_are_needed(run: Run) -> None:
             taken.append(name)
             yield name, image
 
-    found = judge_images(images(), Nearest(), run)
+    found = evaluate_images(images(), Nearest(), run)
     assert next(found).name == "0"
     assert taken == ["0", "1"]
 
@@ -155,12 +159,12 @@ def test_the_checkerboards_of_all_groups_come_to_the_host_in_one_transfer(
 ) -> None:
     run.held_out = pictures(*[(3, 36, 40)] * 3, (1, 36, 40), (3, 40, 36))
     with transfers(monkeypatch) as brought:
-        _, _, health = judge_run(run, Nearest())
+        health = evaluate_generator(run, Nearest()).health
     assert [len(tensor) for tensor in brought] == [3 * 2 * 8, 2 * 8, 2 * 8, 5]
     alone = []
     for item in run.held_out.items():
-        run.held_out, run.bicubic = dict([item]), {}
-        alone.append(judge_run(run, Nearest())[2]["health/checkerboard"])
+        run.held_out, run.progress.bicubic = dict([item]), {}
+        alone.append(evaluate_generator(run, Nearest()).health["health/checkerboard"])
     assert health["health/checkerboard"] == pytest.approx(sum(alone) / 5, rel=1e-12)
 
 

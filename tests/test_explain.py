@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ganlab.cli import main
 from ganlab.bench.cost import POINTS, estimate
+from ganlab.cli import main
 from ganlab.recipe.model import load_recipe
 
 

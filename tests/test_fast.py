@@ -13,12 +13,15 @@ import torch
 from recorder import CpuRecorder
 from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
 
-from ganlab.speed import fast
-from ganlab.checkpoint import load_checkpoint, save_checkpoint
-from ganlab.engine import Run, assemble, iterate
-from ganlab.speed.fast import WARM_UPS, Compiled, Eager, Graphs, choose, culprit
+from ganlab.assembly import assemble, choose_execution
+from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
+from ganlab.engine import iterate
 from ganlab.plugin import Plugin
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Eager, Run
+from ganlab.speed.compiled import Compiled
+from ganlab.speed.graphs import WARM_UPS, Graphs
+from ganlab.speed.trial import culprit
 
 pytestmark = [
     # of torch's own compiler
@@ -89,27 +92,16 @@ def build(tmp_path: Path) -> Callable[..., Run]:
             (tmp_path / "idea.py").write_text(HEAD + code)
             overrides = (*overrides, 'idea={ use = "./idea.py" }')
         run = assemble(load_recipe(file, overrides), CPU)
-        run.fast = way or Eager()
-        run.said = []
-        run.say = run.said.append
+        run.execution = way or Eager()
+        run.notes.clear()
         return run
 
     return build
 
 
-@pytest.fixture(autouse=True)
-def _run_may_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Noting(Run):
-        """With room for what was said to the person at the terminal."""
-
-        said: list[str]
-
-    monkeypatch.setattr("ganlab.engine.Run", Noting)
-
-
 def train(run: Run, iterations: int = 12) -> list[dict[str, float]]:
     lines = []
-    with run.fast.running():
+    with run.execution.running():
         for run.iteration in range(iterations):
             lines.append({name: value.item() for name, value in iterate(run).items()})
     return lines
@@ -139,7 +131,7 @@ def assert_same(way: str, one: Run, other: Run, lines: list[list[dict[str, float
 def test_a_quicker_way_is_the_same_way(build, overrides: list[str], way: str) -> None:
     plain, quick = build(*overrides), build(*overrides, way=WAYS[way]())
     lines = [train(plain), train(quick)]
-    assert quick.said == []
+    assert quick.notes == []
     assert_same(way, plain, quick, lines)
 
 
@@ -151,19 +143,20 @@ def test_a_recipe_trains_alike_in_every_way(
     changes = ["batch_size=4"]
     if recipe.parent.name == "div2k":
         changes = small(recipe, photographs)[1::2]  # without the --set
-    lines, runs, said = [], [], []
+    lines, runs = [], []
     for quick in (Eager(), WAYS[way]()):
         run = assemble(load_recipe(recipe, [*changes, "watch_every=0"]), CPU)
-        run.fast, run.say = quick, said.append
+        run.execution = quick
+        run.notes.clear()
         runs.append(run)
         lines.append([])
-        with run.fast.running():
+        with run.execution.running():
             # before the game, where there is such a time, and in it; few, for a game amplifies
             count = WARM_UPS + 2 if way == "graphs" else 2
             for first in (0, run.recipe.iterations - count):
                 for run.iteration in range(first, first + count):
                     lines[-1].append({n: v.item() for n, v in iterate(run).items()})
-    assert said == [] or all("SGD has no capturable form" in line for line in said)
+    assert all("SGD has no capturable form" in note for run in runs for note in run.notes)
     assert_same(way, *runs, lines)
 
 
@@ -262,8 +255,8 @@ def test_what_cannot_be_captured_is_named_once_and_runs_as_it_is(build, code, li
     plain = build("watch_every=0", code=code)
     quick = build("watch_every=0", way=Graphs(CpuRecorder()), code=code)
     lines = [train(plain, 6), train(quick, 6)]
-    assert quick.said and all(line in said for said in quick.said)
-    assert len(quick.said) == len(set(quick.said)) <= 2  # once for each network
+    assert quick.notes and all(line in said for said in quick.notes)
+    assert len(quick.notes) == len(set(quick.notes)) <= 2  # once for each network
     if code is not STALE:  # which is at another call after the trials
         assert lines[0] == lines[1]
         assert all(map(torch.equal, states(plain), states(quick)))
@@ -292,8 +285,8 @@ def test_a_capture_that_fails_ends_capturing_and_changes_nothing(build, number, 
     plain = build(*overrides, "watch_every=0", code=DURING_CAPTURE)
     quick = build(*overrides, "watch_every=0", way=Graphs(FailsAt(number)), code=DURING_CAPTURE)
     lines = [train(plain, 10), train(quick, 10)]
-    assert len(quick.said) == 1 and quick.said[0].startswith("no step is captured as a graph: ")
-    assert len(quick.fast._recorder.tapes) == number - 1 and not quick.fast._recorded
+    assert len(quick.notes) == 1 and quick.notes[0].startswith("no step is captured as a graph: ")
+    assert len(quick.execution._recorder.tapes) == number - 1 and not quick.execution._recorded
     assert_same("graphs", plain, quick, lines)
 
 
@@ -321,7 +314,7 @@ def test_what_a_plugin_did_in_a_capture_is_named_and_not_what_came_of_it() -> No
 def test_an_optimizer_without_a_form_for_graphs_is_named(build) -> None:
     run = build(way=Graphs(CpuRecorder()), code=PLAIN_SGD)
     train(run, 2)
-    assert run.said == [
+    assert run.notes == [
         "D's step is not captured as a graph: SGD has no capturable form",
         "G's step is not captured as a graph: SGD has no capturable form",
     ]
@@ -334,7 +327,7 @@ def test_losses_of_a_function_made_anew_each_time_are_not_captured_for_ever(buil
     batch = run.hook.sample_batch(batch_size=4, device=CPU)
     for _ in range(30):
         run.descend(run.G_optimizer, lambda run, batch: generator_losses(run, batch), batch)
-    assert not run.fast._recorded  # none was seen often enough
+    assert not run.execution._recorded  # none was seen often enough
 
 
 def test_a_compiler_that_fails_is_named_and_the_networks_run_as_they_are(build) -> None:
@@ -344,7 +337,7 @@ def test_a_compiler_that_fails_is_named_and_the_networks_run_as_they_are(build) 
     plain, quick = build(), build(way=Compiled(broken))
     lines = [train(plain, 4), train(quick, 4)]
     assert lines[0] == lines[1]
-    assert len(quick.said) == 2 and all("no C++ compiler here" in line for line in quick.said)
+    assert len(quick.notes) == 2 and all("no C++ compiler here" in line for line in quick.notes)
 
 
 def test_a_compiler_that_gives_other_numbers_is_refused(build) -> None:
@@ -354,7 +347,7 @@ def test_a_compiler_that_gives_other_numbers_is_refused(build) -> None:
     plain, quick = build(), build(way=Compiled(wrong))
     lines = [train(plain, 4), train(quick, 4)]
     assert lines[0] == lines[1]
-    assert all("the weights would move otherwise" in line for line in quick.said)
+    assert all("the weights would move otherwise" in line for line in quick.notes)
 
 
 @pytest.mark.parametrize(
@@ -372,19 +365,19 @@ def test_a_compiler_that_gives_other_numbers_is_refused(build) -> None:
 def test_the_choice_is_the_recipes_as_far_as_the_device_allows(
     build, monkeypatch, device, compile_, kind, note
 ) -> None:
-    monkeypatch.setattr(fast, "CudaRecorder", lambda device: CpuRecorder())
+    monkeypatch.setattr("ganlab.assembly.CudaRecorder", lambda device: CpuRecorder())
     run = build(f"compile={compile_}")
     run.notes.clear()
     run.device = torch.device(device)
-    assert type(choose(run)) is kind
+    assert type(choose_execution(run)) is kind
     assert run.notes == ([note] if note else [])
 
 
 def test_a_plugin_that_says_it_cannot_be_captured_is_believed(build, monkeypatch) -> None:
-    monkeypatch.setattr(fast, "CudaRecorder", lambda device: CpuRecorder())
+    monkeypatch.setattr("ganlab.assembly.CudaRecorder", lambda device: CpuRecorder())
     run = build(code=WHOLLY)
     run.device = torch.device("cuda")
-    assert type(choose(run)) is Eager
+    assert type(choose_execution(run)) is Eager
     assert run.notes == ["idea cannot be captured as a CUDA graph; running eager"]
 
 
@@ -393,19 +386,19 @@ def test_a_checkpoint_of_captured_steps_goes_on_in_either_way(build, tmp_path: P
     whole = build(*overrides, way=Graphs(CpuRecorder()))
     train(whole, 6)
     whole.iteration = 6
-    save_checkpoint(whole, tmp_path)
+    write_checkpoint(state_of(whole), tmp_path)
     (state,) = tmp_path.glob("*.pt")
     groups = torch.load(state, weights_only=True)["networks"]["G_optimizer"]["param_groups"]
     assert isinstance(groups[0]["lr"], float) and groups[0]["capturable"] is False
     rest = []
-    with whole.fast.running():
+    with whole.execution.running():
         for whole.iteration in range(6, 12):
             rest.append({n: v.item() for n, v in iterate(whole).items()})
     for way in (Eager(), Graphs(CpuRecorder())):
         again = build(*overrides, way=way)
         load_checkpoint(again, tmp_path)
         lines = []
-        with again.fast.running():
+        with again.execution.running():
             for again.iteration in range(6, 12):
                 lines.append({n: v.item() for n, v in iterate(again).items()})
         assert_same("graphs", whole, again, [rest, lines])
@@ -416,14 +409,13 @@ def test_a_checkpoint_of_captured_steps_goes_on_in_either_way(build, tmp_path: P
 def test_captured_cuda_graphs_train_alike(tmp_path: Path, overrides: list[str]) -> None:
     file = tmp_path / "game.toml"
     file.write_text(GAME)
-    lines, runs, said = [], [], []
+    lines, runs = [], []
     for mode in ("off", "graphs"):
         recipe = load_recipe(file, [*overrides, f"compile={mode}"])
         run = assemble(recipe, torch.device("cuda", 0))
-        run.say = said.append
         runs.append(run)
         lines.append(train(run))
-    assert said == [] and type(runs[1].fast) is Graphs and runs[1].fast._recorded
+    assert runs[1].notes == [] and type(runs[1].execution) is Graphs and runs[1].execution._recorded
     for mine, theirs in zip(*lines, strict=True):
         assert mine == pytest.approx(theirs, rel=2e-2, abs=1e-3), json.dumps([mine, theirs])
 
@@ -433,17 +425,16 @@ def test_a_capture_that_fails_on_cuda_ends_capturing_and_changes_nothing(tmp_pat
     file, code = tmp_path / "game.toml", tmp_path / "idea.py"
     file.write_text(GAME)
     code.write_text(HEAD + DURING_CAPTURE)
-    lines, said = [], []
+    lines = []
     for mode in ("off", "graphs"):
         noise = "instance_noise={ sigma = 0.1 }"
         idea = 'idea={ use = "./idea.py" }'
         run = assemble(load_recipe(file, [idea, noise, f"compile={mode}"]), torch.device("cuda", 0))
-        run.say = said.append
         lines.append(train(run))
-    assert len(said) == 1 and "idea: CUDA error: operation not permitted when" in said[0]
+    (note,) = run.notes
+    assert "idea: CUDA error: operation not permitted when" in note
     for mine, theirs in zip(*lines, strict=True):
         assert mine == pytest.approx(theirs, rel=2e-2, abs=1e-3)
     other = assemble(load_recipe(file, ["compile=graphs"]), torch.device("cuda", 0))
-    other.say = said.append
     train(other)
-    assert len(said) == 1 and other.fast._recorded  # another run is captured as ever
+    assert other.notes == [] and other.execution._recorded  # another run is captured as ever

@@ -10,8 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ganlab import Batch, RecipeError, generator_losses
-from ganlab.engine import Run, assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 
 PLAIN = ("gradient_penalty=false", 'precision="float64"')
 ALONE = ("feature_matching={ weight = 1.0 }", "wasserstein.weight=0", "pixel_loss.weight=0")
@@ -227,7 +229,8 @@ def test_elsewhere_than_in_the_generators_step_it_says_that_it_sees_nothing(tiny
 def test_bfloat16_features_are_compared_in_the_precision_of_the_images():
     plugin = FeatureMatching()
     fake = torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16, requires_grad=True)
-    plugin._passes.extend([[fake], [torch.tensor([[0.0, 4.0]], dtype=torch.bfloat16)]])
+    real = torch.tensor([[0.0, 4.0]], dtype=torch.bfloat16)
+    plugin._passes.update(fake=[fake], real=[real])
     logits = torch.zeros(1, 1)
     loss = plugin.generator_loss(fake_logits=logits, real_logits=logits)["G/feature_matching"]
     loss.backward()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from ganlab import InceptionFeatures, Judged, RecipeError
-from ganlab.streams import Streams
+from ganlab import EvaluatedImage, InceptionFeatures, RecipeError
+from ganlab.testing import seeded
 
 CPU = SimpleNamespace(device=torch.device("cpu"), scale=4, held_out={})
 BOTH = pytest.mark.parametrize("kind", [FID, KID])
@@ -42,14 +42,13 @@ class MeanColour(nn.Module):
 
 def with_network(plugin, network: nn.Module):
     plugin._network = network
-    plugin._streams = Streams(0)
-    return plugin
+    return seeded(plugin)
 
 
-def judged(shift: int = 0) -> list[Judged]:
+def judged(shift: int = 0) -> list[EvaluatedImage]:
     rng = torch.Generator().manual_seed(1)
     hr = torch.randint(0, 200, (3, 50, 60), dtype=torch.uint8, generator=rng)
-    return [Judged("a", hr, hr[:, ::4, ::4], hr + shift, hr, {})]
+    return [EvaluatedImage("a", hr, hr[:, ::4, ::4], hr + shift, hr, {})]
 
 
 # --- the distances -------------------------------------------------------------------------------

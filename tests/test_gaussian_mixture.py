@@ -17,10 +17,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ganlab import read_image
-from ganlab.engine import Run, assemble
-from ganlab.runs.folder import RunFolder
+from ganlab.assembly import assemble
 from ganlab.recipe.model import load_recipe
-from ganlab.streams import Streams
+from ganlab.run import Run
+from ganlab.runs.folder import RunFolder
+from ganlab.testing import seeded
 
 CPU = torch.device("cpu")
 RECIPE = """\
@@ -45,9 +46,7 @@ def run_of(folder: Path, layout: str = "ring") -> Run:
 
 
 def samples(layout: str, count: int, seed: int = 0) -> Tensor:
-    plugin = GaussianMixture(layout=layout)
-    plugin._streams = Streams(seed)
-    return plugin.sample_real(count, CPU)
+    return seeded(GaussianMixture(layout=layout), seed).sample_real(count, CPU)
 
 
 def evenly(layout: str, count: int = NUM_SAMPLES) -> Tensor:
@@ -156,7 +155,7 @@ class Perfect(nn.Module):
 def test_a_perfect_generator_is_judged_so_and_drawn(tmp_path):
     run = run_of(tmp_path)
     run.iteration = 12
-    (figures,) = run.hook.evaluate(run=run, generator=Perfect(), judged=[])
+    (figures,) = run.hook.evaluate(run=run, generator=Perfect(), images=[])
     assert list(figures) == ["modes", "near", "mode_kl", "energy_distance"]
     assert (figures["modes"], figures["near"], figures["mode_kl"]) == pytest.approx((8, 1, 0))
     assert abs(figures["energy_distance"]) < 5e-3
@@ -168,14 +167,14 @@ def test_every_evaluation_draws_the_same(tmp_path):
     found = []
     for run.iteration in (1, 2):
         run.streams.moment("evaluation")
-        found += run.hook.evaluate(run=run, generator=run.G, judged=[])
+        found += run.hook.evaluate(run=run, generator=run.G, images=[])
     assert found[0] == found[1]
 
 
 def test_a_run_without_a_folder_is_judged_without_a_picture(tmp_path):
     run = run_of(tmp_path)
     run.folder = None
-    assert run.hook.evaluate(run=run, generator=run.G, judged=[])
+    assert run.hook.evaluate(run=run, generator=run.G, images=[])
     assert not list((tmp_path / "samples").iterdir())
 
 

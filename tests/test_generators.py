@@ -9,8 +9,7 @@ from ganlab_plugins.edsr import EDSR
 from ganlab_plugins.espcn import ESPCN
 from ganlab_plugins.fsrcnn import FSRCNN
 from ganlab_plugins.rrdb import RRDB
-from ganlab_plugins.span import SPAN
-from ganlab_plugins.span import _Convolution as SpanConvolution
+from ganlab_plugins.span import SPAN, _Convolution as SpanConvolution
 from ganlab_plugins.srcnn import SRCNN
 from ganlab_plugins.swinir_light import SwinIRLight, _shift_mask
 from torch import nn

@@ -10,13 +10,14 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from ganlab.monitoring.attribution import of_logits
+from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.engine import Run, assemble
-from ganlab.evaluation.scores import evaluating
 from ganlab.evaluation.health import game_health
+from ganlab.evaluation.scores import eval_mode
 from ganlab.images.files import write_png
+from ganlab.monitoring.attribution import of_logits
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 
 CPU = torch.device("cpu")
 
@@ -48,7 +49,7 @@ class Judge(nn.Module):
 
 def figures(run: Run, generator: nn.Module | None = None) -> dict[str, float]:
     generator = generator or run.G
-    with evaluating(generator):
+    with eval_mode(generator):
         return game_health(run, generator)
 
 

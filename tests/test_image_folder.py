@@ -16,7 +16,7 @@ from ganlab_plugins.image_folder import ImageFolder
 from PIL import Image
 
 from ganlab import ImageStore, RecipeError, cache_folder
-from ganlab.streams import Streams
+from ganlab.testing import seeded
 
 CPU = torch.device("cpu")
 
@@ -55,9 +55,7 @@ def test_crops_come_from_every_image_of_nested_folders(folder):
 
 def test_crops_follow_the_streams_of_the_run(folder):
     def crops(seed: int) -> torch.Tensor:
-        plugin = ImageFolder(path=folder, crop=8)
-        plugin._streams = Streams(seed)
-        return plugin.sample_real(16, CPU)
+        return seeded(ImageFolder(path=folder, crop=8), seed).sample_real(16, CPU)
 
     assert torch.equal(crops(1), crops(1))
     assert not torch.equal(crops(1), crops(2))

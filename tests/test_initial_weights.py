@@ -9,9 +9,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ganlab import RecipeError
-from ganlab.checkpoint import load_checkpoint, save_checkpoint, save_generator
-from ganlab.engine import Run, assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.checkpoint import load_checkpoint, state_of, weights_of, write_checkpoint, write_weights
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 
 CPU = torch.device("cpu")
 
@@ -94,7 +96,7 @@ def test_weights_of_the_runs_own_precision_are_made_of_any(tiny, states):
 def test_a_run_begins_where_another_ended(tiny):
     first = build(tiny)
     iterate(first)
-    save_generator(first, first.G, tiny.with_name("first.safetensors"))
+    write_weights(weights_of(first, first.G), tiny.with_name("first.safetensors"))
     assert_holds(begin(tiny, 'generator = "first.safetensors"').G, first.G.state_dict())
 
 
@@ -104,7 +106,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_the_file(tiny, s
     for _ in range(2):
         iterate(run)
         run.iteration += 1
-    save_checkpoint(run, tmp_path)
+    write_checkpoint(state_of(run), tmp_path)
     resumed = build(tiny)
     assert_holds(resumed.G, states[0])
     assert load_checkpoint(resumed, tmp_path) == 2

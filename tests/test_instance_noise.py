@@ -7,7 +7,7 @@ from ganlab_plugins.instance_noise import InstanceNoise
 from pydantic import ValidationError
 
 from ganlab import Schedule, hookimpl, hookspecs
-from ganlab.streams import Streams
+from ganlab.testing import seeded
 
 
 class Images:
@@ -26,9 +26,7 @@ def augment(plugin, images):
 
 
 def in_a_run(plugin, iteration=0):
-    plugin._streams = Streams(seed=1)
-    plugin._streams.moment(iteration, "D", 0)
-    return plugin
+    return seeded(plugin, 1, iteration, "D", 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -6,7 +6,8 @@ from ganlab_plugins.label_flipping import LabelFlipping
 from pydantic import ValidationError
 
 from ganlab import Schedule
-from ganlab.engine import assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
 

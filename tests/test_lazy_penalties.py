@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from ganlab.checkpoint import load_checkpoint, save_checkpoint
-from ganlab.engine import Run, assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
+from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 
 CPU = torch.device("cpu")
 ADAM = "adam = { learning_rate = 1e-3, betas = [0.5, 0.9] }\n"
@@ -60,7 +62,7 @@ def test_a_lazy_run_that_is_resumed_between_two_terms_goes_on_as_if_never_stoppe
     expected = list(train(whole, 7))
     first = build(tiny, text)
     got = list(train(first, 4))
-    save_checkpoint(first, tmp_path)
+    write_checkpoint(state_of(first), tmp_path)
     second = build(tiny, text)
     assert load_checkpoint(second, tmp_path) == 4
     got += list(train(second, 3))
@@ -113,7 +115,7 @@ class Listener(Plugin):
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_penalties_are_asked_in_float32_outside_autocast(tiny, monkeypatch, every):
-    monkeypatch.setattr("ganlab.engine.autocast", lambda *_: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr("ganlab.run.autocast", lambda *_: torch.autocast("cpu", torch.bfloat16))
     (tiny.parent / "spy.py").write_text(SPY)
     (tiny.parent / "listener.py").write_text(LISTENER)
     text = (
@@ -147,7 +149,5 @@ def test_the_penalty_of_a_bfloat16_run_is_that_of_a_float32_run(tiny, monkeypatc
     values = []
     for _ in range(2):
         values.append(iterate(build(tiny, "r1 = {}\n"))["D/r1"].item())
-        monkeypatch.setattr(
-            "ganlab.engine.autocast", lambda *_: torch.autocast("cpu", torch.bfloat16)
-        )
+        monkeypatch.setattr("ganlab.run.autocast", lambda *_: torch.autocast("cpu", torch.bfloat16))
     assert values[0] == values[1]  # R1 looks at real images alone

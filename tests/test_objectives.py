@@ -9,7 +9,8 @@ from ganlab_plugins.relativistic_paired import RelativisticPaired
 from pydantic import ValidationError
 
 from ganlab import Schedule
-from ganlab.engine import assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
 

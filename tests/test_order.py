@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from ganlab.engine import Run, assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 from ganlab.session import Limits, start
 
 CPU = torch.device("cpu")
@@ -51,7 +53,7 @@ from ganlab import Plugin
 class Veto(Plugin):
     \"\"\"It would not have it.\"\"\"
 
-    shares_forward: ClassVar[bool | None] = False
+    share_forward: ClassVar[bool | None] = False
 """
 
 
@@ -133,7 +135,7 @@ def test_sharing_changes_no_number(build, tmp_path: Path, overrides: list[str]) 
         lines.append(folder.stats.read_bytes())
     assert lines[0] == lines[1]
     runs = [train(build(*overrides, f"share_forward={s}"), 4) for s in ("true", "false")]
-    assert runs[0].shares_forward and not runs[1].shares_forward
+    assert runs[0].share_forward and not runs[1].share_forward
     assert all(map(torch.equal, states(runs[0]), states(runs[1])))  # batch norm's statistics too
 
 
@@ -164,11 +166,11 @@ def test_a_watched_step_shares_nothing_and_gives_the_same(build) -> None:
 )
 def test_what_is_in_the_way_of_sharing_is_named(build, overrides, reason: str) -> None:
     run = build(*overrides)
-    assert not run.shares_forward and re.search(reason, run.notes[0])
+    assert not run.share_forward and re.search(reason, run.notes[0])
 
 
 def test_a_plugin_that_augments_alike_may_say_so(build) -> None:
-    assert build("conditional_discriminator={}").shares_forward
+    assert build("conditional_discriminator={}").share_forward
 
 
 @pytest.mark.parametrize("overrides", [["d_steps=2"], ["g_steps=2"]])

@@ -8,9 +8,11 @@ import torch
 from ganlab_plugins.pair_pool import PairPool
 
 from ganlab import Batch, RecipeError, hookimpl, hookspecs
-from ganlab.checkpoint import load_checkpoint, save_checkpoint
-from ganlab.engine import Run, assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 from ganlab.streams import Streams
 
 CPU = torch.device("cpu")
@@ -59,7 +61,7 @@ def sampler(plugin: PairPool, made: int = 0):
     :param made: pairs that the data source has made already.
     """
     streams = Streams(seed=1)
-    plugin._streams = streams
+    plugin.bind(streams=streams)
     manager = pluggy.PluginManager("ganlab")
     manager.add_hookspecs(hookspecs)
     manager.register(Numbered(made))
@@ -174,7 +176,7 @@ def test_a_run_resumed_from_its_checkpoint_continues_bit_for_bit(tmp_path: Path)
     recipe.write_text(POOLED)
     whole = assemble(load_recipe(recipe), CPU)
     losses(whole, 4)
-    save_checkpoint(whole, tmp_path)
+    write_checkpoint(state_of(whole), tmp_path)
     expected = losses(whole, 4)
 
     resumed = assemble(load_recipe(recipe), CPU)

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ganlab import Schedule
-from ganlab.engine import assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
 
@@ -147,8 +148,7 @@ def test_gamma_may_fall_as_in_r3gan(tiny):
     real = batch_of(run).real
     at = []
     for iteration in (0, 10, 20):
-        for schedule in run.schedules:
-            schedule.advance(iteration)
+        run.recipe.plugins["r1"].advance(iteration)
         at.append(run.hook.penalty(
             discriminator=run.D, real=real, fake=real, condition=None, real_logits=None,
             fake_logits=None,

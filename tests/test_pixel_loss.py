@@ -61,8 +61,7 @@ def test_a_bfloat16_fake_is_compared_in_the_precision_of_the_real_image():
 
 
 def test_two_losses_of_one_recipe_are_logged_under_their_own_names():
-    plugin = PixelLoss()
-    plugin._name = "coarse_loss"
+    plugin = PixelLoss().bind(name="coarse_loss")
     assert list(plugin.generator_loss(fake=FAKE, real=REAL)) == ["G/coarse_loss"]
 
 

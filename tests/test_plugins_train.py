@@ -6,6 +6,7 @@ user's files gets photographs in a folder, and seeded weights where published on
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ganlab import Batch, Plugin, Terms
-from ganlab.checkpoint import load_checkpoint, save_checkpoint
+from ganlab.assembly import assemble
+from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
 from ganlab.commands.describe import HOOKS
-from ganlab.recipe.discovery import find_plugin, installed
-from ganlab.engine import Run, assemble, evaluate, iterate
+from ganlab.engine import Loop, iterate
 from ganlab.errors import RecipeError
-from ganlab.runs.folder import RunFolder
 from ganlab.images.files import write_png
-from ganlab.runs.journal import Journal
-from ganlab.recipe.model import load_recipe
-from ganlab.recipe.file import Origin
 from ganlab.images.resampling import resize, to_uint8
-from ganlab.steps import Losses
+from ganlab.plugin import Losses
+from ganlab.recipe.discovery import find_plugin, installed
+from ganlab.recipe.file import Origin
+from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
+from ganlab.runs.folder import RunFolder
+from ganlab.runs.journal import Journal
+from ganlab.runs.writer import Writer
 
 pytestmark = pytest.mark.usefixtures("seeded_weights")
 
@@ -182,7 +186,7 @@ def test_it_repeats_under_a_seed_and_resumes_exactly(name: str, folder: Path) ->
     history = []
     for _ in range(3):
         if run.iteration == 2:
-            save_checkpoint(run, folder / "checkpoints")
+            write_checkpoint(state_of(run), folder / "checkpoints")
         history.append({n: v.detach().clone() for n, v in iterate(run).items()})
         run.iteration += 1
     torch.manual_seed(987)  # whatever happened before must not matter
@@ -206,7 +210,9 @@ def test_it_trains_on_a_batch_of_one_and_is_judged(name: str, folder: Path) -> N
     run = build(name, folder, batch_size=1)
     assert all(value.isfinite() for value in iterate(run).values())
     run.iteration += 1
-    evaluate(run, Journal(RunFolder(folder), total=8, images=1, report_every=1))
+    journal = Journal(RunFolder(folder), total=8, images=1, report_every=1)
+    with closing(Writer()) as writer:
+        Loop(run, journal, writer).evaluate()
     assert_any_size(run)
 
 
@@ -225,7 +231,7 @@ def test_bfloat16_agrees_with_float32(
 ) -> None:
     exact = iterate(build(name, folder))
     monkeypatch.setattr(
-        "ganlab.engine.autocast", lambda precision, device: torch.autocast("cpu", torch.bfloat16)
+        "ganlab.run.autocast", lambda precision, device: torch.autocast("cpu", torch.bfloat16)
     )
     rounded = iterate(build(name, folder))
     assert exact.keys() == rounded.keys()

@@ -11,11 +11,14 @@ from recorder import CpuRecorder
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.engine import Run, assemble, iterate
-from ganlab.speed.fast import Compiled, Eager, Graphs
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Eager, Run
 from ganlab.speed.activation_checkpointing import recompute
+from ganlab.speed.compiled import Compiled
+from ganlab.speed.graphs import Graphs
 from ganlab.streams import Streams
 
 pytestmark = [
@@ -178,7 +181,7 @@ def test_a_run_ends_with_the_same_weights_and_has_logged_the_same(build, overrid
 
 def train(run: Run, iterations: int) -> list[dict[str, float]]:
     lines = []
-    with run.fast.running():
+    with run.execution.running():
         for run.iteration in range(iterations):
             lines.append({name: value.item() for name, value in iterate(run).items()})
     return lines
@@ -190,8 +193,10 @@ def ends(
     found = []
     for on in (False, True):
         run = build(*overrides, on=on)
-        run.fast, run.say = way(), pytest.fail
+        run.execution = way()
+        run.notes.clear()
         train(run, 5)
+        assert run.notes == []
         found.append([t for role in "GD" for t in network(run, role).state_dict().values()])
     return found
 

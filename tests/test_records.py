@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from ganlab.cli import main
 from ganlab.errors import RecipeError
-from ganlab.evaluation.scores import Judged
 from ganlab.images.files import read_image, write_png
+from ganlab.plugin import EvaluatedImage
 from ganlab.runs.pictures import KEPT, KINDS, keep_pictures, picture, read_crops
 from ganlab.runs.records import RunRecord, read_run
 
@@ -116,17 +116,19 @@ def test_the_crops_are_cut_from_the_images_and_the_weights(folder: Path, record:
         assert not torch.equal(images["sr"], images["bicubic"])
 
 
-def judged(name: str, size: int = 16, quality: float = 30.0, sr: int = 0) -> Judged:
+def judged(name: str, size: int = 16, quality: float = 30.0, sr: int = 0) -> EvaluatedImage:
     hr = torch.zeros(3, size, size, dtype=torch.uint8)
     lr = hr[:, ::4, ::4]
     answer = torch.full_like(hr, sr)
-    return Judged(name, hr, lr, answer, hr, {}, {"psnr_y": quality})
+    return EvaluatedImage(name, hr, lr, answer, hr, {}, {"psnr_y": quality})
 
 
 def test_the_crop_is_where_the_contrast_is(tmp_path: Path) -> None:
     hr = torch.zeros(3, 400, 400, dtype=torch.uint8)
     hr[:, 300:340:2, 8:48] = 255
-    keep_pictures(tmp_path, [Judged("x", hr, hr[:, ::4, ::4], hr, hr, {}, {"psnr_y": 1.0})], 4)
+    keep_pictures(
+        tmp_path, [EvaluatedImage("x", hr, hr[:, ::4, ::4], hr, hr, {}, {"psnr_y": 1.0})], 4
+    )
     (crop,) = read_crops(tmp_path)
     assert crop.top <= 300
     assert crop.top + crop.height >= 340

@@ -15,7 +15,8 @@ from torch.nn import utils
 from torch.nn.utils import parametrizations, parametrize
 
 from ganlab import Schedule
-from ganlab.engine import assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from ganlab.errors import RecipeError
-from ganlab.runs.records import Series, read_run
 from ganlab.report import report_run, write_report
 from ganlab.report.charts import BOTTOM, HEIGHT, LEFT, MOST_POINTS, TOP, Axis, curves, number, plane
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.page import render
+from ganlab.report.statistics import Interval
 from ganlab.report.tables import compare
 from ganlab.report.wording import shown
-from ganlab.report.statistics import Interval
+from ganlab.runs.records import Series, read_run
 
 
 class Page(HTMLParser):

@@ -132,8 +132,7 @@ def test_a_matrix_first_made_in_inference_mode_serves_a_later_backward_pass():
 
 
 def test_the_package_gives_the_function_whatever_was_asked_for_before():
-    from ganlab import resize as second
-    from ganlab import to_uint8 as first
+    from ganlab import resize as second, to_uint8 as first
 
     assert first is to_uint8
     images = torch.rand(1, 1, 4, 4)

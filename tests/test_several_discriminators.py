@@ -9,11 +9,13 @@ from click.testing import CliRunner
 from kept_gradients import kept
 from torch import Tensor, nn
 
-from ganlab import Batch, shown
+from ganlab import Batch, images_for_discriminator
+from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.engine import Run, assemble, iterate
+from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 
 # two of the same kind beside each other, listed in the recipe's order
 TWO = ("num_discriminators=2", 'second={ use = "patch_discriminator", width = 6, num_layers = 1 }')
@@ -84,7 +86,7 @@ def test_each_term_of_the_d_step_is_the_mean_over_them(tiny: Path) -> None:
     (tiny.parent / "spy.py").write_text(SPY)
     run = build(tiny, *TWO, 'spy={ use = "./spy.py" }')
     batch = sample(run)
-    real, fake = shown(run, batch)
+    real, fake = images_for_discriminator(run, batch)
     answers = [(D(real), D(fake)) for D in run.D]
     weights = [next(D.parameters()).square().sum() for D in run.D]
     expected = {
@@ -100,7 +102,7 @@ def test_each_term_of_the_d_step_is_the_mean_over_them(tiny: Path) -> None:
 def test_each_gets_its_share_of_the_gradient_of_its_own_loss(tiny: Path) -> None:
     run = build(tiny, *TWO)
     batch = sample(run)
-    real, fake = shown(run, batch)
+    real, fake = images_for_discriminator(run, batch)
     expected = []
     for D in run.D:
         loss = D(fake).mean() - D(real).mean()
@@ -179,7 +181,7 @@ def test_one_that_mixes_images_is_found_wherever_it_stands(tiny: Path) -> None:
 
 def test_two_scales_see_the_image_and_its_half(tiny: Path) -> None:
     run = build(tiny, *TWO, "second.downsample=2")
-    real, _ = shown(run, sample(run))
+    real, _ = images_for_discriminator(run, sample(run))
     first, second = (D(real).shape[-1] for D in run.D)
     assert first > second
     assert all(value.isfinite() for value in iterate(run).values())

@@ -8,8 +8,8 @@ import torch
 from click.testing import CliRunner
 
 from ganlab.cli import main
-from ganlab.recipe.discovery import find_plugin
 from ganlab.images.files import write_png
+from ganlab.recipe.discovery import find_plugin
 from ganlab.recipe.file import Origin, read_recipe
 
 ROOT = Path(__file__).parents[1]

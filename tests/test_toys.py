@@ -14,11 +14,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ganlab import RecipeError, read_image
+from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.engine import assemble
-from ganlab.runs.folder import RunFolder
 from ganlab.recipe.model import load_recipe
-from ganlab.streams import Streams
+from ganlab.runs.folder import RunFolder
+from ganlab.testing import seeded
 
 CPU = torch.device("cpu")
 RECIPES = Path(__file__).parents[1] / "recipes" / "toy"
@@ -26,9 +26,7 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "toy"
 
 def noise(images: Tensor, seed: int = 0, **options: object) -> Tensor:
     """What a latent plugin makes of images; a wrapper is a generator, here driven by hand."""
-    plugin = Latent(**options)
-    plugin._streams = Streams(seed)
-    hook = plugin.degrade()
+    hook = seeded(Latent(**options), seed).degrade()
     next(hook)
     with pytest.raises(StopIteration) as stop:
         hook.send(images)
@@ -150,9 +148,7 @@ def test_a_sigmoid_keeps_images_between_0_and_1():
 
 @pytest.fixture(scope="module")
 def stacked() -> StackedDigits:
-    plugin = StackedDigits()
-    plugin._streams = Streams(0)
-    return plugin
+    return seeded(StackedDigits())
 
 
 def numbers(plugin: StackedDigits, wanted: list[int]) -> Tensor:
@@ -173,8 +169,7 @@ def test_stacked_digits_are_those_of_scikit_learn(stacked: StackedDigits):
 
 
 def test_every_channel_is_a_digit_of_its_own(stacked: StackedDigits):
-    stacked._streams.moment(0)
-    batch = stacked.sample_real(6000, CPU)
+    batch = seeded(stacked, 0, 0).sample_real(6000, CPU)
     assert batch.shape == (6000, 3, 8, 8)
     images, labels = stacked.digits(CPU)
     distance, which = torch.cdist(batch.flatten(2).flatten(0, 1), images.flatten(1)).min(1)
@@ -182,8 +177,7 @@ def test_every_channel_is_a_digit_of_its_own(stacked: StackedDigits):
     digits = labels[which].view(-1, 3).double()
     assert torch.corrcoef(digits.T).fill_diagonal_(0).abs().max() < 0.05
     assert stats.chisquare(torch.bincount(labels[which])).pvalue > 1e-4
-    stacked._streams.moment(0)
-    assert torch.equal(stacked.sample_real(6000, CPU), batch)
+    assert torch.equal(seeded(stacked, 0, 0).sample_real(6000, CPU), batch)
 
 
 def test_the_nearest_digit_is_right_as_often_as_documented(stacked: StackedDigits):
@@ -221,7 +215,7 @@ def test_stacked_digits_are_judged_and_drawn_by_a_run(tmp_path: Path, monkeypatc
     )
     (tmp_path / "samples").mkdir()
     run = assemble(load_recipe(recipe), CPU, RunFolder(tmp_path))
-    (figures,) = run.hook.evaluate(run=run, generator=run.G, judged=[])
+    (figures,) = run.hook.evaluate(run=run, generator=run.G, images=[])
     assert 1 <= figures["modes"] < 20
     assert read_image(tmp_path / "samples" / "0000000.png").shape == (3, 18 + 8 * 36, 16 * 36)
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from click.testing import CliRunner
 
+from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.engine import assemble, iterate
+from ganlab.commands.trace import describe, trace_recipe, tracing
+from ganlab.engine import iterate
 from ganlab.plugin import Batch
 from ganlab.recipe.model import load_recipe
-from ganlab.commands.trace import describe, trace_recipe, tracing
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ from ganlab_plugins.mmd import MMD, kernel_test
 from scipy.stats import kstest
 from torch import Tensor
 
-from ganlab import Judged, RecipeError, log_spectrum, luma, random_patches, require_held_out
-from ganlab.streams import Streams
+from ganlab import EvaluatedImage, RecipeError, log_spectrum, luma, random_patches, require_held_out
+from ganlab.testing import seeded
 
 SIZES = [(3, 40, 52), (3, 33, 47), (1, 64, 37)]
 
@@ -24,17 +24,17 @@ def image(seed: int, shape: tuple[int, ...]) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=stream(seed))
 
 
-def judged(item: str, hr: Tensor, sr: Tensor) -> Judged:
-    return Judged(item, hr, hr[:, ::4, ::4].expand(3, -1, -1), sr, sr, {})
+def judged(item: str, hr: Tensor, sr: Tensor) -> EvaluatedImage:
+    return EvaluatedImage(item, hr, hr[:, ::4, ::4].expand(3, -1, -1), sr, sr, {})
 
 
-def perfect() -> list[Judged]:
+def perfect() -> list[EvaluatedImage]:
     """Images that a generator restored without a fault."""
     images = [image(i, shape) for i, shape in enumerate(SIZES)]
     return [judged(str(i), hr, hr.expand(3, -1, -1)) for i, hr in enumerate(images)]
 
 
-def faint() -> list[Judged]:
+def faint() -> list[EvaluatedImage]:
     """The same with the finest detail missing: each pixel the mean of itself and its neighbour."""
     return [
         judged(one.name, one.hr, ((one.sr.int() + one.sr.roll(1, -1).int()) // 2).to(torch.uint8))
@@ -42,18 +42,11 @@ def faint() -> list[Judged]:
     ]
 
 
-def at_moment(plugin, moment: int):
-    """The plugin with the random numbers of one moment of a run."""
-    plugin._streams = Streams(0)
-    plugin._streams.moment(moment)
-    return plugin
-
-
 # --- patches -------------------------------------------------------------------------------------
 
 
 def test_patches_are_cut_at_the_same_places_of_sr_and_hr():
-    sr, hr = random_patches(at_moment(MMD(), 0), perfect(), 8, 50)
+    sr, hr = random_patches(seeded(MMD(), 0, 0), perfect(), 8, 50)
     assert sr.dtype == torch.uint8
     assert sr.shape == (50, 3, 8, 8)
     assert torch.equal(sr, hr)
@@ -64,7 +57,7 @@ def test_every_place_of_every_image_is_as_likely_as_its_neighbours():
     first = torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
     second = first[:, :3, :4] + torch.tensor([0, 0, 1], dtype=torch.uint8)[:, None, None]
     pair = [judged("first", first, first), judged("second", second, second)]
-    patches, _ = random_patches(at_moment(MMD(), 0), pair, 3, 4000)
+    patches, _ = random_patches(seeded(MMD(), 0, 0), pair, 3, 4000)
     corners = [tuple(corner) for corner in patches[:, :, 0, 0].tolist()]
     counts = {corner: corners.count(corner) for corner in set(corners)}
     places = {(y, x, 0) for y in range(4) for x in range(7)} | {(0, 0, 1), (0, 1, 1)}
@@ -76,14 +69,14 @@ def test_every_place_of_every_image_is_as_likely_as_its_neighbours():
 
 def test_a_grey_image_is_compared_as_grey():
     grey = judged("grey", torch.full((1, 9, 9), 7, dtype=torch.uint8), image(0, (3, 9, 9)))
-    sr, hr = random_patches(at_moment(MMD(), 0), [grey], 9, 1)
+    sr, hr = random_patches(seeded(MMD(), 0, 0), [grey], 9, 1)
     assert torch.equal(hr, torch.full_like(hr, 7))
     mean = (grey.sr.double().mean(0) + 0.5).floor().to(torch.uint8)
     assert torch.equal(sr[0], mean.expand(3, -1, -1))
 
 
 def test_patches_depend_on_the_moment_and_the_name_alone():
-    first, again, later = (random_patches(at_moment(MMD(), m), perfect(), 8, 9) for m in (0, 0, 1))
+    first, again, later = (random_patches(seeded(MMD(), 0, m), perfect(), 8, 9) for m in (0, 0, 1))
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], later[0])
 
@@ -208,13 +201,13 @@ PLUGINS = [
 def test_a_perfect_generator_gets_uniform_p_values(make):
     # would the two patches of a place be compared, p would be near 1 throughout
     judged_images, plugin = perfect(), make()
-    p = [at_moment(plugin, i).evaluate(judged_images)[f"{plugin.name}_p"] for i in range(60)]
+    p = [seeded(plugin, 0, i).evaluate(judged_images)[f"{plugin.name}_p"] for i in range(60)]
     assert kstest(p, "uniform").pvalue > 0.01
 
 
 @pytest.mark.parametrize("make", PLUGINS)
 def test_missing_detail_is_found(make):
-    plugin = at_moment(make(), 0)
+    plugin = seeded(make(), 0, 0)
     figures = plugin.evaluate(faint())
     assert figures.keys() == {plugin.name, f"{plugin.name}_p"}
     assert figures[f"{plugin.name}_p"] <= 0.01
@@ -223,6 +216,6 @@ def test_missing_detail_is_found(make):
 
 @pytest.mark.parametrize("make", PLUGINS)
 def test_an_evaluation_is_a_function_of_seed_and_moment(make):
-    first, again = (at_moment(make(), 3).evaluate(faint()) for _ in range(2))
+    first, again = (seeded(make(), 0, 3).evaluate(faint()) for _ in range(2))
     assert first == again
     assert make().evaluate([]) == {}

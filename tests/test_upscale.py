@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ganlab.images.upscaling import alike, upscale
+from ganlab.images.upscaling import of_one_size, upscale
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_equal_tiles_go_together_up_to_the_pixels_of_one_whole(shape, tile, expe
 
 def test_neighbours_of_one_size_go_together_in_order():
     sizes = [(2, 3), (2, 3), (2, 3), (3, 2), (2, 3), (9, 9), (9, 9)]
-    groups = list(alike(sizes, lambda size: size, 12))
+    groups = list(of_one_size(sizes, lambda size: size, 12))
     assert groups == [[(2, 3)] * 2, [(2, 3)], [(3, 2)], [(2, 3)], [(9, 9)], [(9, 9)]]
 
 
@@ -119,7 +119,7 @@ def test_what_comes_before_an_item_that_fails_is_not_lost():
 
     found = []
     with pytest.raises(OSError, match="the third"):
-        for group in alike(items(), lambda size: size, 100):
+        for group in of_one_size(items(), lambda size: size, 100):
             found.append(group)
     assert found == [[(1, 1), (1, 1)]]
 

@@ -8,22 +8,24 @@ import pytest
 import torch
 
 from ganlab import checkpoint, engine
-from ganlab.engine import assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
-from ganlab.session import Limits, start
 from ganlab.runs.writer import Writer
+from ganlab.session import Limits, start
 
 
 def test_what_is_given_is_done_in_order_and_beside_the_giver() -> None:
     writer, done, gate = Writer(), [], threading.Event()
     writer.later(gate.wait)
     for number in range(5):
-        writer.later(done.append, number)
+        writer.later(lambda number=number: done.append((number, threading.current_thread())))
     assert done == []
     gate.set()
     writer.close()
-    assert done == [0, 1, 2, 3, 4]
-    assert not [t for t in threading.enumerate() if t.name.startswith("writer")]
+    assert [number for number, _ in done] == [0, 1, 2, 3, 4]
+    (thread,) = {thread for _, thread in done}
+    assert thread is not threading.current_thread() and not thread.is_alive()
 
 
 def fail() -> None:

@@ -9,12 +9,17 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ganlab.monitoring.attribution import attributed
+from ganlab.assembly import assemble
 from ganlab.bench.ceilings import Ceilings, measure_ceilings
 from ganlab.bench.plain import PlainLoop
 from ganlab.bench.stopwatch import ENGINE, PHASES, Part, time_parts
 from ganlab.bench.work import Operation, count_work
+from ganlab.engine import iterate
+from ganlab.errors import RecipeError
+from ganlab.monitoring.attribution import attributed
 from ganlab.monitoring.calls import watching
+from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
 from ganlab.speed.device import (
     begin_peak_memory,
     describe_environment,
@@ -23,9 +28,6 @@ from ganlab.speed.device import (
     peak_memory,
     pick_device,
 )
-from ganlab.engine import Run, assemble, iterate
-from ganlab.errors import RecipeError
-from ganlab.recipe.model import load_recipe
 
 WARM_UPS = {"cpu": 2, "cuda": 10}  # on CUDA updates are captured meanwhile
 LEAST = 3  # iterations timed, however long they take
@@ -63,7 +65,7 @@ def bench_recipe(
     }
     ceilings = measure_ceilings(run)
     keep_freed_memory()  # as training does
-    with run.fast.running():
+    with run.execution.running():
         begin_peak_memory(run.device)
         times = _iterations(run, seconds)
         found["iteration"] = _iteration(run, times)
@@ -150,8 +152,8 @@ def _iteration(run: Run, times: list[float]) -> dict[str, Any]:
         "timed": len(times),
         "images/s": 1000 * recipe.batch_size * recipe.g_steps / ms,
         "peak_memory": peak_memory(run.device),
-        "carried out by": type(run.fast).__name__,
-        "shares D's pass": run.shares_forward,
+        "carried out by": type(run.execution).__name__,
+        "shares D's pass": run.share_forward,
     }
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ganlab.run import Run
 from ganlab.speed.device import autocast, now
-from ganlab.engine import Run
 
 ROUNDS = 5
 _SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices: large enough to reach the peak

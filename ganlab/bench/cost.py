@@ -4,10 +4,11 @@ import time
 from dataclasses import dataclass
 from statistics import fmean
 
-from ganlab.speed.device import begin_peak_memory, keep_freed_memory, peak_memory, pick_device
-from ganlab.engine import assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.recipe.model import Recipe
-from ganlab.steps import discriminators
+from ganlab.run import discriminators
+from ganlab.speed.device import begin_peak_memory, keep_freed_memory, peak_memory, pick_device
 
 POINTS = 7  # the middles of as many equal parts of the run
 

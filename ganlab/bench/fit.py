@@ -9,7 +9,11 @@ from pathlib import Path
 
 import torch
 
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
+from ganlab.errors import RecipeError
 from ganlab.monitoring.attribution import attributed
+from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.speed.device import (
     begin_peak_memory,
     free_memory,
@@ -17,9 +21,6 @@ from ganlab.speed.device import (
     peak_memory,
     pick_device,
 )
-from ganlab.engine import assemble, iterate
-from ganlab.errors import RecipeError
-from ganlab.recipe.model import Recipe, load_recipe
 
 ITERATIONS = {"cpu": 2, "cuda": 10}  # on CUDA, until graphs are captured: a peak of its own
 SHARE = 0.9  # of the free memory: the rest is for evaluation, and for what else the machine does
@@ -116,7 +117,7 @@ def peak_of(file: Path, changes: tuple[str, ...], device: str, batch_size: int) 
     keep_freed_memory()  # as training does
     begin_peak_memory(where)
     run.iteration = max(0, recipe.iterations - iterations)
-    with run.fast.running():
+    with run.execution.running():
         for number in range(iterations):
             # a watched one last: it keeps the gradients of several losses
             iterate(run, attributed if number == iterations - 1 else None)

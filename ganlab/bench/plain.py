@@ -12,9 +12,8 @@ import torch
 from pluggy import HookCaller, HookImpl
 from torch import Tensor, nn
 
-from ganlab.engine import Run
 from ganlab.plugin import Batch, Plugin
-from ganlab.steps import discriminators
+from ganlab.run import Run, discriminators
 
 Known = dict[str, Any]
 
@@ -25,8 +24,8 @@ class PlainLoop:
     def __init__(self, run: Run) -> None:
         self._run = run
         callers = vars(run.manager.hook) | {
-            "content_loss": run.content_loss,
-            "adversarial_loss": run.adversarial_loss,
+            "content_loss": run.generator_loss.content,
+            "adversarial_loss": run.generator_loss.adversarial,
         }
         self._hooks = {name: _functions(caller) for name, caller in callers.items()}
 

@@ -16,14 +16,12 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from ganlab.engine import iterate
 from ganlab.monitoring.attribution import gradients
 from ganlab.monitoring.calls import watching
-from ganlab.speed.descent import Update
+from ganlab.plugin import Batch, Losses
+from ganlab.run import Eager, Run, Update
 from ganlab.speed.device import now
-from ganlab.engine import Run, iterate
-from ganlab.speed.fast import Eager
-from ganlab.plugin import Batch
-from ganlab.steps import Losses
 
 ENGINE = "engine"
 PHASES = (
@@ -98,7 +96,7 @@ class _Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        run, before, backward = self._run, self._run.fast, Tensor.backward
+        run, before, backward = self._run, self._run.execution, Tensor.backward
         update = _TimedUpdate(self)
 
         def timed_backward(tensor: Tensor, *arguments: Any, **options: Any) -> None:
@@ -109,7 +107,7 @@ class _Stopwatch:
             register_optimizer_step_pre_hook(lambda *_: self.enter(("optimizer", ENGINE))),
             register_optimizer_step_post_hook(lambda *_: self.leave()),
         ]
-        run.fast = update
+        run.execution = update
         patched: Any = Tensor
         patched.backward = timed_backward
         self._since = now(run.device)
@@ -118,7 +116,7 @@ class _Stopwatch:
                 yield
             self._charge()
         finally:
-            run.fast, patched.backward = before, backward
+            run.execution, patched.backward = before, backward
             for handle in handles:
                 handle.remove()
 
@@ -184,6 +182,6 @@ class _TimedUpdate(Eager):
 
         return timed
 
-    def __call__(self, run: Run, update: Update, batch: Batch) -> Losses:
+    def take(self, run: Run, update: Update, batch: Batch) -> Losses:
         self.role = update.role
         return update(run, batch)

@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ganlab.engine import iterate
+from ganlab.run import Eager, Run
 from ganlab.speed.device import now
-from ganlab.engine import Run, iterate
-from ganlab.speed.fast import Eager
 
 _MOVES_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
@@ -40,13 +40,13 @@ def count_work(run: Run) -> list[Operation]:
     also sees the second derivative of a gradient penalty. On CUDA the device is waited for after
     every operation, which makes small ones look larger than they are.
     """
-    counted, before = _Counted(run.device), run.fast
-    run.fast = Eager()
+    counted, before = _Counted(run.device), run.execution
+    run.execution = Eager()
     try:
         with counted:
             iterate(run)
     finally:
-        run.fast = before
+        run.execution = before
     return sorted(counted.found.values(), key=lambda one: -one.seconds)
 
 

@@ -73,8 +73,8 @@ def run(
     loaded = load_recipe(recipe, overrides)
     limits = session.Limits(max_iterations, max_time)
     if dry_run:
+        from ganlab.assembly import assemble
         from ganlab.speed.device import pick_device
-        from ganlab.engine import assemble
 
         assemble(loaded, pick_device(device))
         click.echo(resolved(loaded, copied=False), nl=False)

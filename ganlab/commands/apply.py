@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ganlab.engine import Run
 from ganlab.errors import RecipeError
-from ganlab.evaluation.scores import TOGETHER, Judged, judge_images, means
+from ganlab.evaluation.scores import TOGETHER, evaluate_images, means
 from ganlab.images.files import list_images, read_image, split_alpha, write_png
 from ganlab.images.metrics import WINDOW
 from ganlab.images.resampling import resize, to_float, to_uint8
+from ganlab.images.upscaling import of_one_size, upscale
+from ganlab.plugin import EvaluatedImage
+from ganlab.run import Run, merged
 from ganlab.session import load_for_use
-from ganlab.steps import merged
-from ganlab.images.upscaling import alike, upscale
 
 AHEAD = 2  # images read, or written, beside the computation
 Item = TypeVar("Item")
@@ -41,7 +41,7 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
     if not data.is_dir():
         raise RecipeError(f"--data {data}: no such folder")
     loaded, generator, _ = load_for_use(run, weights, device)
-    of_sets = [impl for impl in loaded.hook.evaluate.get_hookimpls() if "judged" in impl.argnames]
+    of_sets = [impl for impl in loaded.hook.evaluate.get_hookimpls() if "images" in impl.argnames]
 
     def read(path: Path) -> tuple[str, Tensor]:
         image = read_image(path, keep_grey=True)
@@ -50,10 +50,10 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
         return str(path.relative_to(data)), image
 
     rows: dict[str, Any] = {}
-    kept: list[Judged] = []
-    for judged in judge_images(_beside(read, list_images(data)), generator, loaded):
-        rows[judged.name] = {"generator": judged.scores, "bicubic": judged.bicubic_scores}
-        kept += [judged] if of_sets else []  # whole folders of images in memory
+    kept: list[EvaluatedImage] = []
+    for image in evaluate_images(_beside(read, list_images(data)), generator, loaded):
+        rows[image.name] = {"generator": image.scores, "bicubic": image.bicubic_scores}
+        kept += [image] if of_sets else []  # whole folders of images in memory
     mean = {who: means([row[who] for row in rows.values()]) for who in ("generator", "bicubic")}
     by_bicubic = [replace(item, sr=item.bicubic) for item in kept]
     figures = {
@@ -65,14 +65,14 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
 
 
 def _figures(
-    run: Run, generator: nn.Module, plugins: list[HookImpl], judged: list[Judged]
+    run: Run, generator: nn.Module, plugins: list[HookImpl], images: list[EvaluatedImage]
 ) -> dict[str, float]:
     """What the plugins that judge a set of images say of it, with equal random numbers each time.
 
     Those that judge something else, such as the networks or fresh samples, need a run in training.
     """
     run.streams.moment("evaluation")
-    known = {"run": run, "generator": generator, "judged": judged}
+    known = {"run": run, "generator": generator, "images": images}
     terms: list[dict[str, float]] = []
     with torch.no_grad():
         for plugin in plugins:
@@ -147,7 +147,7 @@ def upscale_files(
     together = TOGETHER[loaded.device.type] // loaded.scale**2
     enlarged = (
         one
-        for group in alike(photographs, lambda item: item[1].shape, together)
+        for group in of_one_size(photographs, lambda item: item[1].shape, together)
         for one in _enlarged(group, generator, loaded, tile)
     )
     yield from _beside(_write, enlarged)

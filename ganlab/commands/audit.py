@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ganlab.monitoring.attribution import Losses, gradients, norm
-from ganlab.engine import Run
 from ganlab.errors import RecipeError
-from ganlab.steps import discriminators
+from ganlab.monitoring.attribution import gradients, norm
+from ganlab.plugin import Losses
+from ganlab.run import Run, discriminators
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import torch
 
-from ganlab.assembly import doubts
+from ganlab.assembly import assemble
 from ganlab.commands.audit import Audit, table
-from ganlab.speed.device import pick_device
-from ganlab.engine import Run, assemble, iterate
+from ganlab.engine import iterate
 from ganlab.errors import RecipeError
-from ganlab.evaluation.scores import evaluating, judge_images
+from ganlab.evaluation.scores import eval_mode, evaluate_images
 from ganlab.recipe.model import Recipe, load_recipe
+from ganlab.requirements import warnings_of
+from ganlab.run import Run
+from ganlab.speed.device import pick_device
 
 TINY_BATCH = 2
 
@@ -28,8 +30,8 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
     """
     recipe = load_recipe(file, overrides)
     yield f"{file}: {len(recipe.plugins)} plugins, every key and value is known"
-    for doubt in doubts(recipe):
-        yield f"note: {doubt}"
+    for warning in warnings_of(recipe):
+        yield f"note: {warning}"
     small = Recipe.model_validate(
         recipe.model_dump() | {"batch_size": min(recipe.batch_size, TINY_BATCH), "accumulate": 1}
     )
@@ -43,8 +45,8 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
         yield from _try(run)
     if run.held_out:
         name = min(run.held_out, key=lambda name: run.held_out[name].numel())
-        with evaluating(run.hook.evaluation_generator(generator=run.G)) as generator:
-            (judged,) = judge_images([(name, run.held_out[name])], generator, run)
+        with eval_mode(run.hook.evaluation_generator(generator=run.G)) as generator:
+            (judged,) = evaluate_images([(name, run.held_out[name])], generator, run)
         yield f"{len(run.held_out)} held-out images; {name}: {_shown(judged.scores)}"
     yield "ok"
 

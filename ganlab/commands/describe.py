@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ganlab import hookspecs
-from ganlab.recipe.discovery import find_plugin, installed
 from ganlab.errors import RecipeError
-from ganlab.runs.folder import RunFolder
-from ganlab.plugin import Plugin, Schedule
+from ganlab.plugin import Plugin
+from ganlab.recipe.discovery import find_plugin, installed
 from ganlab.recipe.file import Origin, did_you_mean
+from ganlab.runs.folder import RunFolder
+from ganlab.schedule import Schedule
 
 _BOUNDS = {
     "minimum": "at least",

@@ -12,9 +12,9 @@ from rich.text import Text
 from ganlab.bench.cost import Cost, clock, estimate
 from ganlab.commands.describe import bounds_of, toml
 from ganlab.errors import GanlabError, RecipeError
-from ganlab.plugin import Schedule
-from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.recipe.file import did_you_mean
+from ganlab.recipe.model import Recipe, load_recipe
+from ganlab.schedule import Schedule
 
 
 def explain_recipe(

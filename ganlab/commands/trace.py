@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ganlab.monitoring.calls import watching
-from ganlab.speed.device import now, pick_device
-from ganlab.engine import Run, assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.monitoring.calls import watching
 from ganlab.plugin import Batch
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
+from ganlab.speed.device import now, pick_device
 
 
 @dataclass(slots=True)

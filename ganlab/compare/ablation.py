@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ganlab.assembly import assemble
 from ganlab.compare.comparison import Outcome, carry_through
-from ganlab.speed.device import pick_device
-from ganlab.engine import Run, assemble
-from ganlab.errors import RecipeError
 from ganlab.compare.plan import Variant
-from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.errors import RecipeError
 from ganlab.recipe.file import did_you_mean
+from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.run import Run
+from ganlab.speed.device import pick_device
 
 
 @dataclass(frozen=True, slots=True)

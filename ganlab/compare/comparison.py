@@ -12,12 +12,12 @@ import torch
 
 from ganlab.bench.cost import clock
 from ganlab.compare.difference import Change, difference, side
-from ganlab.errors import GanlabError, RecipeError
 from ganlab.compare.plan import Job, Variant, carry_out, cost, make_plan, parse_seeds
-from ganlab.runs.records import RunRecord, read_run
+from ganlab.errors import GanlabError, RecipeError
 from ganlab.report import check_writable, write_report
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.tables import compare
+from ganlab.runs.records import RunRecord, read_run
 
 Outcome = tuple[Comparison, Path]
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import tomlkit
 
-from ganlab.assembly import CHAINED
 from ganlab.errors import RecipeError
-from ganlab.runs.folder import open_run_folder, plugin_record, read_json
 from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.requirements import CHAINED
+from ganlab.runs.folder import open_run_folder, plugin_record, read_json
 
 Group = Literal["settings", "plugins", "code", "environment"]
 

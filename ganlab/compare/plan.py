@@ -17,10 +17,9 @@ from typing import Any
 import torch
 
 from ganlab.bench.cost import estimate
-from ganlab.speed.device import describe_environment, pick_device
 from ganlab.errors import GanlabError, RecipeError
-from ganlab.runs.folder import RunFolder, plugin_record, read_json
 from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.runs.folder import RunFolder, plugin_record, read_json
 from ganlab.session import (
     DIVERGED,
     DONE,
@@ -31,6 +30,7 @@ from ganlab.session import (
     resume,
     start,
 )
+from ganlab.speed.device import describe_environment, pick_device
 
 # diverging is a result too; a run that failed is tried again by the next command
 _FINISHED = ("done", "diverged")

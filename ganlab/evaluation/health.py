@@ -1,22 +1,18 @@
 """The health of a game as an evaluation sees it; what a watched step sees is in attribution.py."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-from ganlab.evaluation.scores import evaluating
+from ganlab.evaluation.scores import eval_mode
 from ganlab.images.resampling import to_float
-from ganlab.steps import discriminators, judge
-
-if TYPE_CHECKING:
-    from ganlab.engine import Run
+from ganlab.run import Run, discriminators
+from ganlab.steps import judge
 
 SAMPLES = 64  # a batch to judge on: small beside an evaluation, large beside a batch's noise
 SURE = 3.0  # standard errors by which D must tell real from fake before its gap means something
 
 
-def game_health(run: "Run", generator: nn.Module) -> dict[str, float]:
+def game_health(run: Run, generator: nn.Module) -> dict[str, float]:
     """Figures of G and D on samples of their own; nothing of the run is changed.
 
     `health/spread`: how much G's answers vary over a batch, as a multiple of the real samples'
@@ -37,13 +33,13 @@ def game_health(run: "Run", generator: nn.Module) -> dict[str, float]:
     run.streams.moment("evaluation", "health")
     with torch.no_grad():
         real = run.hook.sample_real(batch_size=SAMPLES, device=run.device).to(run.dtype)
-        found, gap, distance = _judged(run, generator, real)
+        found, gap, distance = _gaps(run, generator, real)
         spread = found.std(dim=0).mean() / real.std(dim=0).mean()
         figures = {"health/spread": spread.item()}
         unseen = _held_out_crops(run)
         trained, error = gap.mean().item(), (gap.std() / len(gap) ** 0.5).item()
         if unseen is not None and trained > SURE * error:
-            _, others, farther = _judged(run, generator, unseen)
+            _, others, farther = _gaps(run, generator, unseen)
             slopes = others.sum() / farther.sum(), gap.sum() / distance.sum()
             figures |= {
                 "health/held_out_gap": 1 - (slopes[0] / slopes[1]).item(),
@@ -53,22 +49,22 @@ def game_health(run: "Run", generator: nn.Module) -> dict[str, float]:
     return figures
 
 
-def _judged(run: "Run", generator: nn.Module, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """G's answers to samples degraded; D(real) - D(fake) and mean |real - fake| of each, [N]."""
+def _gaps(run: Run, generator: nn.Module, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """G's answers to degraded samples; of each D(real) - D(fake) and mean |real - fake|, [N]."""
     condition = run.hook.degrade(images=real).to(run.dtype)
     with run.autocast():
         fake = generator(condition).to(real.dtype)
-    shown = [run.hook.augment(images=images, condition=condition) for images in (real, fake)]
+    seen = [run.hook.augment(images=images, condition=condition) for images in (real, fake)]
     gaps = []
     for D in discriminators(run):
-        with evaluating(D):
-            of_real, of_fake = (judge(run, D, images).flatten(1).mean(1) for images in shown)
+        with eval_mode(D):
+            of_real, of_fake = (judge(run, D, images).flatten(1).mean(1) for images in seen)
         gaps.append((of_real - of_fake).double())
     distance = (real - fake).abs().flatten(1).mean(1).double()
     return fake, torch.stack(gaps).mean(0), distance
 
 
-def _held_out_crops(run: "Run") -> Tensor | None:
+def _held_out_crops(run: Run) -> Tensor | None:
     """Random crops of the held-out images, of the training samples' shape; None when none fits."""
     channels, *size = run.real_shape if len(run.real_shape) == 3 else (0, 0, 0)
     images = [

@@ -58,7 +58,7 @@ def upscale(
     # whole tiles, then those at the right edge, those at the bottom, the last corner
     corners = sorted(product(range(len(images)), *starts), key=size, reverse=True)
     result: Tensor | None = None
-    for several in alike(corners, size, tile * tile):
+    for several in of_one_size(corners, size, tile * tile):
         made = generator(
             torch.stack([images[n, :, y : y + tile, x : x + tile] for n, y, x in several])
         )
@@ -74,7 +74,7 @@ def upscale(
     return result[..., : scale * height, : scale * width]
 
 
-def alike(
+def of_one_size(
     items: Iterable[Item], size: Callable[[Item], tuple[int, ...]], pixels: int
 ) -> Iterator[list[Item]]:
     """Neighbours of one size, as many at a time as have `pixels` pixels together; at least one.

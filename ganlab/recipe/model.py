@@ -11,9 +11,9 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails
 
-from ganlab.recipe.discovery import PluginSource, find_plugin, installed
 from ganlab.errors import RecipeError
 from ganlab.plugin import Plugin
+from ganlab.recipe.discovery import PluginSource, find_plugin, installed
 from ganlab.recipe.file import RecipeTable, did_you_mean, read_recipe
 
 
@@ -194,14 +194,12 @@ def _plugin(table: RecipeTable, name: str, options: Any) -> tuple[Plugin, Plugin
         where = table.origin("plugins", name, *key)
         complaint = _complaint(first, plugin_class, "option")
         raise RecipeError(f"{where}: plugins.{name}: {complaint}") from None
-    plugin._name = name
 
     def describe_place(option: str | None) -> str:
         key = (option,) if option else ()
         return f"{table.origin('plugins', name, *key)}: plugins.{name}"
 
-    plugin._place = describe_place
-    return plugin, source
+    return plugin.bind(name=name, place=describe_place), source
 
 
 _TYPES = {

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ganlab.runs.records import RunRecord, Series
 from ganlab.report.model import Arm
 from ganlab.report.statistics import Interval, interval
+from ganlab.runs.records import RunRecord, Series
 
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 8, 8, 36

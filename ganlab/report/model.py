@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ganlab.runs.records import Evaluation, RunRecord
 from ganlab.report.statistics import Interval
+from ganlab.runs.records import Evaluation, RunRecord
 
 
 class Change(Protocol):

@@ -14,11 +14,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ganlab import __version__
-from ganlab.runs.pictures import picture
-from ganlab.runs.records import RunRecord, Scores
 from ganlab.report.charts import Chart, curves, plane, series_of
 from ganlab.report.model import Comparison, Row, Table
 from ganlab.report.wording import decimals, shown
+from ganlab.runs.pictures import picture
+from ganlab.runs.records import RunRecord, Scores
 
 MOST_PICTURES = 8
 Section = tuple[str, str, str, list[Chart]]  # id, title, what the charts are

@@ -7,7 +7,6 @@ from dataclasses import replace
 from statistics import median
 
 from ganlab.errors import RecipeError
-from ganlab.runs.records import Evaluation, RunRecord
 from ganlab.report.model import (
     Arm,
     Change,
@@ -28,6 +27,7 @@ from ganlab.report.statistics import (
     verdict,
     wilcoxon,
 )
+from ganlab.runs.records import Evaluation, RunRecord
 
 FIGURES = ("psnr_y", "ssim_y", "hf_ratio", "lr_psnr")
 # hf_ratio has its best at 1, so neither

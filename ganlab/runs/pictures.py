@@ -4,16 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ganlab.runs.folder import write_text
 from ganlab.images.files import write_png
-
-if TYPE_CHECKING:
-    from ganlab.evaluation.scores import Judged
+from ganlab.plugin import EvaluatedImage
+from ganlab.runs.folder import write_text
 
 SIDE = 192  # HR pixels of a crop
 KEPT = 24  # images; of more, those that bicubic enlarges worst
@@ -32,7 +29,7 @@ class Crop:
     scale: int
 
 
-def keep_pictures(folder: Path, judged: Sequence["Judged"], scale: int) -> None:
+def keep_pictures(folder: Path, judged: Sequence[EvaluatedImage], scale: int) -> None:
     """Write the crops of the last evaluation over those of the one before.
 
     Which images and where is decided once, by the images alone, so that two runs on the same
@@ -65,7 +62,7 @@ def picture(folder: Path, number: int, kind: str) -> Path:
     return folder / f"{number:02d}-{kind}.png"
 
 
-def _hardest(judged: Sequence["Judged"]) -> list["Judged"]:
+def _hardest(judged: Sequence[EvaluatedImage]) -> list[EvaluatedImage]:
     if len(judged) <= KEPT:
         return list(judged)
     # a run resumed without its pictures no longer scores bicubic; then the first will do
@@ -73,7 +70,7 @@ def _hardest(judged: Sequence["Judged"]) -> list["Judged"]:
     return ranked[:KEPT]
 
 
-def _crop(item: "Judged", scale: int) -> Crop:
+def _crop(item: EvaluatedImage, scale: int) -> Crop:
     """The square with the most contrast between neighbouring pixels: where methods differ."""
     height, width = (min(SIDE, side) // scale * scale for side in item.hr.shape[-2:])
     luma = item.hr.double().mean(0)

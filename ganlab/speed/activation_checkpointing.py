@@ -18,24 +18,21 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from math import ceil, sqrt
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from ganlab.steps import discriminators
+from ganlab.run import Run, discriminators
 from ganlab.streams import Streams
-
-if TYPE_CHECKING:
-    from ganlab.engine import Run
 
 BLOCKS = 4  # fewer of one class may be the parts of a block
 LAYERS = 2
 
 
-def checkpoint_activations(run: "Run", condition: Tensor, shown: Tensor) -> None:
+def checkpoint_activations(run: Run, condition: Tensor, shown: Tensor) -> None:
     """Have the networks of a run recompute, and note where that changes nothing.
 
     :param condition, shown: a batch that G takes, and one that D takes.

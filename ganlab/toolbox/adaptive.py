@@ -1,18 +1,14 @@
 """A probability that follows how far the discriminator overfits."""
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from ganlab.plugin import Plugin, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab.engine import Run
-
-Losses = dict[str, Tensor]
+from ganlab.plugin import Losses, Plugin, hookimpl
+from ganlab.run import Run
 
 
 class AdaptiveProbability(Plugin):
@@ -61,7 +57,7 @@ class AdaptiveProbability(Plugin):
         self._p = torch.tensor(start, dtype=torch.float64)
         self._signs = torch.zeros(2, dtype=torch.float64)
 
-    def doubts(self, others: Sequence[Plugin]) -> list[str]:
+    def warnings(self, others: Sequence[Plugin]) -> list[str]:
         if self.fixed_p is not None or any(other.judges_by_sign for other in others):
             return []
         return ["steers by the sign of D's logits, which is no verdict here; set fixed_p"]
@@ -72,7 +68,7 @@ class AdaptiveProbability(Plugin):
         return self._p
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         self._p, self._signs = self._p.to(run.device), self._signs.to(run.device)
 
     @hookimpl(wrapper=True)

@@ -1,12 +1,18 @@
-"""The Inception network of FID and KID, built without a download."""
+"""The Inception network of FID and KID, built without a download, and what the two share."""
 
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from ganlab.plugin import EvaluatedImage, Plugin, RecipePath, hookimpl
+from ganlab.run import Run
+from ganlab.toolbox.patches import random_patches, require_held_out
+from ganlab.toolbox.weights import load_weights, weights_file
 
 
 class InceptionFeatures(FeatureExtractorInceptionV3):
@@ -41,3 +47,53 @@ class InceptionFeatures(FeatureExtractorInceptionV3):
     def forward(self, images: Tensor) -> Tensor:
         """Features of uint8 images [N, 3, H, W], 32 in the network at once: float32 [N, dims]."""
         return torch.cat([super(InceptionFeatures, self).forward(b)[0] for b in images.split(32)])
+
+
+class InceptionDistance(Plugin):
+    """Base of a distance between the Inception features of SR patches and of HR patches.
+
+    The patches of SR and HR are cut at the same random places. The weights file is read from the
+    cache folder, or from `weights`. Slow without a GPU: about 0.2 s a patch, half of them SR and
+    half HR.
+    """
+
+    patch: int = Field(128, ge=32, le=1024)
+    """Side of a patch in pixels; the network sees it resized to 299."""
+
+    num_patches: int = Field(256, ge=2)
+    """Patches of each kind."""
+
+    dims: Literal[64, 192, 768, 2048] = 2048
+    """Which features: 2048 as published, or an earlier layer's, which need fewer patches."""
+
+    weights: RecipePath | None = None
+    """The file weights-inception-2015-12-05-6726825d.pth; left out, that of the cache folder."""
+
+    _network: nn.Module | None = PrivateAttr(None)
+
+    def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """The distance of two sets of features, float64 [num_patches, dims] each: a 0-d tensor."""
+        raise NotImplementedError
+
+    @hookimpl
+    def run_start(self, run: Run) -> None:
+        require_held_out(self, run, self.patch)
+        self._features_on(run.device)
+
+    @hookimpl
+    def evaluate(self, run: Run, images: list[EvaluatedImage]) -> dict[str, float]:
+        if not images:
+            return {}
+        network = self._features_on(run.device)
+        pair = random_patches(self, images, self.patch, self.num_patches)
+        sr, hr = (network(patches.to(run.device)).to("cpu", torch.float64) for patches in pair)
+        return {self.name: self.distance(sr, hr).item()}
+
+    def _features_on(self, device: torch.device) -> nn.Module:
+        """The network. It is loaded at the first call, since `ganlab eval` starts no run."""
+        if self._network is None:
+            network = InceptionFeatures(self.dims)
+            file = weights_file(network.file_name, self.weights)
+            load_weights(self, network, file, network.sha256, network.source)
+            self._network = network.to(device)
+        return self._network

@@ -1,21 +1,18 @@
 """Patches of the held-out images, for figures that compare whole sets of them."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from scipy.fft import dctn
 from torch import Tensor
 
 from ganlab.images.metrics import luma
-from ganlab.plugin import Plugin
-
-if TYPE_CHECKING:
-    from ganlab.engine import Run
-    from ganlab.evaluation.scores import Judged
+from ganlab.plugin import EvaluatedImage, Plugin
+from ganlab.run import Run
 
 
 def random_patches(
-    plugin: Plugin, judged: "list[Judged]", size: int, count: int
+    plugin: Plugin, images: Sequence[EvaluatedImage], size: int, count: int
 ) -> tuple[Tensor, Tensor]:
     """Patches of SR and of HR, the same places in both, drawn from `plugin.host_rng`.
 
@@ -29,8 +26,8 @@ def random_patches(
     :returns: SR and HR, uint8 [count, 3, size, size] on the CPU; grey as three equal planes.
     :raises RecipeError: for an image smaller than a patch.
     """
-    pairs = [_pair(item) for item in judged]
-    for item, pair in zip(judged, pairs, strict=True):
+    pairs = [_pair(item) for item in images]
+    for item, pair in zip(images, pairs, strict=True):
         _require_size(plugin, item.name, min(pair.shape[-2:]), size)
     u = torch.rand(count, 3, generator=plugin.host_rng, dtype=torch.float64).tolist()
     patches = torch.empty(count, 6, size, size, dtype=torch.uint8)
@@ -54,7 +51,7 @@ def log_spectrum(patches: Tensor) -> Tensor:
     return torch.from_numpy(spectrum).abs_().log1p_().flatten(1)
 
 
-def require_held_out(plugin: Plugin, run: "Run", side: int) -> None:
+def require_held_out(plugin: Plugin, run: Run, side: int) -> None:
     """Refuse, at the start of a run, held-out images that a plugin could not judge later.
 
     :param side: the smallest side in pixels, of the image cut to a multiple of the scale.
@@ -75,7 +72,7 @@ def _require_size(plugin: Plugin, name: str, side: int, wanted: int) -> None:
         )
 
 
-def _pair(item: "Judged") -> Tensor:
+def _pair(item: EvaluatedImage) -> Tensor:
     """SR above HR, uint8 [6, H, W]; of a grey image the SR is made grey."""
     sr = item.sr
     if len(item.hr) == 1 and len(sr) == 3:

@@ -1,18 +1,17 @@
 """What penalties on a discriminator share: the slope at each image, and taking a term lazily."""
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
+from ganlab.plugin import Batch, Losses, Plugin, hookimpl
+from ganlab.run import Run, Terms, discriminators, mean
+from ganlab.schedule import NonNegativeSchedule, Schedule
 from ganlab.speed.device import full_float32
-from ganlab.plugin import Batch, NonNegativeSchedule, Plugin, Schedule, hookimpl
-from ganlab.steps import Losses, Terms, discriminators, mean, shown
-
-if TYPE_CHECKING:
-    from ganlab.engine import Run
+from ganlab.steps import images_for_discriminator
 
 PatchReduce = Literal["mean", "sum"]
 
@@ -64,7 +63,7 @@ class LazyPenalty(Plugin):
         return {f"D/{self.name}": self.term(discriminator, real, fake)}
 
     @hookimpl(wrapper=True)
-    def discriminator_step(self, run: "Run", batch: Batch) -> Generator[None, Losses, Losses]:
+    def discriminator_step(self, run: Run, batch: Batch) -> Generator[None, Losses, Losses]:
         losses = yield
         if self.every == 1 or not losses:  # without losses D did not step
             return losses
@@ -73,8 +72,8 @@ class LazyPenalty(Plugin):
             return losses
         return losses | run.descend(run.D_optimizer, self._alone, batch)
 
-    def _alone(self, run: "Run", batch: Batch) -> Terms:
-        real, fake = shown(run, batch)
+    def _alone(self, run: Run, batch: Batch) -> Terms:
+        real, fake = images_for_discriminator(run, batch)
         terms = [
             {f"D/{self.name}": self.every * self.term(D, real, fake)} for D in discriminators(run)
         ]

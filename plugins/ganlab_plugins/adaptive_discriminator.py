@@ -2,18 +2,17 @@
 
 import math
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import Field, PrivateAttr
-from torch import Tensor
 
-from ganlab import Plugin, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
-
-Losses = dict[str, Tensor]
+from ganlab import (
+    Losses,
+    Plugin,
+    Run,
+    hookimpl,
+)
 
 
 class AdaptiveDiscriminator(Plugin):
@@ -57,7 +56,7 @@ class AdaptiveDiscriminator(Plugin):
         return losses | {f"D/{self.name}": rests}
 
     @hookimpl(tryfirst=True)
-    def discriminator_step(self, run: "Run") -> Losses | None:
+    def discriminator_step(self, run: Run) -> Losses | None:
         return {} if self._rests else None
 
     def state_dict(self) -> dict[str, Any]:

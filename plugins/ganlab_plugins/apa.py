@@ -1,16 +1,17 @@
 """Adaptive pseudo augmentation: D is told that some of the generator's images are real."""
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor
 
-from ganlab import AdaptiveProbability, Batch, Plugin, Terms, discriminator_losses, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
-
-Losses = dict[str, Tensor]
+from ganlab import (
+    AdaptiveProbability,
+    Batch,
+    Losses,
+    Plugin,
+    Run,
+    Terms,
+    discriminator_losses,
+    hookimpl,
+)
 
 
 class APA(AdaptiveProbability):
@@ -33,7 +34,7 @@ class APA(AdaptiveProbability):
     """
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         super().run_start(run)
         for step in run.hook.discriminator_step.get_hookimpls():
             other, takes = step.plugin, not (step.wrapper or step.tryfirst)
@@ -43,14 +44,14 @@ class APA(AdaptiveProbability):
                 )
 
     @hookimpl
-    def discriminator_step(self, run: "Run", batch: Batch) -> Losses:
+    def discriminator_step(self, run: Run, batch: Batch) -> Losses:
         losses = run.descend(run.D_optimizer, self._losses, batch)
         return self.steered(losses, len(batch.real))
 
-    def _losses(self, run: "Run", batch: Batch) -> Terms:
+    def _losses(self, run: Run, batch: Batch) -> Terms:
         return discriminator_losses(run, self._deceived(run, batch))
 
-    def _deceived(self, run: "Run", batch: Batch) -> Batch:
+    def _deceived(self, run: Run, batch: Batch) -> Batch:
         with torch.no_grad(), run.autocast():
             fake = run.G(batch.condition).to(batch.real.dtype)
         p = self.p

@@ -1,16 +1,19 @@
 """Classifier two-sample test: can a classifier tell patches of SR from patches of HR?"""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ganlab import Plugin, hookimpl, log_spectrum, random_patches, require_held_out
-
-if TYPE_CHECKING:
-    from ganlab import Judged, Run
+from ganlab import (
+    EvaluatedImage,
+    Plugin,
+    Run,
+    hookimpl,
+    log_spectrum,
+    random_patches,
+    require_held_out,
+)
 
 
 class C2ST(Plugin):
@@ -35,15 +38,15 @@ class C2ST(Plugin):
     """Patches of each kind, half of them to fit and half to try: n is `num_patches`."""
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         require_held_out(self, run, self.patch)
 
     @hookimpl
-    def evaluate(self, judged: "list[Judged]") -> dict[str, float]:
-        if not judged:
+    def evaluate(self, images: list[EvaluatedImage]) -> dict[str, float]:
+        if not images:
             return {}
-        sr, _ = random_patches(self, judged, self.patch, self.num_patches)
-        _, hr = random_patches(self, judged, self.patch, self.num_patches)
+        sr, _ = random_patches(self, images, self.patch, self.num_patches)
+        _, hr = random_patches(self, images, self.patch, self.num_patches)
         accuracy, p = classifier_test(log_spectrum(sr), log_spectrum(hr))
         return {self.name: accuracy, f"{self.name}_p": p}
 

@@ -1,14 +1,15 @@
 """Checkerboard: does SR repeat with the stride of its generator's upsampling?"""
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 from torch import Tensor
 
-from ganlab import Plugin, hookimpl, require_held_out, stride_power
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    Plugin,
+    Run,
+    hookimpl,
+    require_held_out,
+    stride_power,
+)
 
 
 class Checkerboard(Plugin):
@@ -31,12 +32,12 @@ class Checkerboard(Plugin):
     that doubles twice looks at its last doubling alone."""
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         if self.stride is None and run.scale == 1:
             raise self.error("the generator does not enlarge; give the stride to look for")
         require_held_out(self, run, 4 * (self.stride or run.scale))
 
     @hookimpl
-    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    def score_images(self, run: Run, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         stride = self.stride or run.scale
         return {self.name: (stride_power(sr, stride) / stride_power(hr, stride))[0]}

@@ -23,7 +23,7 @@ class ConditionalDiscriminator(Plugin):
     x and condition together, and its point between real and fake has their common condition.
     """
 
-    shares_forward: ClassVar[bool | None] = True
+    share_forward: ClassVar[bool | None] = True
 
     enlarge: Literal["bicubic", "nearest"] = "bicubic"
     """How the condition is brought to the size of the images; `nearest` shows its pixels as

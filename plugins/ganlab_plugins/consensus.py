@@ -1,24 +1,21 @@
 """Consensus optimisation: both players also seek where the game stands still."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ganlab import (
     Batch,
+    Losses,
     NonNegativeSchedule,
     Plugin,
+    Run,
     Schedule,
     Terms,
     discriminators,
     hookimpl,
 )
-
-if TYPE_CHECKING:
-    from ganlab import Run
-
-Losses = dict[str, Tensor]
 
 
 class Consensus(Plugin):
@@ -40,30 +37,29 @@ class Consensus(Plugin):
     """The paper's gamma."""
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
-        for other in (implementation.plugin for implementation in run.hook.penalty.get_hookimpls()):
-            if isinstance(other, Plugin):
-                raise self.error(
-                    f"damps the game without the penalty of {other.name}; remove one of them"
-                )
+    def run_start(self, run: Run) -> None:
+        for other in run.plugins_with("penalty"):
+            raise self.error(
+                f"damps the game without the penalty of {other.name}; remove one of them"
+            )
 
     @hookimpl
-    def discriminator_step(self, run: "Run", batch: Batch) -> Losses:
+    def discriminator_step(self, run: Run, batch: Batch) -> Losses:
         return run.descend(run.D_optimizer, self._losses_of_d, batch)
 
     @hookimpl
-    def generator_step(self, run: "Run", batch: Batch) -> Losses:
+    def generator_step(self, run: Run, batch: Batch) -> Losses:
         return run.descend(run.G_optimizer, self._losses_of_g, batch)
 
-    def _losses_of_d(self, run: "Run", batch: Batch) -> Terms:
+    def _losses_of_d(self, run: Run, batch: Batch) -> Terms:
         of_d, of_g = _game(run, batch)
         return Terms(of_d | self._agreement(run, of_d, of_g, "D"))
 
-    def _losses_of_g(self, run: "Run", batch: Batch) -> Terms:
+    def _losses_of_g(self, run: Run, batch: Batch) -> Terms:
         of_d, of_g = _game(run, batch)
         return Terms(of_g | self._agreement(run, of_d, of_g, "G"))
 
-    def _agreement(self, run: "Run", of_d: Losses, of_g: Losses, role: str) -> Losses:
+    def _agreement(self, run: Run, of_d: Losses, of_g: Losses, role: str) -> Losses:
         v = [*_gradient(of_d, discriminators(run)), *_gradient(of_g, [run.G])]
         squared = torch.stack([part.square().sum() for part in v]).sum()
         return {f"{role}/{self.name}": self.weight.value / 2 * squared}
@@ -75,7 +71,7 @@ def _gradient(losses: Losses, networks: list[nn.Module]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(total, parameters, create_graph=True, materialize_grads=True)
 
 
-def _game(run: "Run", batch: Batch) -> tuple[Losses, Losses]:
+def _game(run: Run, batch: Batch) -> tuple[Losses, Losses]:
     """D's loss and G's losses on one batch, both open to the parameters of both."""
     hook, condition = run.hook, batch.condition
     images = {"fake": run.G(condition), "real": batch.real, "condition": condition}
@@ -90,8 +86,8 @@ def _game(run: "Run", batch: Batch) -> tuple[Losses, Losses]:
         labels = {"real_label": real_label, "fake_label": fake_label}
         adversarial = {"D/adversarial": hook.discriminator_loss(**labels, **logits)}
         _add(of_d, [adversarial], len(judges))
-        _add(of_g, run.adversarial_loss(**images, **logits), len(judges))
-    _add(of_g, run.content_loss(fake_logits=None, real_logits=None, **images), 1)
+        _add(of_g, run.generator_loss.adversarial(**images, **logits), len(judges))
+    _add(of_g, run.generator_loss.content(fake_logits=None, real_logits=None, **images), 1)
     return of_d, of_g
 
 

@@ -1,15 +1,14 @@
 """Dirac-GAN: the smallest game there is, for seeing which methods converge."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ganlab import Plugin, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    Plugin,
+    Run,
+    hookimpl,
+)
 
 
 class Point(nn.Module):
@@ -68,7 +67,7 @@ class Dirac(Plugin):
         return torch.optim.SGD(module.parameters(), lr=self.step_size)
 
     @hookimpl
-    def evaluate(self, run: "Run") -> dict[str, float]:
+    def evaluate(self, run: Run) -> dict[str, float]:
         players: dict[str, float] = {}
         for network in (run.G, run.D):
             assert network is not None

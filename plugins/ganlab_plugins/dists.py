@@ -1,7 +1,5 @@
 """DISTS as a score: structure and texture, as VGG16 sees them."""
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
@@ -9,14 +7,12 @@ from ganlab import (
     DISTSNetwork,
     Plugin,
     RecipePath,
+    Run,
     hookimpl,
     load_weights,
     to_float,
     weights_file,
 )
-
-if TYPE_CHECKING:
-    from ganlab import Run
 
 
 class DISTS(Plugin):
@@ -37,10 +33,10 @@ class DISTS(Plugin):
     _network: DISTSNetwork | None = PrivateAttr(None)
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         self._on(run)  # so that a missing file is told before the training
 
-    def _on(self, run: "Run") -> DISTSNetwork:
+    def _on(self, run: Run) -> DISTSNetwork:
         """The network, made when first asked for: `ganlab eval` starts no run."""
         if self._network is None:
             network = DISTSNetwork()
@@ -50,6 +46,6 @@ class DISTS(Plugin):
         return self._network
 
     @hookimpl
-    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    def score_images(self, run: Run, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         a, b = (to_float(image).to(run.dtype).expand(-1, 3, -1, -1) for image in (sr, hr))
         return {self.name: self._on(run)(a, b)[0]}

@@ -1,7 +1,5 @@
 """DISTS as a loss: structure and texture, as VGG16 sees them."""
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
@@ -10,14 +8,12 @@ from ganlab import (
     NonNegativeSchedule,
     Plugin,
     RecipePath,
+    Run,
     Schedule,
     hookimpl,
     load_weights,
     weights_file,
 )
-
-if TYPE_CHECKING:
-    from ganlab import Run
 
 
 class DISTSLoss(Plugin):
@@ -43,7 +39,7 @@ class DISTSLoss(Plugin):
     _network: DISTSNetwork | None = PrivateAttr(None)
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         network = DISTSNetwork()
         network.check(self, run.real_shape, "real samples")
         file = weights_file(network.file_name, self.weights)

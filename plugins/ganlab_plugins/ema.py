@@ -1,18 +1,18 @@
 """Exponential moving average of the generator's weights, for judging and keeping."""
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator
+from typing import Any
 
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from ganlab import Plugin, hookimpl
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
-
-    from ganlab import Run
+from ganlab import (
+    Plugin,
+    Run,
+    hookimpl,
+)
 
 
 class EMA(Plugin):
@@ -39,11 +39,11 @@ class EMA(Plugin):
         return min(self.decay, (1 + iteration) / (10 + iteration))
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         self._average = copy.deepcopy(run.G).eval().requires_grad_(False)
 
     @hookimpl
-    def iteration_end(self, run: "Run") -> None:
+    def iteration_end(self, run: Run) -> None:
         averages, currents = [], []
         for average, current in zip(_tensors(self.average), _tensors(run.G), strict=True):
             if average.is_floating_point():
@@ -55,7 +55,7 @@ class EMA(Plugin):
         torch._foreach_lerp_(averages, currents, 1 - self.decay_at(run.iteration))
 
     @hookimpl(wrapper=True)
-    def evaluation_generator(self) -> "Generator[None, nn.Module, nn.Module]":
+    def evaluation_generator(self) -> Generator[None, nn.Module, nn.Module]:
         yield
         return self.average
 

@@ -1,9 +1,8 @@
 """Feature matching: the layers of the discriminator should answer SR as they answer HR."""
 
-from collections import deque
 from collections.abc import Generator
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import PrivateAttr
@@ -11,10 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from ganlab import NonNegativeSchedule, Plugin, Schedule, discriminators, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    NonNegativeSchedule,
+    Plugin,
+    Run,
+    Schedule,
+    discriminators,
+    hookimpl,
+)
 
 Features = list[Tensor]
 
@@ -47,19 +50,19 @@ class FeatureMatching(Plugin):
     weight: NonNegativeSchedule = Schedule.constant(10.0)
     """Factor on the sum; 10 beside an adversarial loss of weight 1 in pix2pixHD's code."""
 
-    _passes: deque[Features] = PrivateAttr(default_factory=lambda: deque(maxlen=2))
+    _passes: dict[str, Features] = PrivateAttr(default_factory=dict)
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         for D in discriminators(run):
             self._chosen(D)
 
     @hookimpl(wrapper=True)
-    def generator_step(self, run: "Run") -> Generator[None, dict[str, Tensor], dict[str, Tensor]]:
+    def generator_step(self, run: Run) -> Generator[None, dict[str, Tensor], dict[str, Tensor]]:
         handles = [
             handle
             for D in discriminators(run)
-            for handle in watch(D, self._chosen(D), self._passes)
+            for handle in watch(D, self._chosen(D), run, self._passes)
         ]
         try:
             return (yield)
@@ -70,16 +73,15 @@ class FeatureMatching(Plugin):
 
     @hookimpl
     def generator_loss(self, fake_logits: Tensor, real_logits: Tensor) -> dict[str, Tensor]:
-        if len(self._passes) < 2:
+        if not {"fake", "real"} <= self._passes.keys():
             raise self.error(
                 "it sees the features of D in the generator's step alone, and another plugin "
                 f"wants its loss elsewhere; remove {self.name} or that one"
             )
-        fake, real = self._passes  # the engine's order
         dtype = fake_logits.dtype
         terms = [
             self._distance(y.to(dtype), x.detach().to(dtype))
-            for y, x in zip(fake, real, strict=True)
+            for y, x in zip(self._passes["fake"], self._passes["real"], strict=True)
         ]
         return {f"G/{self.name}": self.weight.value * torch.stack(terms).sum()}
 
@@ -106,8 +108,10 @@ class FeatureMatching(Plugin):
         return F.l1_loss(fake, real)
 
 
-def watch(D: nn.Module, layers: list[nn.Module], passes: deque[Features]) -> list[RemovableHandle]:
-    """Note what the layers answer in each pass of D, a list a pass.
+def watch(
+    D: nn.Module, layers: list[nn.Module], run: Run, passes: dict[str, Features]
+) -> list[RemovableHandle]:
+    """Keep what the layers answer in a pass of D, under "fake" or "real".
 
     :returns: handles whose `remove()` ends it.
     """
@@ -117,7 +121,7 @@ def watch(D: nn.Module, layers: list[nn.Module], passes: deque[Features]) -> lis
         features.append(output)
 
     def finish(_module: nn.Module, _inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-        passes.append(features.copy())
+        passes[run.step.judging] = features.copy()
         features.clear()
 
     return [

@@ -1,17 +1,21 @@
 """Mixtures of Gaussians in the plane: data whose modes can be counted."""
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ganlab import History, Plugin, Verdict, hookimpl, write_png
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    History,
+    Plugin,
+    Run,
+    Verdict,
+    hookimpl,
+    write_png,
+)
 
 NUM_SAMPLES = 5000
 COVERED = 20  # samples near a centre
@@ -53,7 +57,7 @@ class GaussianMixture(Plugin):
         return centres[which] + spread * noise
 
     @hookimpl
-    def evaluate(self, run: "Run", generator: nn.Module) -> dict[str, float]:
+    def evaluate(self, run: Run, generator: nn.Module) -> dict[str, float]:
         batch = run.hook.sample_batch(batch_size=NUM_SAMPLES, device=run.device)
         with run.autocast():
             made = generator(batch.condition).double()

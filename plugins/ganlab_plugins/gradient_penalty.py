@@ -47,7 +47,7 @@ class GradientPenalty(Plugin):
             raise ValueError("one_sided changes nothing at target = 0; leave one of them out")
         return self
 
-    def doubts(self, others: Sequence[Plugin]) -> list[str]:
+    def warnings(self, others: Sequence[Plugin]) -> list[str]:
         if self.target == 0 or any(other.wants_bounded_slope for other in others):
             return []
         return [

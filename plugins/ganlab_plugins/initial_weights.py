@@ -1,15 +1,18 @@
 """Initial weights: training begins from a file instead of from chance."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 from torch import nn
 
-from ganlab import Plugin, RecipePath, fill_network, hookimpl, read_weights
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    Plugin,
+    RecipePath,
+    Run,
+    fill_network,
+    hookimpl,
+    read_weights,
+)
 
 
 class InitialWeights(Plugin):
@@ -31,7 +34,7 @@ class InitialWeights(Plugin):
     """File of the discriminator's weights."""
 
     @hookimpl(tryfirst=True)
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         if self.generator is None and self.discriminator is None:
             raise self.error("names no file; set generator or discriminator, or drop the plugin")
         if self.generator is not None:
@@ -39,7 +42,7 @@ class InitialWeights(Plugin):
         if self.discriminator is not None:
             self._fill(self._only_discriminator(run), self.discriminator, "discriminator")
 
-    def _only_discriminator(self, run: "Run") -> nn.Module:
+    def _only_discriminator(self, run: Run) -> nn.Module:
         if run.D is None:
             raise self.error(
                 "there is no discriminator (d_steps = 0); leave the option out", "discriminator"

@@ -1,27 +1,11 @@
 """KID: the unbiased distance between the Inception features of SR patches and of HR patches."""
 
-from typing import TYPE_CHECKING, Literal
+from torch import Tensor
 
-import torch
-from pydantic import Field, PrivateAttr
-from torch import Tensor, nn
-
-from ganlab import (
-    InceptionFeatures,
-    Plugin,
-    RecipePath,
-    hookimpl,
-    load_weights,
-    random_patches,
-    require_held_out,
-    weights_file,
-)
-
-if TYPE_CHECKING:
-    from ganlab import Judged, Run
+from ganlab import InceptionDistance
 
 
-class KID(Plugin):
+class KID(InceptionDistance):
     """Kernel Inception distance between patches of SR and of HR, at the same places.
 
         KID = mean over pairs i != j of k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(y_i, x_j)
@@ -39,42 +23,8 @@ class KID(Plugin):
     0.2 s a patch, half of them SR and half HR.
     """
 
-    patch: int = Field(128, ge=32, le=1024)
-    """Side of a patch in pixels; the network sees it resized to 299."""
-
-    num_patches: int = Field(256, ge=2)
-    """Patches of each kind."""
-
-    dims: Literal[64, 192, 768, 2048] = 2048
-    """Which features: 2048 as published, or an earlier layer's."""
-
-    weights: RecipePath | None = None
-    """The file weights-inception-2015-12-05-6726825d.pth; left out, that of the cache folder."""
-
-    _network: nn.Module | None = PrivateAttr(None)
-
-    @hookimpl
-    def run_start(self, run: "Run") -> None:
-        require_held_out(self, run, self.patch)
-        self._features_on(run.device)
-
-    @hookimpl
-    def evaluate(self, run: "Run", judged: "list[Judged]") -> dict[str, float]:
-        if not judged:
-            return {}
-        network = self._features_on(run.device)
-        pair = random_patches(self, judged, self.patch, self.num_patches)
-        sr, hr = (network(patches.to(run.device)).to("cpu", torch.float64) for patches in pair)
-        return {self.name: kernel_distance(sr, hr).item()}
-
-    def _features_on(self, device: torch.device) -> nn.Module:
-        """The network, loaded when first asked for: `ganlab eval` starts no run."""
-        if self._network is None:
-            network = InceptionFeatures(self.dims)
-            file = weights_file(network.file_name, self.weights)
-            load_weights(self, network, file, network.sha256, network.source)
-            self._network = network.to(device)
-        return self._network
+    def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
+        return kernel_distance(sr, hr)
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> Tensor:

@@ -1,16 +1,17 @@
 """Latent noise: the generator starts from random numbers, not from an image."""
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ganlab import Plugin, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    Plugin,
+    Run,
+    hookimpl,
+)
 
 
 class Latent(Plugin):
@@ -38,7 +39,7 @@ class Latent(Plugin):
         return noise.uniform_(-1, 1, generator=self.rng)
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         if run.held_out:
             raise self.error(
                 "leaves nothing of an image to enlarge, and the data holds out images to judge "

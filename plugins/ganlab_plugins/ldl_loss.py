@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import PrivateAttr
 from torch import Tensor, nn
 
-from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    NonNegativeSchedule,
+    Plugin,
+    Run,
+    Schedule,
+    hookimpl,
+)
 
 WINDOW = 7
 LEAST = 1e-12  # the fifth root has no finite slope at 0
@@ -41,15 +44,15 @@ class LDLLoss(Plugin):
     _precision: Callable[[], AbstractContextManager[Any]] | None = PrivateAttr(None)
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         # the average itself may not be there yet, so its maker is looked for
-        if len(run.hook.evaluation_generator.get_hookimpls()) < 2:
+        if not run.plugins_with("evaluation_generator"):
             raise self.error("compares with an averaged generator, and there is none; add ema")
         if len(run.real_shape) != 3 or min(run.real_shape[1:]) <= WINDOW // 2:
             raise self.error(f"needs images, and real samples are of shape {[*run.real_shape]}")
 
     @hookimpl
-    def iteration_start(self, run: "Run") -> None:
+    def iteration_start(self, run: Run) -> None:
         self._average = run.hook.evaluation_generator(generator=run.G)
         self._precision = run.autocast
         if self._average is run.G:

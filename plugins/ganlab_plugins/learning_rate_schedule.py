@@ -1,16 +1,18 @@
 """Learning rates that change over the run."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ganlab import Plugin, Schedule, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    Plugin,
+    Run,
+    Schedule,
+    hookimpl,
+)
 
 # what each kind needs, and what else it reads
 _NEEDS = {"constant": {"warmup"}, "linear": {"over"}, "cosine": {"over"}, "step": {"milestones"}}
@@ -106,13 +108,13 @@ class LearningRateSchedule(Plugin):
         return warm * decay.at(iteration)
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         for optimizer in _optimizers(run):
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", float(group["lr"]))
 
     @hookimpl
-    def iteration_start(self, run: "Run") -> None:
+    def iteration_start(self, run: Run) -> None:
         factor = self.factor_at(run.iteration)
         for optimizer in _optimizers(run):
             for group in optimizer.param_groups:
@@ -123,5 +125,5 @@ class LearningRateSchedule(Plugin):
                     group["lr"] = learning_rate
 
 
-def _optimizers(run: "Run") -> list[Optimizer]:
+def _optimizers(run: Run) -> list[Optimizer]:
     return [optimizer for optimizer in (run.G_optimizer, run.D_optimizer) if optimizer is not None]

@@ -1,16 +1,20 @@
 """LeCam regularisation: a discriminator's answers stay near the other side's running mean."""
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from ganlab import NonNegativeSchedule, Plugin, Schedule, discriminators, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    NonNegativeSchedule,
+    Plugin,
+    Run,
+    Schedule,
+    discriminators,
+    hookimpl,
+)
 
 
 class Lecam(Plugin):
@@ -40,7 +44,7 @@ class Lecam(Plugin):
     _active: Tensor = PrivateAttr(default_factory=lambda: torch.zeros(()))
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         unknown = torch.full((2,), torch.nan, device=run.device, dtype=run.dtype)
         self._means = {D: unknown.clone() for D in discriminators(run)}
         self._active = torch.zeros((), device=run.device, dtype=run.dtype)

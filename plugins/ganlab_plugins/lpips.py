@@ -1,6 +1,6 @@
 """LPIPS as a score: how different people would find two images."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, PrivateAttr
 from torch import Tensor
@@ -9,14 +9,12 @@ from ganlab import (
     LPIPSNetwork,
     Plugin,
     RecipePath,
+    Run,
     hookimpl,
     load_weights,
     to_float,
     weights_file,
 )
-
-if TYPE_CHECKING:
-    from ganlab import Run
 
 
 class LPIPS(Plugin):
@@ -41,14 +39,14 @@ class LPIPS(Plugin):
     _network: LPIPSNetwork | None = PrivateAttr(None)
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         network = self._on(run)  # now, so that a missing file is told before the training
         for name, image in run.held_out.items():
             _, height, width = image.shape
             cropped = 3, height - height % run.scale, width - width % run.scale
             network.check(self, cropped, f"the pixels of {name}")
 
-    def _on(self, run: "Run") -> LPIPSNetwork:
+    def _on(self, run: Run) -> LPIPSNetwork:
         """The network, made when first asked for: `ganlab eval` starts no run."""
         if self._network is None:
             network = LPIPSNetwork(self.network)
@@ -59,7 +57,7 @@ class LPIPS(Plugin):
         return self._network
 
     @hookimpl
-    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    def score_images(self, run: Run, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         a, b = (to_float(image).to(run.dtype).expand(-1, 3, -1, -1) for image in (sr, hr))
         network = self._on(run)
         network.check(self, (3, *hr.shape[-2:]), "held-out images")

@@ -1,6 +1,6 @@
 """LPIPS as a loss: a distance of images that was fitted to what people see."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, PrivateAttr
 from torch import Tensor
@@ -10,14 +10,12 @@ from ganlab import (
     NonNegativeSchedule,
     Plugin,
     RecipePath,
+    Run,
     Schedule,
     hookimpl,
     load_weights,
     weights_file,
 )
-
-if TYPE_CHECKING:
-    from ganlab import Run
 
 
 class LPIPSLoss(Plugin):
@@ -47,7 +45,7 @@ class LPIPSLoss(Plugin):
     _network: LPIPSNetwork | None = PrivateAttr(None)
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         network = LPIPSNetwork(self.network)
         network.check(self, run.real_shape, "real samples")
         file = weights_file(network.file_name, self.weights)

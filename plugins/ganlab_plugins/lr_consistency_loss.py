@@ -1,14 +1,18 @@
 """LR consistency: the generated image, shrunk, should be what the generator was shown."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl, resize
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    NonNegativeSchedule,
+    Plugin,
+    Run,
+    Schedule,
+    hookimpl,
+    resize,
+)
 
 
 class LRConsistencyLoss(Plugin):
@@ -30,7 +34,7 @@ class LRConsistencyLoss(Plugin):
     """Factor on this term."""
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         condition, real = run.condition_shape, run.real_shape
         if len(condition) != 3 or len(real) != 3 or condition[0] != real[0]:
             raise self.error(

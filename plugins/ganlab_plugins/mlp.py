@@ -2,15 +2,16 @@
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import nn
 
-from ganlab import Plugin, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    Plugin,
+    Run,
+    hookimpl,
+)
 
 Activation = Literal["relu", "leaky_relu"]
 
@@ -54,7 +55,7 @@ class MLP(Plugin):
         return nn.Sequential(*layers, nn.Unflatten(1, real_shape))
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         if run.held_out:
             raise self.error(
                 "makes samples of one size alone, so it cannot enlarge held-out images; take a "

@@ -1,15 +1,18 @@
 """Maximum mean discrepancy: a kernel two-sample test between patches of SR and of HR."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ganlab import Plugin, hookimpl, log_spectrum, random_patches, require_held_out
-
-if TYPE_CHECKING:
-    from ganlab import Judged, Run
+from ganlab import (
+    EvaluatedImage,
+    Plugin,
+    Run,
+    hookimpl,
+    log_spectrum,
+    random_patches,
+    require_held_out,
+)
 
 
 class MMD(Plugin):
@@ -38,15 +41,15 @@ class MMD(Plugin):
     """Relabellings drawn; the smallest p-value possible is 1 / (num_permutations + 1)."""
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         require_held_out(self, run, self.patch)
 
     @hookimpl
-    def evaluate(self, judged: "list[Judged]") -> dict[str, float]:
-        if not judged:
+    def evaluate(self, images: list[EvaluatedImage]) -> dict[str, float]:
+        if not images:
             return {}
-        sr, _ = random_patches(self, judged, self.patch, self.num_patches)
-        _, hr = random_patches(self, judged, self.patch, self.num_patches)
+        sr, _ = random_patches(self, images, self.patch, self.num_patches)
+        _, hr = random_patches(self, images, self.patch, self.num_patches)
         features = log_spectrum(torch.cat([sr, hr]))
         # of both kinds together, so that a relabelling changes nothing in the features
         features = features / features.std(0).clamp(min=1e-6)

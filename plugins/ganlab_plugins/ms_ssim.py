@@ -1,14 +1,16 @@
 """MS-SSIM: structural similarity at five sizes of the image."""
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganlab import Plugin, hookimpl, luma, require_held_out, ssim_maps
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    Plugin,
+    Run,
+    hookimpl,
+    luma,
+    require_held_out,
+    ssim_maps,
+)
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SMALLEST = 11 * 2 ** (len(WEIGHTS) - 1)  # the 11x11 window must fit after four halvings
@@ -30,11 +32,11 @@ class MSSSIM(Plugin):
     """
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         require_held_out(self, run, SMALLEST + 2 * run.scale)
 
     @hookimpl
-    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    def score_images(self, run: Run, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         shave, (height, width) = run.scale, sr.shape[-2:]
         if min(height, width) < SMALLEST + 2 * shave:
             raise self.error(

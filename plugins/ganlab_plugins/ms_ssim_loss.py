@@ -1,15 +1,17 @@
 """MS-SSIM loss: structural similarity at several sizes of the image."""
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl, ssim_maps
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    NonNegativeSchedule,
+    Plugin,
+    Run,
+    Schedule,
+    hookimpl,
+    ssim_maps,
+)
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW = 11
@@ -39,7 +41,7 @@ class MSSSIMLoss(Plugin):
     the paper's 5, 88 for 4, 44 for 3."""
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         smallest = WINDOW * 2 ** (self.scales - 1)
         if len(run.real_shape) != 3 or min(run.real_shape[1:]) < smallest:
             raise self.error(

@@ -1,7 +1,5 @@
 """NIQE: how far an image is from undistorted photographs, without a reference."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from ganlab import (
     Plugin,
     RecipePath,
+    Run,
     hookimpl,
     load_weights,
     luma,
@@ -20,9 +19,6 @@ from ganlab import (
     resize,
     weights_file,
 )
-
-if TYPE_CHECKING:
-    from ganlab import Run
 
 Floats = NDArray[np.float64]
 
@@ -62,12 +58,12 @@ class NIQE(Plugin):
     _model: nn.Module | None = PrivateAttr(None)
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         require_held_out(self, run, BLOCK + 2 * run.scale)
         self._photographs()
 
     @hookimpl
-    def score_images(self, run: "Run", sr: Tensor) -> dict[str, float]:
+    def score_images(self, run: Run, sr: Tensor) -> dict[str, float]:
         shave, (height, width) = run.scale, sr.shape[-2:]
         rows, columns = ((side - 2 * shave) // BLOCK for side in (height, width))
         if rows * columns < 2:

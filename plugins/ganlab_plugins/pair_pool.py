@@ -1,16 +1,18 @@
 """A pool of training pairs, so that the pairs of a batch were degraded differently."""
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from ganlab import Batch, Plugin, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    Batch,
+    Plugin,
+    Run,
+    hookimpl,
+)
 
 
 class PairPool(Plugin):
@@ -34,7 +36,7 @@ class PairPool(Plugin):
     _pool: list[Tensor] = PrivateAttr(default_factory=list)
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         batch_size = run.recipe.batch_size
         if self.size % batch_size:
             below = self.size // batch_size * batch_size

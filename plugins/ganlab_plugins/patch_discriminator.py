@@ -1,6 +1,6 @@
 """Patch discriminator: judges every patch of an image, not the image as a whole."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 from torch import nn
@@ -30,6 +30,8 @@ class PatchDiscriminator(Plugin):
     Several instances with `downsample` 1, 2 and 4 are the multi-scale discriminator of pix2pixHD
     (arXiv:1711.11585).
     """
+
+    without_batch_norm: ClassVar[str] = 'norm = "none"'
 
     width: int = Field(64, ge=1)
     """Channels after the first convolution."""

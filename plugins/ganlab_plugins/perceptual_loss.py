@@ -1,6 +1,6 @@
 """Perceptual loss: VGG19 should see the same in the generated image as in the real one."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import AfterValidator, Field, PrivateAttr
@@ -11,6 +11,7 @@ from ganlab import (
     NonNegativeSchedule,
     Plugin,
     RecipePath,
+    Run,
     Schedule,
     VGGFeatures,
     degradation,
@@ -18,9 +19,6 @@ from ganlab import (
     load_weights,
     weights_file,
 )
-
-if TYPE_CHECKING:
-    from ganlab import Run
 
 
 def _known(layers: dict[str, float]) -> dict[str, float]:
@@ -77,7 +75,7 @@ class PerceptualLoss(Plugin):
     _network: VGGFeatures | None = PrivateAttr(None)
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         network = VGGFeatures(list(self._factors()))
         network.check(self, run.real_shape, "real samples")
         file = weights_file(network.file_name, self.weights)

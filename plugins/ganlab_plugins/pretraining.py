@@ -1,15 +1,17 @@
 """Pretraining: the generator learns the content losses alone before the game begins."""
 
-from typing import TYPE_CHECKING
-
 from pluggy import HookCaller
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from ganlab import Batch, Plugin, Terms, generator_losses, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    Batch,
+    Plugin,
+    Run,
+    Terms,
+    generator_losses,
+    hookimpl,
+)
 
 
 class Pretraining(Plugin):
@@ -29,8 +31,8 @@ class Pretraining(Plugin):
     _content: HookCaller | None = PrivateAttr(None)
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
-        found = [impl.plugin for impl in run.content_loss.get_hookimpls()]
+    def run_start(self, run: Run) -> None:
+        found = [impl.plugin for impl in run.generator_loss.content.get_hookimpls()]
         content = [plugin for plugin in found if isinstance(plugin, Plugin)]
         if not content:
             raise self.error("there is no content loss to pretrain on; add one, such as pixel_loss")
@@ -52,14 +54,14 @@ class Pretraining(Plugin):
             )
 
     @hookimpl(tryfirst=True)
-    def discriminator_step(self, run: "Run") -> dict[str, Tensor] | None:
+    def discriminator_step(self, run: Run) -> dict[str, Tensor] | None:
         return {} if run.iteration < self.iterations else None
 
     @hookimpl(tryfirst=True)
-    def generator_step(self, run: "Run", batch: Batch) -> dict[str, Tensor] | None:
+    def generator_step(self, run: Run, batch: Batch) -> dict[str, Tensor] | None:
         if run.iteration >= self.iterations:
             return None
         return run.descend(run.G_optimizer, self._losses, batch)
 
-    def _losses(self, run: "Run", batch: Batch) -> Terms:
+    def _losses(self, run: Run, batch: Batch) -> Terms:
         return generator_losses(run, batch, adversarial=False, content=self._content)

@@ -1,15 +1,15 @@
 """Radial spectrum: how much power SR has at each spatial frequency, beside HR."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ganlab import Plugin, hookimpl, luma
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    Plugin,
+    Run,
+    hookimpl,
+    luma,
+)
 
 ROUNDING = 1 / 12  # variance of rounding to whole grey levels: the floor of any 8-bit spectrum
 
@@ -44,7 +44,7 @@ class RadialSpectrum(Plugin):
         return self
 
     @hookimpl
-    def score_images(self, run: "Run", sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    def score_images(self, run: Run, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         error = 10 * torch.log10(_radial_power(sr) / _radial_power(hr))
         frequency = torch.arange(1, len(error) + 1, device=error.device) / min(hr.shape[-2:])
         edges = (0.0, self.middle_from, self.high_from, 1.0)

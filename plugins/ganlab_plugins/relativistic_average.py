@@ -1,15 +1,18 @@
 """Relativistic average: an image should look more real than the other side does on average."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    NonNegativeSchedule,
+    Plugin,
+    Run,
+    Schedule,
+    hookimpl,
+)
 
 
 class RelativisticAverage(Plugin):
@@ -46,7 +49,7 @@ class RelativisticAverage(Plugin):
     """Factor on the generator's term; the discriminator's loss is not weighted."""
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         readers = [
             i.plugin for i in run.hook.labels.get_hookimpls() if isinstance(i.plugin, Plugin)
         ]

@@ -1,13 +1,15 @@
 """SSIM loss: the local means, contrasts and structures should agree."""
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl, ssim_maps
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    NonNegativeSchedule,
+    Plugin,
+    Run,
+    Schedule,
+    hookimpl,
+    ssim_maps,
+)
 
 WINDOW = 11
 
@@ -27,7 +29,7 @@ class SSIMLoss(Plugin):
     """Factor on this term, which lies in 0..2."""
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         if len(run.real_shape) != 3 or min(run.real_shape[1:]) < WINDOW:
             raise self.error(
                 f"needs images of at least {WINDOW} pixels a side, and real samples are of shape "

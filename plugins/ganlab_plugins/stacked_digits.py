@@ -1,16 +1,16 @@
 """Stacked digits: three digits in the three channels of an image, a thousand modes to count."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import PrivateAttr
 from torch import Tensor, nn
 
-from ganlab import Plugin, hookimpl, write_png
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    Plugin,
+    Run,
+    hookimpl,
+    write_png,
+)
 
 NUM_SAMPLES = 26_000
 NUM_DIGITS, NUM_MODES = 10, 1000
@@ -44,7 +44,7 @@ class StackedDigits(Plugin):
         return images[which]
 
     @hookimpl
-    def evaluate(self, run: "Run", generator: nn.Module) -> dict[str, float]:
+    def evaluate(self, run: Run, generator: nn.Module) -> dict[str, float]:
         batch = run.hook.sample_batch(batch_size=NUM_SAMPLES, device=run.device)
         with run.autocast():
             made = torch.cat([generator(part) for part in batch.condition.split(2000)])

@@ -1,13 +1,16 @@
 """Total variation: neighbouring pixels should be alike."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
+from ganlab import (
+    NonNegativeSchedule,
+    Plugin,
+    Run,
+    Schedule,
+    hookimpl,
+)
 
 
 class TotalVariation(Plugin):
@@ -29,7 +32,7 @@ class TotalVariation(Plugin):
     """Factor on this term; of the scale of natural images, it reads about 0.05 to 0.2."""
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         if len(run.real_shape) != 3 or min(run.real_shape[1:]) < 2:
             raise self.error(f"needs images, and real samples are of shape {[*run.real_shape]}")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -35,6 +35,8 @@ class VGGDiscriminator(Plugin):
     (arXiv:1607.06450) with a scale and a shift per channel. Before batch and instance norm
     convolutions have no bias. Torch's default initialisation.
     """
+
+    without_batch_norm: ClassVar[str] = 'norm = "none"'
 
     layout: Layout = "vgg"
     """Number and kernel of the convolutions, see above."""

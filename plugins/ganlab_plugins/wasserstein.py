@@ -22,7 +22,7 @@ class Wasserstein(Plugin):
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on the generator's term; the critic's loss is not weighted."""
 
-    def doubts(self, others: Sequence[Plugin]) -> list[str]:
+    def warnings(self, others: Sequence[Plugin]) -> list[str]:
         # a discriminator with `norm = "spectral"` bounds it too
         if any(o.bounds_slope or getattr(o, "norm", "") == "spectral" for o in others):
             return []

@@ -1,18 +1,18 @@
 """Weight clipping: every weight of the critic stays in a small box."""
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from ganlab import Plugin, discriminators, hookimpl
-
-if TYPE_CHECKING:
-    from ganlab import Run
-
-Losses = dict[str, Tensor]
+from ganlab import (
+    Losses,
+    Plugin,
+    Run,
+    discriminators,
+    hookimpl,
+)
 
 
 class WeightClipping(Plugin):
@@ -30,7 +30,7 @@ class WeightClipping(Plugin):
     """The paper's c: the largest absolute value of a parameter."""
 
     @hookimpl
-    def run_start(self, run: "Run") -> None:
+    def run_start(self, run: Run) -> None:
         for plugin in run.recipe.plugins.values():
             if plugin is not self and plugin.bounds_slope:
                 raise self.error(
@@ -40,7 +40,7 @@ class WeightClipping(Plugin):
 
     # outermost, so that it comes after the additional step of a lazy penalty too
     @hookimpl(wrapper=True, tryfirst=True)
-    def discriminator_step(self, run: "Run") -> Generator[None, Losses, Losses]:
+    def discriminator_step(self, run: Run) -> Generator[None, Losses, Losses]:
         losses = yield
         if losses:  # without losses D did not step
             with torch.no_grad():

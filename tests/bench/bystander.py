@@ -12,7 +12,7 @@ from ganlab import Plugin, hookimpl
 class Bystander(Plugin):
     """Takes part in every hook and changes nothing."""
 
-    shares_forward: ClassVar[bool | None] = True
+    share_forward: ClassVar[bool | None] = True
 
     writes: bool = False
     """Write to $GANLAB_TIMES: when the first iteration began and each ended, and peak memory."""

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ganlab.speed.device import keep_freed_memory
-from ganlab.engine import Run, assemble
+from ganlab.assembly import assemble
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
+from ganlab.speed.device import keep_freed_memory
 
 GAME = """\
 iterations = 1_000_000

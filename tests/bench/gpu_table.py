@@ -29,10 +29,12 @@ from typing import Any
 import torch
 from against_plain import PHOTOGRAPHS
 
-from ganlab.speed.device import begin_peak_memory, describe_environment, peak_memory, pick_device
-from ganlab.engine import Run, assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
+from ganlab.speed.device import begin_peak_memory, describe_environment, peak_memory, pick_device
 
 RECIPE = """\
 iterations = 1_000_000
@@ -176,13 +178,12 @@ def measure(cell: Cell, recipe: Path, device: torch.device, warm_ups: int, secon
     :param seconds: to be spent on the timing itself, in all rounds.
     """
     run = assemble(load_recipe(recipe), device)
-    cell.notes += run.notes
-    run.say = cell.notes.append
-    with run.fast.running():
+    with run.execution.running():
         timed(run, warm_ups)
         count = max(1, round(seconds / ROUNDS / timed(run, min(3, warm_ups))))
         cell.seconds = [timed(run, count) for _ in range(ROUNDS)]
         cell.data_seconds = timed_data(run, min(count, 50))
+    cell.notes += run.notes
     cell.peak = peak_memory(device)
     cell.reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
     if not all(weight.isfinite().all() for weight in run.G.parameters()):

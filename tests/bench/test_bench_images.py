@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ganlab import ImageStore, resize
-from ganlab.evaluation.scores import evaluating, judge_run
+from ganlab.evaluation.scores import eval_mode, evaluate_generator
 
 CPU = torch.device("cpu")
 BATCH = 16
@@ -74,7 +74,7 @@ def test_shrinking_a_batch(benchmark, shrink: Callable[[Tensor], Tensor]) -> Non
 def test_an_evaluation(benchmark, build) -> None:
     run = build()
     run.held_out = {str(number): noise(3, 96, 96) for number in range(4)}
-    with evaluating(run.G):
-        judge_run(run, run.G)  # the first one scores bicubic's answers too
-        figures, _, _ = benchmark(judge_run, run, run.G)
-    assert figures["psnr_y"] > 0
+    with eval_mode(run.G):
+        evaluate_generator(run, run.G)  # the first one scores bicubic's answers too
+        found = benchmark(evaluate_generator, run, run.G)
+    assert found.figures["psnr_y"] > 0

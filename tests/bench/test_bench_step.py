@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ganlab.engine import Run, iterate
+from ganlab.engine import iterate
+from ganlab.run import Run
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ganlab import Batch, hookimpl
-from ganlab.engine import assemble, iterate
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")
@@ -66,7 +67,7 @@ def test_ganlab_and_the_plain_loop_train_alike(
     file.write_text(RECIPE)
     options = [f"precision={precision}", f"share_forward={str(share).lower()}"]
     run = assemble(load_recipe(file, options), CPU)
-    assert run.D is not None and run.shares_forward is share
+    assert run.D is not None and run.share_forward is share
     torch.manual_seed(0)
     networks = [net.to(run.dtype) for net in (plain.SRResNet(8, 2), plain.vgg_discriminator(4, 32))]
     for mine, theirs in zip((run.G, run.D), networks, strict=True):

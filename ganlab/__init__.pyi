@@ -1,0 +1,72 @@
+"""The public names, for `from ganlab import ...`. `__init__.py` reads this list."""
+
+from .errors import Diverged as Diverged, GanlabError as GanlabError, RecipeError as RecipeError
+from .images.files import (
+    ImageError as ImageError,
+    cache_folder as cache_folder,
+    list_images as list_images,
+    read_image as read_image,
+    split_alpha as split_alpha,
+    write_png as write_png,
+)
+from .images.metrics import (
+    high_frequency_ratio as high_frequency_ratio,
+    luma as luma,
+    psnr as psnr,
+    ssim as ssim,
+    ssim_maps as ssim_maps,
+    stride_power as stride_power,
+)
+from .images.resampling import (
+    resize as resize,
+    resize_exact as resize_exact,
+    round_to_8_bits as round_to_8_bits,
+    to_float as to_float,
+    to_uint8 as to_uint8,
+)
+from .images.store import ImageStore as ImageStore
+from .monitoring.verdicts import History as History, Verdict as Verdict
+from .plugin import (
+    Batch as Batch,
+    EvaluatedImage as EvaluatedImage,
+    Losses as Losses,
+    Plugin as Plugin,
+    RecipePath as RecipePath,
+    hookimpl as hookimpl,
+)
+from .run import Progress as Progress, Run as Run, Terms as Terms, discriminators as discriminators
+from .schedule import NonNegativeSchedule as NonNegativeSchedule, Schedule as Schedule
+from .steps import (
+    discriminator_losses as discriminator_losses,
+    generator_losses as generator_losses,
+    images_for_discriminator as images_for_discriminator,
+)
+from .toolbox.adaptive import AdaptiveProbability as AdaptiveProbability
+from .toolbox.inception import (
+    InceptionDistance as InceptionDistance,
+    InceptionFeatures as InceptionFeatures,
+)
+from .toolbox.patches import (
+    log_spectrum as log_spectrum,
+    random_patches as random_patches,
+    require_held_out as require_held_out,
+)
+from .toolbox.penalties import (
+    FiniteDifferencePenalty as FiniteDifferencePenalty,
+    LazyPenalty as LazyPenalty,
+    PatchReduce as PatchReduce,
+    input_gradient as input_gradient,
+)
+from .toolbox.perceptual import (
+    DISTSNetwork as DISTSNetwork,
+    LPIPSNetwork as LPIPSNetwork,
+    VGGFeatures as VGGFeatures,
+)
+from .toolbox.weights import (
+    fill_network as fill_network,
+    load_weights as load_weights,
+    read_weights as read_weights,
+    weights_file as weights_file,
+)
+
+__version__: str

@@ -1,0 +1,213 @@
+"""Plugins registered on the hooks, and what a set of plugins must satisfy to be an experiment."""
+
+import copy
+
+import pluggy
+import torch
+from pluggy import HookImpl, PluginManager
+from torch import Tensor, nn
+
+from ganlab import hookspecs
+from ganlab.errors import RecipeError
+from ganlab.plugin import Plugin
+from ganlab.recipe.file import did_you_mean
+from ganlab.recipe.model import Recipe
+
+_ONE = ("make_generator", "sample_real")
+_WITH_D = ("make_discriminator", "discriminator_loss")
+_AT_MOST_ONE = ("make_optimizer", "sample_batch")
+_ONLY_WITH_D = (*_WITH_D, "penalty", "labels", "augment", "discriminator_step")
+CHAINED = ("degrade", "augment", "labels", "evaluation_generator")
+
+
+def register(recipe: Recipe, *defaults: object) -> PluginManager:
+    """A plugin manager of its own for this recipe, the engine's defaults first.
+
+    :raises RecipeError: when a plugin does not fit the contract or the set is no experiment.
+    """
+    manager = PluginManager("ganlab")
+    manager.add_hookspecs(hookspecs)
+    for number, default in enumerate(defaults, 1):
+        manager.register(default, name=f"engine {number}")
+    for name, plugin in recipe.plugins.items():
+        try:
+            manager.register(plugin, name=name)
+        except pluggy.PluginValidationError as error:
+            fault = str(error).replace("\n", " ")
+            raise plugin.error(f"it does not fit the hooks: {fault}") from None
+    _check_names(manager)
+    _check_slots(manager, recipe)
+    _check_chains(manager)
+    _check_reach(manager, recipe)
+    return manager
+
+
+def implementations(manager: PluginManager, hook: str) -> list[tuple[Plugin, HookImpl]]:
+    """The plugins that implement a hook, the engine's own answer left out."""
+    caller = getattr(manager.hook, hook)
+    return [(i.plugin, i) for i in caller.get_hookimpls() if isinstance(i.plugin, Plugin)]
+
+
+def providers(manager: PluginManager, hook: str) -> list[Plugin]:
+    """The plugins that answer a hook and do not merely wrap another's answer, in recipe order."""
+    return [plugin for plugin, impl in implementations(manager, hook) if not impl.wrapper]
+
+
+def adversarial(manager: PluginManager) -> list[tuple[Plugin, HookImpl]]:
+    """The generator losses that read logits."""
+    return [
+        (plugin, impl)
+        for plugin, impl in implementations(manager, "generator_loss")
+        if {"fake_logits", "real_logits"} & set(impl.argnames)
+    ]
+
+
+def _check_names(manager: PluginManager) -> None:
+    """A misspelt hook would never be called, and nothing would say so."""
+    callers = list(vars(manager.hook).values())
+    for caller in callers:
+        if not caller.has_spec():
+            known = [other.name for other in callers if other.has_spec()]
+            plugin, _ = implementations(manager, caller.name)[0]
+            raise plugin.error(
+                f"no hook is named '{caller.name}'{did_you_mean(caller.name, known)}"
+            )
+
+
+def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
+    """Exactly one plugin in each slot that a run needs, and none that could have no effect."""
+    with_d = recipe.d_steps > 0
+    if not with_d and recipe.num_discriminators != 1:
+        raise RecipeError(
+            f"{recipe.file}: num_discriminators = {recipe.num_discriminators} has no effect: "
+            "d_steps is 0, so there is no discriminator; leave it out"
+        )
+    if recipe.first == "generator" and (recipe.d_steps, recipe.g_steps) != (1, 1):
+        raise RecipeError(
+            f'{recipe.file}: first = "generator" takes one step each on one batch; here d_steps = '
+            f"{recipe.d_steps} and g_steps = {recipe.g_steps}; set both to 1, or leave it out"
+        )
+    if recipe.batch_size % recipe.accumulate:
+        raise RecipeError(
+            f"{recipe.file}: accumulate = {recipe.accumulate} cuts a batch into equal parts, and "
+            f"batch_size = {recipe.batch_size} has none such; choose a divisor of it"
+        )
+    required = (*_ONE, *(_WITH_D if with_d else ()))
+    for hook in (*required, *_AT_MOST_ONE):
+        wanted = recipe.num_discriminators if hook == "make_discriminator" and with_d else 1
+        names = [plugin.name for plugin in providers(manager, hook)]
+        exactly = "exactly" if hook in required else "at most"
+        count = "one plugin" if wanted == 1 else f"{wanted} plugins"
+        rule = f"{recipe.file}: {exactly} {count} must provide {hook}"
+        if len(names) < wanted and hook in required:
+            why = " because d_steps is more than 0" if hook in _WITH_D and wanted == 1 else ""
+            here = f"here {_all_do(names)}" if names else "none does"
+            raise RecipeError(
+                f"{rule}{why}; {here}. `ganlab plugins --hook {hook}` lists those that can"
+            )
+        if len(names) > wanted:
+            train = ""
+            if hook == "make_discriminator":
+                train = f", or train against all of them with `num_discriminators = {len(names)}`"
+            raise RecipeError(
+                f"{rule}; here {_all_do(names)}. Drop one with `{names[0]} = false`{train}"
+            )
+    if not with_d:
+        for hook in _ONLY_WITH_D:
+            for plugin, _ in implementations(manager, hook):
+                raise plugin.error(
+                    f"has no effect without a discriminator (it provides {hook}, and d_steps is "
+                    f"0); set d_steps = 1, or drop {plugin.name}"
+                )
+
+
+def _all_do(names: list[str]) -> str:
+    return " and ".join(names) + {1: " alone does", 2: " both do"}.get(len(names), " all do")
+
+
+def _check_chains(manager: PluginManager) -> None:
+    for hook in CHAINED:
+        for plugin, impl in implementations(manager, hook):
+            if not impl.wrapper:
+                raise plugin.error(
+                    f"{hook} is chained: write it as @hookimpl(wrapper=True), with `x = yield`"
+                )
+
+
+def _check_reach(manager: PluginManager, recipe: Recipe) -> None:
+    """The generator has a loss, and labels have a reader."""
+    losses = implementations(manager, "generator_loss")
+    with_logits = adversarial(manager)
+    if not losses:
+        raise RecipeError(f"{recipe.file}: no plugin provides generator_loss: nothing trains it")
+    if recipe.d_steps == 0 and with_logits:
+        plugin, _ = with_logits[0]
+        raise plugin.error("reads the discriminator's logits, and d_steps is 0; set d_steps = 1")
+    if recipe.d_steps > 0 and not with_logits:
+        raise RecipeError(
+            f"{recipe.file}: a discriminator is trained (d_steps = {recipe.d_steps}), but no "
+            "generator loss reads its logits; add one, such as bce, or set d_steps = 0"
+        )
+    if recipe.d_steps == 0:
+        return
+    losses = implementations(manager, "discriminator_loss")
+    loss, impl = next((plugin, impl) for plugin, impl in losses if not impl.wrapper)
+    if not {"real_label", "fake_label"} & set(impl.argnames):
+        for plugin, _ in implementations(manager, "labels"):
+            raise plugin.error(
+                f"changes the labels, which {loss.name} does not read; remove one of the two"
+            )
+
+
+def warnings_of(recipe: Recipe) -> list[str]:
+    """What is allowed in a recipe, but probably a mistake; each begins with the plugin's name."""
+    plugins = list(recipe.plugins.values())
+    return [
+        f"{plugin.name} {warning}"
+        for plugin in plugins
+        for warning in plugin.warnings([other for other in plugins if other is not plugin])
+    ]
+
+
+def check_images(recipe: Recipe, samples: Tensor) -> None:
+    """Refuse a plugin that is for images where the data's samples are something else."""
+    for plugin in recipe.plugins.values():
+        if plugin.images_only and samples.dim() != 4:
+            raise plugin.error(
+                f"is for images, and a sample of this data is {[*samples.shape[1:]]}; drop it"
+            )
+
+
+def check_sample_independence(
+    recipe: Recipe, owner: Plugin, discriminator: nn.Module, images: Tensor
+) -> None:
+    """Refuse a per-sample penalty on a discriminator that mixes the images of a batch.
+
+    Measured, not guessed: on a probe batch, the gradient of one image's logits with respect to
+    the other images must be zero. So it holds for anybody's discriminator.
+
+    :param owner: the plugin that made the discriminator.
+    :param images: at least two.
+    """
+    demanding = [plugin for plugin in recipe.plugins.values() if plugin.per_sample]
+    if not demanding:
+        return
+    probe = copy.deepcopy(discriminator).train()  # batch norm would move its running statistics
+    for parameter in probe.parameters():
+        # a layer that begins at zero would hide what is before it
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    images = images.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(probe(images)[0].sum(), images)
+    if not gradient[1:].any():
+        return
+    norms = [m for m in discriminator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    what = (
+        f"without batch norm, and {owner.name} has {len(norms)} such layers"
+        if norms
+        else (
+            f"that judges each image alone, and in {owner.name} an image changes another's logits"
+        )
+    )
+    setting = owner.without_batch_norm
+    remedy = f"; set {owner.name}.{setting}." if setting else "."
+    raise demanding[0].error(f"{demanding[0].name} needs a discriminator {what}{remedy}")

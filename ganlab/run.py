@@ -1,0 +1,284 @@
+"""`Run`: what the steps and the plugins see of a run, and how one optimizer step is taken."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from pluggy import HookCaller, HookRelay, PluginManager
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ganlab.errors import RecipeError
+from ganlab.plugin import Batch, Losses, Plugin
+from ganlab.recipe.model import Recipe
+from ganlab.runs.folder import RunFolder
+from ganlab.shared_forward import Cut, Pass
+from ganlab.speed.device import autocast
+from ganlab.streams import Streams
+
+Value = TypeVar("Value")
+Observer = Callable[[str, nn.Module, Losses], AbstractContextManager[Losses]]
+"""Looks at an optimizer step: from the role ("G" or "D"), the network and the losses to a context.
+The context is entered before the backward pass, left after the step, and gives what is logged."""
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+
+
+class Terms(NamedTuple):
+    """What a step computes on a batch: the losses to descend, and values that are only logged."""
+
+    losses: Losses
+    logged: Losses = {}
+    cut: Cut | None = None
+    """Set by `generator_losses` when D's pass is shared with the D step."""
+
+
+LossesOf = Callable[["Run", Batch], Terms]
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come: what a checkpoint stores beside networks, optimizers and plugins."""
+
+    iteration: int = 0
+    """Iterations completed; during an iteration, its number, counted from 0."""
+    best: tuple[int, float] | None = None
+    """Iteration and figure of the best evaluation so far."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Figures of the last evaluation."""
+    bicubic: dict[str, float] = field(default_factory=dict)
+    """The same figures of bicubic enlargement, once evaluated."""
+    game_began: int | None = None
+    """The iteration of D's first step."""
+
+
+@dataclass(slots=True)
+class StepState:
+    """What is true during one step only; the loop sets it before each step."""
+
+    observer: Observer | None = None
+    """Looks at this step between its losses and its end, in a watched iteration."""
+    share_forward: bool = False
+    """Whether D's pass over G's images in the G step serves the D step too."""
+    passes: list[Pass] = field(default_factory=list)
+    """What the G step of this iteration left for its D step."""
+    judging: Literal["real", "fake", ""] = ""
+    """Which images D is judging at this moment."""
+
+
+class GeneratorLoss(NamedTuple):
+    """The hook `generator_loss` in two parts."""
+
+    content: HookCaller
+    """Of the plugins that read no logits."""
+    adversarial: HookCaller
+    """Of the plugins that read logits."""
+
+
+@dataclass(slots=True)
+class Run:
+    """All that a run is made of. Event hooks receive it; tensor hooks never do.
+
+    A plugin may read everything here. It may change what it made itself, and take optimizer steps
+    through `descend`.
+    """
+
+    recipe: Recipe
+    device: torch.device
+    streams: Streams
+    folder: RunFolder | None = None
+    """Where results are written; None in a run that keeps nothing, such as a check."""
+    manager: PluginManager = field(init=False, repr=False)
+    generator_loss: GeneratorLoss = field(init=False)
+    condition_shape: tuple[int, ...] = field(init=False)
+    """Of one sample of what G sees: (C, h, w)."""
+    real_shape: tuple[int, ...] = field(init=False)
+    """Of one real sample: (C, H, W)."""
+    G: nn.Module = field(init=False)
+    G_optimizer: Optimizer = field(init=False)
+    D: nn.Module | None = None
+    """A ModuleList when the recipe has several discriminators; None when it has none."""
+    D_optimizer: Optimizer | None = None
+    held_out: dict[str, Tensor] = field(default_factory=dict)
+    """The images for evaluation: name -> uint8 [C, H, W]."""
+    execution: "Eager" = field(default_factory=lambda: Eager())
+    """How optimizer steps are carried out: as written, compiled, or captured as CUDA graphs."""
+    share_forward: bool = False
+    """Whether one pass of D serves both steps of an iteration that is not watched."""
+    progress: Progress = field(default_factory=Progress)
+    step: StepState = field(default_factory=StepState)
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of how this run is carried out. `ganlab run` prints each once."""
+
+    @property
+    def hook(self) -> HookRelay:
+        """The hooks: `run.hook.degrade(images=...)` asks the plugins."""
+        return self.manager.hook
+
+    @property
+    def iteration(self) -> int:
+        """Iterations completed; during an iteration, its number, counted from 0."""
+        return self.progress.iteration
+
+    @iteration.setter
+    def iteration(self, number: int) -> None:
+        self.progress.iteration = number
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and images: float32, or float64 where the recipe asks for it."""
+        return _DTYPES[self.recipe.precision]
+
+    @property
+    def scale(self) -> int:
+        """How many times larger G makes an image."""
+        return self.real_shape[-1] // self.condition_shape[-1]
+
+    @property
+    def reads_real_logits(self) -> bool:
+        """Whether a generator loss reads the logits of the real images."""
+        losses = self.generator_loss.adversarial.get_hookimpls()
+        return any("real_logits" in loss.argnames for loss in losses)
+
+    @property
+    def judges_by_sign(self) -> bool:
+        """Whether the sign of a logit is D's decision between real and fake."""
+        return any(plugin.judges_by_sign for plugin in self.plugins_with("discriminator_loss"))
+
+    def plugins_with(self, hook: str) -> list[Plugin]:
+        """The plugins that implement a hook, in recipe order; the engine itself is left out."""
+        found = getattr(self.hook, hook).get_hookimpls()
+        return [impl.plugin for impl in found if isinstance(impl.plugin, Plugin)]
+
+    def generator_losses_of(self, plugins: Iterable[Plugin]) -> HookCaller:
+        """The hook `generator_loss` of these plugins only."""
+        kept = list(plugins)
+        others = [plugin for plugin in self.plugins_with("generator_loss") if plugin not in kept]
+        return self.manager.subset_hook_caller("generator_loss", others)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context of the precision in which networks run."""
+        return autocast(self.recipe.precision, self.device)
+
+    def network(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What to call for a network's answer in a step: the network, or its compiled form."""
+        return self.execution.network(module)
+
+    def descend(self, optimizer: Optimizer | None, losses: LossesOf, batch: Batch) -> Losses:
+        """Take one optimizer step down the sum of the losses. Steps are taken only here.
+
+        :param losses: from the run and a batch to `Terms`, such as `generator_losses`. Give the
+            same function at every step: it is captured once and replayed where the device allows.
+        :returns: the losses, detached; what else is to be logged; in a watched step also what its
+            observer saw.
+        """
+        assert optimizer is not None
+        update = Update("D" if optimizer is self.D_optimizer else "G", losses)
+        if update.role == "D" and self.progress.game_began is None:
+            self.progress.game_began = self.iteration
+        if self.step.observer:
+            found = update(self, batch)
+        else:
+            found = self.execution.take(self, update, batch)
+        if update.role == "D":
+            self.step.passes.clear()  # D has changed
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One optimizer step of one network. Calling it takes the step as it is written."""
+
+    role: Literal["G", "D"]
+    losses: LossesOf
+
+    def module(self, run: Run) -> nn.Module:
+        module = run.G if self.role == "G" else run.D
+        assert module is not None
+        return module
+
+    def optimizer(self, run: Run) -> Optimizer:
+        optimizer = run.G_optimizer if self.role == "G" else run.D_optimizer
+        assert optimizer is not None
+        return optimizer
+
+    def parameters(self, run: Run) -> list[Tensor]:
+        return [p for p in self.module(run).parameters() if p.requires_grad]
+
+    def __call__(self, run: Run, batch: Batch) -> Losses:
+        """Losses, backward and step, in the recipe's `accumulate` parts of the batch.
+
+        :returns: as of `Run.descend`; means over the parts.
+        """
+        module, optimizer, parameters = self.module(run), self.optimizer(run), self.parameters(run)
+        parts = batch.parts(run.recipe.accumulate)
+        found: list[Losses] = []
+        seen: Losses = {}
+        optimizer.zero_grad(set_to_none=True)
+        with ExitStack() as observing:
+            for part in parts:
+                terms = self.losses(run, part)
+                if run.step.observer and not found:  # of several parts the first is enough
+                    observer = run.step.observer(self.role, module, terms.losses)
+                    seen = observing.enter_context(observer)
+                total = torch.stack(list(terms.losses.values())).sum()
+                total = total / len(parts) if len(parts) > 1 else total
+                if terms.cut:
+                    terms.cut.backward(total, parameters)
+                else:
+                    total.backward(inputs=parameters, retain_graph=run.execution.keeps_graphs)
+                found.append({n: v.detach() for n, v in (terms.losses | terms.logged).items()})
+            optimizer.step()
+            # not kept for the other network's step: the peak of memory is lower
+            optimizer.zero_grad(set_to_none=True)
+        return mean(found) | seen
+
+
+class Eager:
+    """Optimizer steps carried out as they are written. `speed/` has the quicker ways."""
+
+    keeps_graphs = False
+    """Whether a backward pass keeps the graph, so that it can be recorded once and used again."""
+
+    def network(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What to call for the network's answer in a step."""
+        return module
+
+    def running(self) -> AbstractContextManager[Any]:
+        """Context of the whole training."""
+        return nullcontext()
+
+    def take(self, run: Run, update: Update, batch: Batch) -> Losses:
+        """Take a step."""
+        return update(run, batch)
+
+
+def discriminators(run: Run) -> list[nn.Module]:
+    """The one discriminator, or each of several; empty in a run without."""
+    if run.D is None:
+        return []
+    return list(run.D) if isinstance(run.D, nn.ModuleList) else [run.D]
+
+
+def mean(several: Sequence[Losses]) -> Losses:
+    """The mean of each term over several discriminators, or over several parts of a batch."""
+    if len(several) == 1:
+        return several[0]
+    return {name: torch.stack([one[name] for one in several]).mean() for name in several[0]}
+
+
+def merged(run: Run, answers: Iterable[dict[str, Value]]) -> dict[str, Value]:
+    """The answers of several plugins as one dict.
+
+    :raises RecipeError: when two of them use one name.
+    """
+    result: dict[str, Value] = {}
+    for answer in answers:
+        if twice := result.keys() & answer.keys():
+            raise RecipeError(
+                f"{run.recipe.file}: two plugins returned {', '.join(sorted(twice))}; give one "
+                "another name in the recipe, or build the name from self.name"
+            )
+        result |= answer
+    return result

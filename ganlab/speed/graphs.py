@@ -1,0 +1,235 @@
+"""Optimizer steps captured as CUDA graphs, and replayed."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ganlab.plugin import Batch, Losses
+from ganlab.run import Eager, Run, Update
+from ganlab.shared_forward import Pass
+from ganlab.speed.trial import InTheWayError, tried
+
+WARM_UPS = (
+    3  # steps as they are written before one is captured: by then all that is made once is there
+)
+MOST_GRAPHS = 16  # a recipe has two to five updates; more come of a function made anew each time
+Answer = TypeVar("Answer")
+
+
+class Recorder(Protocol):
+    """What records the work of a function, to be done again without the function."""
+
+    def running(self) -> AbstractContextManager[Any]: ...
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """Within it, what no recorder could record raises."""
+
+    def record(
+        self, function: Callable[[], Answer], generators: Sequence[torch.Generator]
+    ) -> tuple[Answer, Callable[[], None]]:
+        """What the function returned, and a function that makes its tensors anew in place.
+
+        When the function raises, all that was recorded before is of no more use.
+        """
+
+
+class CudaRecorder:
+    """CUDA graphs, captured on a stream of their own, all in one pool of memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = _stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        # all of training on this stream: the backward pass runs on that of the forward pass
+        before = torch.cuda.current_stream(self._stream.device)
+        benchmark = torch.backends.cudnn.benchmark
+        # shapes are fixed; but what is found to be quick differs from run to run
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+        self._stream.wait_stream(before)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            before.wait_stream(self._stream)
+            torch.backends.cudnn.benchmark = benchmark
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        before = torch.cuda.get_sync_debug_mode()
+        _set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            _set_sync_debug_mode(before)
+
+    def record(
+        self, function: Callable[[], Answer], generators: Sequence[torch.Generator]
+    ) -> tuple[Answer, Callable[[], None]]:
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        try:
+            # thread_local: a checkpoint may be on its way to the disk in another thread
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                answer = function()
+        except Exception:
+            self._clear_up(generators)
+            raise
+        return answer, graph.replay
+
+    def _clear_up(self, generators: Sequence[torch.Generator]) -> None:
+        """Undo what torch leaves behind when a capture fails (2.11: all of it)."""
+        device = self._stream.device
+        with suppress(RuntimeError):  # when torch has done it itself
+            torch._C._cuda_endAllocateToPool(device.index, self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
+        for generator in (torch.cuda.default_generators[device.index], *generators):
+            # its state believes for good that it is being captured
+            generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all runs of a process: cuBLAS keeps 32 MiB for each stream that it has seen."""
+    return torch.cuda.Stream(device)
+
+
+def _set_sync_debug_mode(mode: int | str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A captured update, and the tensors that its replay fills."""
+
+    replay: Callable[[], None]
+    names: tuple[str, ...]
+    values: Tensor
+    passes: tuple[Pass, ...]
+
+
+class Graphs(Eager):
+    """Each update captured once, losses, backward and optimizer step, and replayed from then on.
+
+    Batches are copied into memory that stays. Watched steps, evaluations and all event hooks are
+    never captured.
+    """
+
+    keeps_graphs = True
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._batches: dict[tuple[torch.Size, torch.Size], Batch] = {}
+        self._filled_from: Batch | None = None
+        self._prepared: set[int] = set()
+        self._calls: Counter[Update] = Counter()
+        self._refused: set[Update] = set()
+        self._recorded: dict[tuple[Update, int, int], Recorded] = {}
+        self._given_up = False
+
+    def running(self) -> AbstractContextManager[Any]:
+        return self._recorder.running()
+
+    def take(self, run: Run, update: Update, batch: Batch) -> Losses:
+        batch = self._in_place(batch)
+        if self._given_up:
+            return update(run, batch)
+        passed = next((one for one in run.step.passes if one.is_of(batch)), None)
+        key = (update, id(batch), id(passed))
+        if recorded := self._recorded.get(key):
+            return _replayed(run, recorded)
+        if update in self._refused:
+            return update(run, batch)
+        self._calls[update] += 1
+        try:
+            self._prepare(update.optimizer(run))
+            if self._calls[update] <= WARM_UPS or not all(map(self._is_ours, run.step.passes)):
+                return update(run, batch)
+            if len(self._recorded) == MOST_GRAPHS:
+                raise InTheWayError(f"{MOST_GRAPHS} graphs are captured already")
+            self._recorded[key], losses = self._record(run, update, batch)
+            return losses
+        except InTheWayError as reason:
+            self._refused.add(update)
+            what = "no step is" if self._given_up else f"{update.role}'s step is not"
+            run.notes.append(f"{what} captured as a graph: {reason}")
+            return update(run, batch)
+
+    def _is_ours(self, passed: Pass) -> bool:
+        return any(passed in recorded.passes for recorded in self._recorded.values())
+
+    def _in_place(self, batch: Batch) -> Batch:
+        shape = (batch.real.shape, batch.condition.shape)
+        if shape not in self._batches:
+            self._batches[shape] = Batch(batch.real.clone(), batch.condition.clone())
+        mine = self._batches[shape]
+        if batch is not self._filled_from:  # both steps may have the same one
+            mine.real.copy_(batch.real)
+            mine.condition.copy_(batch.condition)
+            self._filled_from = batch
+        return mine
+
+    def _prepare(self, optimizer: Optimizer) -> None:
+        """Have the optimizer keep on the device what a replay must find there."""
+        if id(optimizer) in self._prepared:
+            return
+        for group in optimizer.param_groups:
+            if "capturable" not in group:
+                raise InTheWayError(f"{type(optimizer).__name__} has no capturable form")
+            device = group["params"][0].device
+            # as the fused kernels read it
+            dtype = torch.float32 if device.type == "cuda" else torch.float64
+            group["lr"] = torch.tensor(float(group["lr"]), device=device, dtype=dtype)
+            group["capturable"] = device.type == "cuda"
+            for parameter in group["params"]:
+                state = optimizer.state.get(parameter, {})
+                if "step" in state:
+                    state["step"] = state["step"].to(device)
+        self._prepared.add(id(optimizer))
+
+    def _record(self, run: Run, update: Update, batch: Batch) -> tuple[Recorded, Losses]:
+        def plain() -> Losses:
+            with self._recorder.watching(), run.streams.host_draws_refused():
+                return update(run, batch)
+
+        def whole() -> tuple[tuple[str, ...], Tensor]:
+            losses = update(run, batch)
+            return tuple(losses), torch.stack([value.double() for value in losses.values()])
+
+        found: list[Recorded] = []
+
+        def captured() -> Losses:
+            generators = run.streams.on_device()
+            try:
+                with run.streams.host_draws_refused():
+                    (names, values), replay = self._recorder.record(whole, generators)
+            except Exception:
+                self._given_up = True
+                self._recorded.clear()
+                raise
+            found.append(Recorded(replay, names, values, tuple(run.step.passes)))
+            return _replayed(run, found[0])
+
+        losses = tried(run, update, plain, captured)
+        return found[0], losses
+
+
+def _replayed(run: Run, recorded: Recorded) -> Losses:
+    recorded.replay()
+    run.step.passes[:] = recorded.passes
+    # one copy, since the next replay writes over them
+    return dict(zip(recorded.names, recorded.values.clone().unbind(), strict=True))

@@ -1,0 +1,103 @@
+"""A quicker way to take an optimizer step, tried beside the step as it is written."""
+
+import copy
+import linecache
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ganlab.plugin import Losses, Plugin
+from ganlab.run import Run, Update
+
+TOLERANCE = 0.02  # of the length of a step: bfloat16 and other kernels stay well below
+
+
+class InTheWayError(Exception):
+    """Why a step cannot be taken the quicker way."""
+
+
+def tried(
+    run: Run, update: Update, plain: Callable[[], Losses], quick: Callable[[], Losses]
+) -> Losses:
+    """Take a step the quick way, when it is the step that the plain way takes from here.
+
+    :raises InTheWayError: when either raises or they differ; all is then as it was before.
+    """
+    before = Snapshot(run)
+    parameters = update.parameters(run)
+    start = [p.detach().clone() for p in parameters]
+    try:
+        plain()
+        wanted = [p.detach().clone() for p in parameters]
+        before.restore()
+        losses = quick()
+    except Exception as error:  # what torch raises here has no common base
+        before.restore()
+        raise InTheWayError(culprit(error)) from error
+    apart = _distance(parameters, wanted) / max(_distance(start, wanted), 1e-30)
+    if not apart <= TOLERANCE:
+        before.restore()
+        raise InTheWayError(f"the weights would move otherwise, by {apart:.2g} of a step")
+    return losses
+
+
+def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    with torch.no_grad():
+        squares = [(a - b).double().square().sum() for a, b in zip(some, others, strict=True)]
+        return torch.stack(squares).sum().sqrt().item()
+
+
+def culprit(error: BaseException) -> str:
+    """What raised, in one line: the innermost plugin at work, the message, the plugin's line."""
+    plugin = line = ""
+    cause: BaseException | None = error
+    while cause and not plugin:  # a capture that ends because of an error raises another
+        for frame, number in traceback.walk_tb(cause.__traceback__):
+            if isinstance(owner := frame.f_locals.get("self"), Plugin):
+                plugin = f"{owner.name}: "
+                line = f" ({linecache.getline(frame.f_code.co_filename, number).strip()})"
+                error = cause
+        cause = cause.__context__
+    error = getattr(error, "inner_exception", error)  # what torch's compiler wraps
+    message = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"{plugin}{message}{line}"
+
+
+class Snapshot:
+    """All that an update may change, to be put back in place: the memory stays where it is."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        modules = [module for module in (run.G, run.D) if module is not None]
+        self._tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+        self._optimizers = [o for o in (run.G_optimizer, run.D_optimizer) if o is not None]
+        states = [state for o in self._optimizers for state in o.state.values()]
+        self._tensors += [t for state in states for t in state.values() if isinstance(t, Tensor)]
+        self._copies = [t.detach().clone() for t in self._tensors]
+        # a shared pass remembers the versions of D's weights, and will see the same values again
+        self._versions = torch.autograd._unsafe_preserve_version_counter(tuple(self._tensors))
+        self._begun = [bool(optimizer.state) for optimizer in self._optimizers]
+        self._plugins = {
+            name: copy.deepcopy(plugin.state_dict())
+            for name, plugin in run.recipe.plugins.items()
+            if hasattr(plugin, "state_dict")
+        }
+        self._random = run.streams.state()
+        self._passes = list(run.step.passes)
+
+    def restore(self) -> None:
+        run = self._run
+        with torch.no_grad(), self._versions:
+            for tensor, saved in zip(self._tensors, self._copies, strict=True):
+                tensor.copy_(saved)
+        for optimizer, begun in zip(self._optimizers, self._begun, strict=True):
+            if not begun:
+                optimizer.state.clear()
+        for name, state in self._plugins.items():
+            plugin: Any = run.recipe.plugins[name]
+            plugin.load_state_dict(copy.deepcopy(state))
+        run.streams.set_state(self._random)
+        run.step.passes[:] = self._passes

@@ -1,0 +1,28 @@
+"""For the tests of a plugin: `from ganlab.testing import seeded`."""
+
+from typing import TypeVar
+
+import torch
+
+from ganlab.plugin import Plugin
+from ganlab.streams import Streams
+
+AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
+
+
+def seeded(
+    plugin: AnyPlugin, seed: int = 0, *moment: object, device: torch.device | str = "cpu"
+) -> AnyPlugin:
+    """The plugin, with the random numbers that it would have in a run.
+
+    Outside a run a plugin draws from torch's own generators. Equal seeds and moments give equal
+    numbers; call it again to begin anew.
+
+    :param seed: of the run.
+    :param moment: a point of the run, such as `7, "D", 0` for the first D step of iteration 7. By
+        default the moment at which a run is assembled.
+    """
+    streams = Streams(seed, device)
+    if moment:
+        streams.moment(*moment)
+    return plugin.bind(streams=streams)
