@@ -20,7 +20,7 @@ from ganlab.runs.folder import RunFolder
 from ganlab.shared_forward import hindrance_to_sharing
 from ganlab.speed.activation_checkpointing import checkpoint_activations
 from ganlab.speed.compiled import Compiled
-from ganlab.speed.device import choose_numerics, wants_channels_last
+from ganlab.speed.device import choose_numerics, wants_channels_last, widest_float
 from ganlab.speed.graphs import CudaRecorder, Graphs
 from ganlab.steps import Steps
 from ganlab.streams import Streams
@@ -47,6 +47,11 @@ def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     """A run with its plugins on their hooks. No data is read and no network is built."""
     choose_numerics(device, recipe.tf32, recipe.deterministic)
     run = Run(recipe, device, Streams(recipe.seed, device), folder)
+    if run.dtype.itemsize > widest_float(device).itemsize:
+        raise RecipeError(
+            f'{recipe.file}: precision = "{recipe.precision}" is not possible on {device}; '
+            'set precision = "float32", or use --device cpu'
+        )
     run.manager = register(recipe, Defaults(run), Steps())
     plugins = list(recipe.plugins.values())
     adversaries = [plugin for plugin, _ in adversarial(run.manager)]

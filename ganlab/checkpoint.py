@@ -22,6 +22,7 @@ from ganlab.errors import GanlabError
 from ganlab.recipe.model import resolved
 from ganlab.run import Progress, Run
 from ganlab.runs.folder import write_text
+from ganlab.system import sync_folder
 
 KEPT = 2  # the last one may be the one that turns out damaged
 
@@ -42,7 +43,7 @@ def write_checkpoint(state: dict[str, Any], folder: Path) -> Path:
     digest = _sha256(temporary)
     temporary.replace(path)
     write_text(path.with_suffix(".sha256"), f"{digest}  {path.name}\n")
-    _sync_folder(folder)
+    sync_folder(folder)
     for old in _markers(folder)[:-KEPT]:
         old.unlink()
         old.with_suffix(".pt").unlink(missing_ok=True)
@@ -216,11 +217,3 @@ def _check_loadable(path: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,7 +26,8 @@ from ganlab.run import Observer, Run, StepState
 from ganlab.runs.journal import Journal
 from ganlab.runs.pictures import keep_pictures
 from ganlab.runs.writer import Writer
-from ganlab.speed.device import keep_freed_memory
+from ganlab.speed.device import widest_float
+from ganlab.system import keep_freed_memory
 
 
 def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
@@ -64,8 +65,9 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
                 several.setdefault(name, []).append(value)
     run.step = StepState()
     # a lazy penalty is not there in every step
+    exact = widest_float(run.device)
     losses = {
-        n: v[0] if len(v) == 1 else torch.stack(v).double().mean() for n, v in several.items()
+        n: v[0] if len(v) == 1 else torch.stack(v).to(exact).mean() for n, v in several.items()
     }
     hook.iteration_end(run=run, losses=losses)
     return losses

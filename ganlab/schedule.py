@@ -16,14 +16,16 @@ from pydantic import (
 )
 from torch import Tensor
 
+from ganlab.speed.device import widest_float
+
 
 class Schedule(BaseModel):
     """A number that may change over iterations: `0.1`, or `{ from = 0.1, to = 0, over = 10_000 }`.
 
     It starts at `from`, moves to `to` in `over` iterations beginning at iteration `after`, and
-    stays there. Tensor hooks read `.value`, a 0-d float64 tensor that the engine refills before
-    every iteration: 0-d, so it leaves the dtype of images alone (a 0-d loss becomes float64); a
-    tensor, so a captured graph sees it change.
+    stays there. Tensor hooks read `.value`, a 0-d float64 tensor (float32 on MPS), which the loop
+    refills before every iteration. As a 0-d tensor it does not change the dtype of images (a 0-d
+    loss becomes float64). As a tensor it changes in a captured graph too.
     """
 
     model_config = ConfigDict(
@@ -77,7 +79,7 @@ class Schedule(BaseModel):
 
     def to(self, device: torch.device) -> None:
         """Keep the value on this device; called once by the engine."""
-        self._value = self.value.to(device)
+        self._value = self.value.to(widest_float(device)).to(device)
 
     def advance(self, iteration: int) -> None:
         """Refill the value in place for this iteration; called by the engine."""

@@ -20,6 +20,7 @@ from ganlab.monitoring.verdicts import Verdict
 from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.requirements import warnings_of
 from ganlab.run import Run
+from ganlab.runs.environment import describe_environment
 from ganlab.runs.folder import (
     RunFolder,
     new_run_folder,
@@ -30,7 +31,8 @@ from ganlab.runs.folder import (
 )
 from ganlab.runs.journal import Journal
 from ganlab.runs.writer import Writer
-from ganlab.speed.device import begin_peak_memory, describe_environment, peak_memory, pick_device
+from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
+from ganlab.system import STOP_SIGNALS
 
 DONE, FAILED, USAGE, DIVERGED, UNHEALTHY, SIGTERMED, INTERRUPTED = 0, 1, 2, 3, 4, 75, 130
 
@@ -80,7 +82,7 @@ class Limits:
             self.signal = number
             print("\nfinishing this iteration, then saving (once more: leave now)", file=sys.stderr)
 
-        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+        before = {n: signal.signal(n, note) for n in STOP_SIGNALS}
         try:
             yield
         finally:

@@ -33,9 +33,8 @@ class Streams:
         """Set every stream to where it is at this moment, torch's global one included."""
         self._moment = moment
         seed = stream_seed(self.seed, "torch", *moment)
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+        for generator in self._of_torch():
+            generator.manual_seed(seed)
         for key, generator in self._generators.items():
             generator.manual_seed(stream_seed(self.seed, *key, *moment))
 
@@ -64,9 +63,7 @@ class Streams:
 
     def state(self) -> list[tuple[torch.Generator, Tensor]]:
         """Where every stream is, torch's own included; for `set_state`."""
-        known = [torch.default_generator, *self._generators.values()]
-        if self.device.type == "cuda":
-            known.append(torch.cuda.default_generators[self.device.index or 0])
+        known = [*self._of_torch(), *self._generators.values()]
         return [(generator, generator.get_state()) for generator in known]
 
     def set_state(self, state: list[tuple[torch.Generator, Tensor]]) -> None:
@@ -75,6 +72,15 @@ class Streams:
             generator.manual_seed(stream_seed(self.seed, *key, *self._moment))
         for generator, saved in state:
             generator.set_state(saved)
+
+    def _of_torch(self) -> list[torch.Generator]:
+        """The generators from which torch's own layers draw, of the CPU and of the device."""
+        found = [torch.default_generator]
+        if self.device.type == "cuda":
+            found.append(torch.cuda.default_generators[self.device.index or 0])
+        elif self.device.type == "mps":
+            found.append(torch.mps._get_default_mps_generator())
+        return found
 
     def _get(self, name: str, side: str, device: torch.device) -> torch.Generator:
         key = (name, side)

@@ -1,11 +1,21 @@
 """How numbers are computed on CUDA is what the recipe says; switches are there without a GPU."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from ganlab.speed.device import choose_numerics, full_float32
+from ganlab.assembly import assemble
+from ganlab.engine import iterate
+from ganlab.errors import RecipeError
+from ganlab.recipe.model import load_recipe
+from ganlab.speed.device import choose_numerics, full_float32, pick_device
 
 CUDA = torch.device("cuda", 0)
 
@@ -58,3 +68,55 @@ def test_full_float32_is_for_its_block_alone() -> None:
         assert numerics() == (False, True, True)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """A device that cannot compute in float64, as MPS."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        wide = [t for t in tree_leaves((args, kwargs, made)) if isinstance(t, Tensor)]
+        assert all(t.dtype != torch.float64 for t in wide), func
+        return made
+
+
+def test_an_iteration_needs_no_float64_where_there_is_none(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write_text(
+        tiny.read_text() + "instance_noise = { sigma = { from = 0.1, to = 0.0, over = 3 } }\n"
+        "diff_augment = {}\nema = {}\nlearning_rate_schedule = { kind = 'cosine', over = 4 }\n"
+    )
+    for module in [m for n, m in sys.modules.items() if n.startswith("ganlab.")]:
+        if hasattr(module, "widest_float"):
+            monkeypatch.setattr(module, "widest_float", lambda device: torch.float32)
+    run = assemble(load_recipe(tiny, ["d_steps=2"]), torch.device("cpu"))
+    batch = run.hook.sample_batch(batch_size=2, device=run.device)  # drawn on the host
+    monkeypatch.setattr(run.manager.hook, "sample_batch", lambda **_: batch)
+    with WithoutFloat64():
+        for run.iteration in range(3):
+            iterate(run)
+
+
+def test_a_precision_that_a_device_lacks_is_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ganlab.assembly.widest_float", lambda device: torch.float32)
+    with pytest.raises(RecipeError, match='precision = "float64" is not possible on cpu'):
+        assemble(load_recipe(tiny, ["precision=float64"]), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["mps", "cuda", "cuda:3"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(RecipeError, match=f"--device {name}: this machine has (no|0)"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("name", ["cpu:1", "mps:0", "tpu", "cuda:x"])
+def test_what_is_no_device_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"--device {name}: it must be"):
+        pick_device(name)

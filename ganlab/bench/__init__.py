@@ -20,14 +20,9 @@ from ganlab.monitoring.attribution import attributed
 from ganlab.monitoring.calls import watching
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
-from ganlab.speed.device import (
-    begin_peak_memory,
-    describe_environment,
-    keep_freed_memory,
-    now,
-    peak_memory,
-    pick_device,
-)
+from ganlab.runs.environment import describe_environment
+from ganlab.speed.device import begin_peak_memory, now, peak_memory, pick_device
+from ganlab.system import keep_freed_memory
 
 WARM_UPS = {"cpu": 2, "cuda": 10}  # on CUDA updates are captured meanwhile
 LEAST = 3  # iterations timed, however long they take
@@ -122,7 +117,7 @@ def floor(operations: list[Operation], ceilings: Ceilings, ms: float) -> dict[st
 
 def _iterations(run: Run, seconds: float) -> list[float]:
     """Warm up, then time iterations for this long, the last ones of the recipe: ms of each."""
-    warm = WARM_UPS[run.device.type]
+    warm = WARM_UPS.get(run.device.type, WARM_UPS["cpu"])
     run.iteration = max(0, run.recipe.iterations - warm - LEAST)
     _advance(run, warm)
     first = _timed(run, 1)

@@ -36,7 +36,8 @@ class Ceilings:
 
 def measure_ceilings(run: Run) -> Ceilings:
     """Measure them on the run's device, in a second or two."""
-    device, kind = run.device, run.device.type
+    device = run.device
+    kind = device.type if device.type in _SIDE else "cpu"
     side = _SIDE[kind]
     a, b = (torch.randn(side, side, device=device, dtype=run.dtype) for _ in range(2))
     source = torch.ones(_COPIED[kind], dtype=torch.uint8, device=device)

@@ -8,7 +8,8 @@ from ganlab.assembly import assemble
 from ganlab.engine import iterate
 from ganlab.recipe.model import Recipe
 from ganlab.run import discriminators
-from ganlab.speed.device import begin_peak_memory, keep_freed_memory, peak_memory, pick_device
+from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
+from ganlab.system import keep_freed_memory
 
 POINTS = 7  # the middles of as many equal parts of the run
 

@@ -14,13 +14,8 @@ from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.monitoring.attribution import attributed
 from ganlab.recipe.model import Recipe, load_recipe
-from ganlab.speed.device import (
-    begin_peak_memory,
-    free_memory,
-    keep_freed_memory,
-    peak_memory,
-    pick_device,
-)
+from ganlab.speed.device import begin_peak_memory, free_memory, peak_memory, pick_device
+from ganlab.system import keep_freed_memory
 
 ITERATIONS = {"cpu": 2, "cuda": 10}  # on CUDA, until graphs are captured: a peak of its own
 SHARE = 0.9  # of the free memory: the rest is for evaluation, and for what else the machine does
@@ -111,7 +106,7 @@ def _at_least_one(file: Path, parts: int) -> int:
 def peak_of(file: Path, changes: tuple[str, ...], device: str, batch_size: int) -> int:
     """Bytes at most in use by a few iterations, late in the run, with this batch size."""
     where = pick_device(device)
-    iterations = ITERATIONS[where.type]
+    iterations = ITERATIONS.get(where.type, ITERATIONS["cpu"])
     recipe = load_recipe(file, [*changes, f"batch_size={batch_size}", "watch_every=0"])
     run = assemble(recipe, where)
     keep_freed_memory()  # as training does

@@ -19,6 +19,7 @@ import torch
 from ganlab.bench.cost import estimate
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.runs.environment import describe_environment
 from ganlab.runs.folder import RunFolder, plugin_record, read_json
 from ganlab.session import (
     DIVERGED,
@@ -30,7 +31,8 @@ from ganlab.session import (
     resume,
     start,
 )
-from ganlab.speed.device import describe_environment, pick_device
+from ganlab.speed.device import pick_device
+from ganlab.system import STOP_SIGNALS
 
 # diverging is a result too; a run that failed is tried again by the next command
 _FINISHED = ("done", "diverged")
@@ -224,7 +226,7 @@ def _begin_worker(numbers: Any, called_off: Any, device: str, workers: int) -> N
     global _device, _called_off
     number, _called_off = numbers.get(), called_off
     # between runs a signal at the terminal is the parent's to heed; a run heeds it itself
-    for one in (signal.SIGINT, signal.SIGTERM):
+    for one in STOP_SIGNALS:
         signal.signal(one, signal.SIG_IGN)
     where = pick_device(device)
     count = torch.cuda.device_count() if where.type == "cuda" else 0
@@ -248,10 +250,7 @@ def _train_quietly(job: Job, parent: Path) -> Result:
 @contextmanager
 def _calling_off(called_off: Any) -> Iterator[None]:
     """SIGINT and SIGTERM end the runs in progress, saved, and begin no more."""
-    before = {
-        number: signal.signal(number, lambda *_: called_off.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {number: signal.signal(number, lambda *_: called_off.set()) for number in STOP_SIGNALS}
     try:
         yield
     finally:

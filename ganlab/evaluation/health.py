@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ganlab.evaluation.scores import eval_mode
 from ganlab.images.resampling import to_float
 from ganlab.run import Run, discriminators
+from ganlab.speed.device import widest_float
 from ganlab.steps import judge
 
 SAMPLES = 64  # a batch to judge on: small beside an evaluation, large beside a batch's noise
@@ -43,14 +44,15 @@ def game_health(run: Run, generator: nn.Module) -> dict[str, float]:
             slopes = others.sum() / farther.sum(), gap.sum() / distance.sum()
             figures |= {
                 "health/held_out_gap": 1 - (slopes[0] / slopes[1]).item(),
-                "health/trained_accuracy": (gap > 0).double().mean().item(),
-                "health/held_out_accuracy": (others > 0).double().mean().item(),
+                "health/trained_accuracy": (gap > 0).to(gap.dtype).mean().item(),
+                "health/held_out_accuracy": (others > 0).to(gap.dtype).mean().item(),
             }
     return figures
 
 
 def _gaps(run: Run, generator: nn.Module, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """G's answers to degraded samples; of each D(real) - D(fake) and mean |real - fake|, [N]."""
+    exact = widest_float(run.device)
     condition = run.hook.degrade(images=real).to(run.dtype)
     with run.autocast():
         fake = generator(condition).to(real.dtype)
@@ -59,8 +61,8 @@ def _gaps(run: Run, generator: nn.Module, real: Tensor) -> tuple[Tensor, Tensor,
     for D in discriminators(run):
         with eval_mode(D):
             of_real, of_fake = (judge(run, D, images).flatten(1).mean(1) for images in seen)
-        gaps.append((of_real - of_fake).double())
-    distance = (real - fake).abs().flatten(1).mean(1).double()
+        gaps.append((of_real - of_fake).to(exact))
+    distance = (real - fake).abs().flatten(1).mean(1).to(exact)
     return fake, torch.stack(gaps).mean(0), distance
 
 

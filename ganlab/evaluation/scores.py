@@ -15,10 +15,11 @@ from ganlab.images.upscaling import of_one_size, upscale
 from ganlab.plugin import EvaluatedImage
 from ganlab.recipe.file import did_you_mean
 from ganlab.run import Run, merged
+from ganlab.speed.device import widest_float
 
 SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "hf_ratio", "lr_psnr")
 # HR pixels enlarged and scored at once: what the caches of a CPU hold, and what keeps a GPU busy
-TOGETHER = {"cpu": 256 * 256, "cuda": 1024 * 1024}
+TOGETHER = {"cpu": 256 * 256, "cuda": 1024 * 1024, "mps": 512 * 512}
 
 Scores = dict[str, float | Tensor]
 
@@ -91,6 +92,8 @@ def _evaluate_group(
         sr = to_uint8(upscale(generator, lr, run.scale))
         bicubic = to_uint8(resize(lr, (hr.shape[-2], hr.shape[-1])))
         lr = to_uint8(lr)
+        if widest_float(run.device) is not torch.float64:  # in which scores are computed
+            hr, lr, sr, bicubic = (images.cpu() for images in (hr, lr, sr, bicubic))
         rows = _scored(run, names, sr, hr, lr)
         rows += _scored(run, names, bicubic, hr, lr) if score_bicubic else []
     scores = _numbers(rows)
@@ -142,8 +145,10 @@ def _checkerboard(run: Run, images: list[EvaluatedImage]) -> dict[str, float]:
     if not images or run.scale == 1:
         return {}
 
+    device = run.device if widest_float(run.device) is torch.float64 else torch.device("cpu")
+
     def power(pictures: list[Tensor]) -> Tensor:
-        return stride_power(torch.stack(pictures).to(run.device), run.scale)
+        return stride_power(torch.stack(pictures).to(device), run.scale)
 
     # the original in colour as the answer is, so that both have the same luma
     ratios = [
@@ -161,7 +166,8 @@ def _cropped(image: Tensor, scale: int) -> Tensor:
 def _degraded(run: Run, names: Sequence[str], images: Tensor) -> Tensor:
     """Each image alone, with the same blur and noise for HR, SR and bicubic of one name."""
     made = []
-    for name, image in zip(names, to_float(images).to(run.dtype).split(1), strict=True):
+    images = to_float(images).to(run.device, run.dtype)
+    for name, image in zip(names, images.split(1), strict=True):
         run.streams.moment("evaluation", name)
         made.append(run.hook.degrade(images=image))
     return torch.cat(made)
@@ -173,7 +179,7 @@ def _scored(run: Run, names: Sequence[str], images: Tensor, hr: Tensor, lr: Tens
     :param images: SR or bicubic's, uint8 [N, 3, H, W].
     """
     scale = run.scale
-    again = to_uint8(_degraded(run, names, images))
+    again = to_uint8(_degraded(run, names, images)).to(lr.device)
     sr = _grey(images) if hr.shape[1] == 1 else images
     own = {
         "psnr_y": psnr(sr, hr, scale, "y"),

@@ -53,6 +53,8 @@ def resize_exact(images: Tensor, size: Size) -> Tensor:
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"resize_exact wants uint8 images, not {images.dtype}: see to_uint8")
+    if images.device.type == "mps":  # which has no float64
+        return resize_exact(images.cpu(), size).to(images.device)
     rows = _taps(images.shape[-2], size[0], True, images.device)
     columns = _taps(images.shape[-1], size[1], True, images.device)
     levels = _round_ratio(rows @ images.to(torch.float64), rows.sum(1)[:, None])
@@ -111,7 +113,7 @@ def _new_weights(
     old: int, new: int, antialias: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     taps = _taps(old, new, antialias, torch.device("cpu"))
-    return (taps / taps.sum(1, keepdim=True)).to(device, dtype)
+    return (taps / taps.sum(1, keepdim=True)).to(dtype).to(device)  # MPS has no float64
 
 
 @cache

@@ -17,6 +17,7 @@ from torch import Tensor
 from ganlab.errors import Diverged
 from ganlab.monitoring.verdicts import History, Verdict
 from ganlab.runs.folder import RunFolder, write_text
+from ganlab.speed.device import widest_float
 
 PLAIN_SECONDS = 5.0  # between two plain lines, when stderr is not a terminal
 
@@ -101,8 +102,10 @@ class Journal:
         """
         if not self._pending:
             return
-        flat = [value.detach().double() for _, losses in self._pending for value in losses.values()]
-        values = iter(torch.stack(flat).tolist() if flat else [])  # the only sync of the loop
+        flat = [value.detach() for _, losses in self._pending for value in losses.values()]
+        exact = widest_float(flat[0].device) if flat else torch.float64
+        # the only sync of the loop
+        values = iter(torch.stack([v.to(exact) for v in flat]).tolist() if flat else [])
         lines: list[str] = []
         fault = ""
         figures: dict[str, float] = {}

@@ -1,61 +1,64 @@
-"""Where a run computes and in which precision, and what the manifest says of the machine."""
+"""Where a run computes, and in which precision."""
 
-import ctypes
-import hashlib
 import os
-import platform
-import resource
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from importlib.metadata import version
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
+from ganlab import system
 from ganlab.errors import RecipeError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:1`.
+    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1` or `mps`.
 
     :raises RecipeError: when there is no such device here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-        raise RecipeError(f"--device {name}: it must be auto, cpu, cuda or cuda:N")
+    if kind not in ("cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdigit())):
+        raise RecipeError(f"--device {name}: it must be auto, cpu, cuda, cuda:N or mps")
     if kind == "cpu":
         return torch.device("cpu")
+    if kind == "mps":
+        if not torch.backends.mps.is_available():
+            raise RecipeError(f"--device {name}: this machine has no MPS device; use auto")
+        return torch.device("mps")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
         raise RecipeError(f"--device {name}: this machine has {count} CUDA devices; use auto")
-    torch.cuda.init()  # its generators and its counts of memory are not there before
+    torch.cuda.init()  # its random generators and its counts of memory do not exist before
     return torch.device("cuda", int(index or 0))
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 autocast where the recipe asks for it and the device is fast at it: CUDA."""
+    """Context of bfloat16 where the recipe asks for it and the device is fast at it: CUDA."""
     if precision == "bfloat16" and device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16)
     return nullcontext()
 
 
 def wants_channels_last(precision: str, device: torch.device) -> bool:
-    """Whether networks lay their weights channels last: where the matrix units want them so.
+    """Whether networks lay their weights channels last, as the matrix units of CUDA want them.
 
-    On a CPU that is slower (0.8 to 0.95 times the speed on an AMD EPYC, torch 2.15).
+    On a CPU that is slower: 0.8 to 0.95 times the speed on an AMD EPYC, torch 2.15.
     """
     return precision == "bfloat16" and device.type == "cuda"
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """The most precise floating-point type of a device: float64, but float32 on MPS."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def choose_numerics(device: torch.device, tf32: bool, deterministic: bool) -> None:
     """Set torch, for this process, to how a recipe wants numbers computed on CUDA.
 
-    TF32 for convolutions alone, as is torch's default: matrix products stay in full float32.
+    TF32 applies to convolutions only, as is torch's default; matrix products stay in float32.
     """
     if device.type != "cuda":
         return
@@ -67,7 +70,7 @@ def choose_numerics(device: torch.device, tf32: bool, deterministic: bool) -> No
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Within it float32 is float32: no product and no convolution is computed in TF32."""
+    """Context in which no float32 product or convolution is computed in TF32."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     cudnn.allow_tf32 = matmul.allow_tf32 = False
@@ -77,26 +80,12 @@ def full_float32() -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
-def keep_freed_memory() -> None:
-    """Have the C library keep what is freed for the next step, where it is glibc; for good.
-
-    Left alone it gives the activations of a step back to the system, which must hand them out page
-    by page in the next: a sixth of the time of a step of SRResNet and a VGG discriminator on two
-    cores, for which a fiftieth more memory is in use at its peak.
-    """
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for setting in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            mallopt(setting, 2**28)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-
-
 def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done what it was given."""
+    """Seconds on a clock, read when the device has done all work that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
 
 
@@ -105,76 +94,22 @@ def begin_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with suppress(OSError):  # Linux only: the high-water mark of this process starts anew
-            Path("/proc/self/clear_refs").write_text("5")
+        system.begin_peak_memory()
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at most in use since `begin_peak_memory`: of tensors on CUDA, of the process on a CPU.
+    """Bytes in use at most since `begin_peak_memory`: of tensors on CUDA, else of the process.
 
-    Where the system cannot start the mark anew (not Linux), since the process began.
+    Outside Linux the process's peak is counted from its start.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else 1024 * peak
+    return system.peak_memory()
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken: of the device's own memory on CUDA, of the machine's else."""
+    """Bytes that may still be taken: of the device's own memory on CUDA, else of the machine."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(li.split()[1] for li in lines if li.startswith("MemAvailable")))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and threads: what a result depends on beside the recipe."""
-    names = ("ganlab", "torch", "torchvision", "numpy", "pillow", "scikit-image", "pluggy")
-    return {
-        "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
-        "platform": platform.platform(),
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else _processor(),
-        "threads": torch.get_num_threads(),
-        "git_commit": _git_commit(),
-        "code": code_digest(),
-    }
-
-
-def _processor() -> str:
-    with suppress(OSError, StopIteration):  # Linux; elsewhere platform knows the model itself
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(li.partition(": ")[2] for li in lines if li.startswith("model name"))
-    return platform.processor() or platform.machine()
-
-
-def code_digest() -> str:
-    """The sha256 of ganlab's own source files: equal digests, the same engine.
-
-    Reports and benchmarks are left out, for they change no result.
-    """
-    digest = hashlib.sha256()
-    folder = Path(__file__).parent
-    apart = {file for part in ("report", "bench") for file in folder.glob(f"{part}/*")}
-    for file in sorted(set(folder.rglob("*.py")) - apart):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _git_commit() -> str | None:
-    """Of the folder the run was started in, with '+' when files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, cwd=Path.cwd())
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    return system.available_memory()

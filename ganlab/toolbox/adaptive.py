@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ganlab.plugin import Losses, Plugin, hookimpl
 from ganlab.run import Run
+from ganlab.speed.device import widest_float
 
 
 class AdaptiveProbability(Plugin):
@@ -69,7 +70,8 @@ class AdaptiveProbability(Plugin):
 
     @hookimpl
     def run_start(self, run: Run) -> None:
-        self._p, self._signs = self._p.to(run.device), self._signs.to(run.device)
+        exact = widest_float(run.device)
+        self._p, self._signs = (t.to(exact).to(run.device) for t in (self._p, self._signs))
 
     @hookimpl(wrapper=True)
     def discriminator_loss(self, real_logits: Tensor) -> Generator[None, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from ganlab.assembly import assemble
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
-from ganlab.speed.device import keep_freed_memory
+from ganlab.system import keep_freed_memory
 
 GAME = """\
 iterations = 1_000_000

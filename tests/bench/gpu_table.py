@@ -34,7 +34,8 @@ from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
-from ganlab.speed.device import begin_peak_memory, describe_environment, peak_memory, pick_device
+from ganlab.runs.environment import describe_environment
+from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
 
 RECIPE = """\
 iterations = 1_000_000

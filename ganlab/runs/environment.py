@@ -1,0 +1,51 @@
+"""What a result depends on beside its recipe: versions, device, code. For the manifest."""
+
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ganlab.system import processor_name
+
+_PACKAGES = ("ganlab", "torch", "torchvision", "numpy", "pillow", "scikit-image", "pluggy")
+# what shows results, or makes runs, and changes none
+_WITHOUT_EFFECT = ("bench", "cli", "commands", "compare", "report", "testing.py", "__main__.py")
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return {
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in _PACKAGES},
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+        "code": code_digest(),
+    }
+
+
+def code_digest() -> str:
+    """The sha256 of the source files of ganlab that can change a result."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parents[1]
+    for file in sorted(folder.rglob("*.py")):
+        name = file.relative_to(folder)
+        if name.parts[0] not in _WITHOUT_EFFECT:
+            digest.update(f"{name.as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _git_commit() -> str | None:
+    """Of the folder in which the run was started, with '+' when files differ from it."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, cwd=Path.cwd())
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,91 @@
+"""What a system lacks is met in one place, and a run on Windows or macOS needs none of it."""
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ganlab import system
+from ganlab.recipe.model import load_recipe
+from ganlab.session import Limits, start
+
+REAL_OPEN = os.open
+
+
+@pytest.fixture
+def without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc is Linux's own."""
+    read, write = Path.read_text, Path.write_text
+
+    def absent(path: Path) -> None:
+        if path.as_posix().startswith("/proc"):
+            raise FileNotFoundError(path)
+
+    def read_text(path: Path, *args: object, **options: object) -> str:
+        absent(path)
+        return read(path, *args, **options)
+
+    def write_text(path: Path, *args: object, **options: object) -> int:
+        absent(path)
+        return write(path, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(Path, "write_text", write_text)
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch, without_proc: None) -> None:
+    """No /proc, no `resource`, no folder that can be opened; psutil knows the memory."""
+
+    def opened(path: str, flags: int, *rest: int, **more: int) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        return REAL_OPEN(path, flags, *rest, **more)
+
+    memory = SimpleNamespace(peak_wset=123)
+    psutil = SimpleNamespace(
+        Process=lambda: SimpleNamespace(memory_info=lambda: memory),
+        virtual_memory=lambda: SimpleNamespace(available=456),
+    )
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setitem(sys.modules, "psutil", psutil)
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+
+
+def test_windows_tells_its_memory_and_syncs_no_folder(windows: None, tmp_path: Path) -> None:
+    system.keep_freed_memory()
+    system.begin_peak_memory()
+    assert (system.peak_memory(), system.available_memory()) == (123, 456)
+    assert system.processor_name()
+    system.sync_folder(tmp_path)
+
+
+def test_macos_counts_its_peak_memory_in_bytes(
+    monkeypatch: pytest.MonkeyPatch, without_proc: None
+) -> None:
+    usage = SimpleNamespace(getrusage=lambda who: SimpleNamespace(ru_maxrss=1000), RUSAGE_SELF=0)
+    monkeypatch.setitem(sys.modules, "resource", usage)
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    assert system.peak_memory() == 1000
+    monkeypatch.setattr("platform.system", lambda: "FreeBSD")
+    assert system.peak_memory() == 1000 * 1024
+
+
+def test_a_run_goes_through_on_windows(windows: None, tiny: Path) -> None:
+    folder, code = start(load_recipe(tiny), "cpu", Limits(), tiny.parent / "runs")
+    assert code == 0
+    assert folder.read_status()["peak_memory"] == 123
+    assert len(list(folder.checkpoints.glob("*.sha256"))) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_linux_counts_the_peak_anew() -> None:
+    block = bytearray(64 * 2**20)
+    high = system.peak_memory()
+    del block
+    system.begin_peak_memory()
+    assert high - system.peak_memory() > 32 * 2**20
+    assert system.available_memory() > 2**20
