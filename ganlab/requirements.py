@@ -4,7 +4,7 @@ import copy
 
 import pluggy
 import torch
-from pluggy import HookImpl, PluginManager
+from pluggy import HookImpl, HookimplOpts, PluginManager
 from torch import Tensor, nn
 
 from ganlab import hookspecs
@@ -20,12 +20,23 @@ _ONLY_WITH_D = (*_WITH_D, "penalty", "labels", "augment", "discriminator_step")
 CHAINED = ("degrade", "augment", "labels", "evaluation_generator")
 
 
+class _Manager(PluginManager):
+    """Looks for hook implementations in the class of a plugin.
+
+    pluggy looks at every attribute of the object; of a pydantic model that takes 4 ms.
+    """
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> HookimplOpts | None:
+        found = (vars(kind)[name] for kind in type(plugin).__mro__ if name in vars(kind))
+        return getattr(next(found, None), f"{self.project_name}_impl", None)
+
+
 def register(recipe: Recipe, *defaults: object) -> PluginManager:
     """A plugin manager of its own for this recipe, the engine's defaults first.
 
     :raises RecipeError: when a plugin does not fit the contract or the set is no experiment.
     """
-    manager = PluginManager("ganlab")
+    manager = _Manager("ganlab")
     manager.add_hookspecs(hookspecs)
     for number, default in enumerate(defaults, 1):
         manager.register(default, name=f"engine {number}")

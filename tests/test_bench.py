@@ -249,6 +249,7 @@ def test_no_batch_at_all_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
         fit._by_trying(tiny, (), CPU, 1)
 
 
+@pytest.mark.long  # 16 s: two processes that import torch
 def test_on_a_cpu_a_line_is_followed_to_the_free_memory(tiny: Path) -> None:
     changes = ["--set", "batch_size=32", "--set", "dead_leaves.crop=32"]
     command = ["bench", str(tiny), "--fit", "--json", "--device", "cpu", *changes]

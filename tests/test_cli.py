@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import fresh
 from click.testing import CliRunner, Result
 
 from ganlab.cli import main
@@ -55,6 +56,7 @@ def test_help_answers_without_torch() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
+@pytest.mark.xdist_group("children")
 def test_results_go_to_stdout_and_progress_to_stderr(tiny: Path, ganlab: Command) -> None:
     done = ganlab("run", tiny.name, cwd=tiny.parent)
     assert done.returncode == 0, done.stderr
@@ -324,8 +326,8 @@ def test_runs_lists_what_was_run(trained: Path) -> None:
     assert invoke("runs", "--runs", trained / "none").exit_code == 0
 
 
-def test_the_module_runs_too(tmp_path: Path, ganlab: Command) -> None:
-    done = ganlab("--version", cwd=tmp_path)
+def test_the_module_runs_too(tmp_path: Path) -> None:
+    done = fresh("--version", cwd=tmp_path)
     assert done.stdout.startswith("ganlab, version ")
 
 

@@ -1,16 +1,12 @@
 """Comparing recipes: runs reused and continued, seeds paired, the same table after a kill."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from children import Child, wait_until
 from click.testing import CliRunner
 
 from ganlab.cli import main
@@ -109,6 +105,7 @@ def test_a_run_of_other_code_or_other_values_is_not_used(recipe: Path) -> None:
     assert make_plan(*plan)[0].finished
 
 
+@pytest.mark.xdist_group("children")
 def test_an_interrupted_comparison_goes_on_and_ends_in_the_same_table(
     recipe: Path, other: Path
 ) -> None:
@@ -116,14 +113,11 @@ def test_an_interrupted_comparison_goes_on_and_ends_in_the_same_table(
     command = ["compare", recipe, other, "--seeds", "0..1"]
     expected = tables(data(*command, "--runs", whole))
     cut = recipe.parent / "cut"
-    arguments = [sys.executable, "-m", "ganlab", *map(str, command), "--runs", str(cut)]
-    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    child = Child(*command, "--runs", cut, cwd=recipe.parent)
     # killed in the middle of the second run, after a checkpoint of it
-    while not list(cut.glob("other-1/checkpoints/*.sha256")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    wait_until(lambda: bool(list(cut.glob("other-1/checkpoints/*.sha256"))), child)
+    child.kill()
+    child.wait()
     states = {p.parent.name: RunFolder(p.parent).read_status() for p in cut.glob("*/recipe.toml")}
     assert states["game-1"]["state"] == "done"
     code, _, stderr = run(*command, "--runs", cut)
@@ -132,15 +126,6 @@ def test_an_interrupted_comparison_goes_on_and_ends_in_the_same_table(
     assert len(list(cut.glob("*/recipe.toml"))) == 4
     found = tables(data(*command, "--runs", cut))
     assert found == expected
-
-
-def test_several_runs_at_a_time_give_the_table_of_one_at_a_time(recipe: Path, other: Path) -> None:
-    command = ("compare", recipe, other, "--seeds", "0..1", "--runs")
-    one = data(*command, recipe.parent / "one")
-    two = data(*command, recipe.parent / "two", "--jobs", "2")
-    for a, b in zip(tables(one)[:-1], tables(two)[:-1], strict=True):
-        for mine, theirs in zip(a["rows"], b["rows"], strict=True):
-            assert mine["value"]["mean"] == pytest.approx(theirs["value"]["mean"], rel=1e-3)
 
 
 def test_the_plan_runs_nothing_and_tells_what_it_would_cost(recipe: Path, other: Path) -> None:

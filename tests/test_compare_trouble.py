@@ -3,13 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from test_compare import arm, by_view, data, other, recipe, record, run  # noqa: F401
+from children import Child, wait_until
+from test_compare import arm, by_view, data, other, recipe, record, run, tables  # noqa: F401
 
 from ganlab.compare.comparison import arms_of
 from ganlab.report.tables import compare
@@ -38,26 +36,38 @@ def broken(recipe: Path) -> Path:  # noqa: F811
     return file
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_a_run_that_fails_is_named_and_the_others_are_made(
-    recipe: Path, broken: Path, other: Path, jobs: str  # noqa: F811
+def test_a_run_that_fails_is_named_and_the_others_are_made_one_or_two_at_a_time(
+    recipe: Path, broken: Path, other: Path  # noqa: F811
 ) -> None:  # fmt: skip
-    runs = recipe.parent / "runs"
-    command = ("compare", recipe, broken, other, "--seeds", "0..1", "--runs", runs, "--jobs", jobs)
-    code, stdout, stderr = run(*command)
-    assert code == 1
-    assert "failed: ZeroDivisionError: in the middle" in stderr
-    assert "Traceback" not in stderr
-    assert "note: broken: 2 of 2 runs failed (seed 0, 1) and have no figure." in stdout
-    assert "2 failed" in stdout
-    states = {p.parent.name: json.loads(p.read_text())["state"] for p in runs.glob("*/status.json")}
-    assert sorted(states.values()) == ["done"] * 4 + ["failed"] * 2
+    means = {}
+    for jobs in ("1", "2"):
+        runs = recipe.parent / f"runs-{jobs}"
+        command = ("compare", recipe, broken, other, "--seeds", "0..1", "--runs", runs)
+        code, stdout, stderr = run(*command, "--jobs", jobs)
+        assert code == 1
+        assert "failed: ZeroDivisionError: in the middle" in stderr
+        assert "Traceback" not in stderr
+        assert "note: broken: 2 of 2 runs failed (seed 0, 1) and have no figure." in stdout
+        assert "2 failed" in stdout
+        statuses = runs.glob("*/status.json")
+        states = sorted(json.loads(file.read_text())["state"] for file in statuses)
+        assert states == ["done"] * 4 + ["failed"] * 2
+        arms = [runs / f"{name}-{number}" for name in ("game", "other") for number in (1, 2)]
+        means[jobs] = [
+            row["value"]["mean"] for t in tables(data("compare", *arms))[:-1] for row in t["rows"]
+        ]
+    assert means["1"] == pytest.approx(means["2"], rel=1e-3) and means["1"]
     # mended, the same command makes what is missing
     (recipe.parent / "breaks.py").write_text(BREAKS.replace("== 7", "== 1000"))
     assert run(*command)[0] == 0
 
 
-@pytest.mark.parametrize("group", [True, False], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.xdist_group("children")
+@pytest.mark.parametrize(
+    "group",
+    [True, pytest.param(False, marks=pytest.mark.long)],  # 20 s each
+    ids=["Ctrl-C", "SIGTERM"],
+)
 def test_a_signal_ends_all_runs_saved_and_begins_no_more(
     recipe: Path, other: Path, group: bool  # noqa: F811
 ) -> None:  # fmt: skip
@@ -65,21 +75,15 @@ def test_a_signal_ends_all_runs_saved_and_begins_no_more(
     long = recipe.read_text().replace("iterations = 12", "iterations = 2000")
     recipe.write_text(long.replace("evaluate_every = 4", "evaluate_every = 1000"))
     arguments = ["compare", recipe, other, "--seeds", "0..3", "--jobs", "2", "--runs", runs]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ganlab", *map(str, arguments)],
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(list(runs.glob("*/checkpoints/*.sha256"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    child = Child(*arguments, cwd=recipe.parent)
+    wait_until(lambda: len(list(runs.glob("*/checkpoints/*.sha256"))) >= 2, child)
     if group:
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to workers too
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal sends it, to workers too
     else:
-        process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode in (75, 130)
-    assert "the same command continues where it stopped" in stderr
-    assert "Traceback" not in stderr
+        child.send_signal(signal.SIGTERM)
+    assert child.wait(60) in (75, 130)
+    assert "the same command continues where it stopped" in child.stderr
+    assert "Traceback" not in child.stderr
     found = [RunFolder(p.parent) for p in runs.glob("*/recipe.toml")]
     assert len(found) <= 3  # two under way, and one that may have just begun
     for folder in found:

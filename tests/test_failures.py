@@ -11,6 +11,7 @@ from ganlab.cli import main
 
 ROOT = Path(__file__).parents[1]
 GALLERY = sorted((ROOT / "recipes" / "failures").glob("*.toml"))
+QUICK = ("unstable", "collapse")  # the others take 8 to 20 s each
 
 
 def run(recipe: Path, folder: Path, *arguments: str) -> tuple[int, Path]:
@@ -24,7 +25,13 @@ def names(folder: Path) -> list[str]:
     return [json.loads(line)["name"] for line in lines]
 
 
-@pytest.mark.parametrize("recipe", GALLERY, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(f, id=f.stem, marks=[] if f.stem in QUICK else [pytest.mark.long])
+        for f in GALLERY
+    ],
+)
 def test_a_failure_gets_the_verdict_that_its_recipe_names(recipe: Path, tmp_path: Path) -> None:
     expected = re.search(r"^# Verdict: (\w+)\.$", recipe.read_text(), re.MULTILINE)
     assert expected, "a recipe of the gallery says which verdict it must get"
@@ -37,7 +44,14 @@ def test_a_failure_gets_the_verdict_that_its_recipe_names(recipe: Path, tmp_path
 
 @pytest.mark.parametrize(
     ("recipe", "arguments"),
-    [("wgan_gp.toml", ["pretraining.iterations=60", "batch_size=4"]), ("toy/ring_r1.toml", [])],
+    [
+        pytest.param(
+            "wgan_gp.toml",
+            ["pretraining.iterations=60", "batch_size=4"],
+            marks=pytest.mark.long,  # 14 s
+        ),
+        ("toy/ring_r1.toml", []),
+    ],
     ids=["wgan_gp", "ring_r1"],
 )
 def test_a_healthy_beginning_gets_no_verdict(

@@ -5,8 +5,9 @@ marked `cuda` capture real ones.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from ganlab.speed.trial import culprit
 pytestmark = [
     # of torch's own compiler
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch"),
-    pytest.mark.usefixtures("seeded_weights"),
+    pytest.mark.usefixtures("seeded_weights", "small_photographs"),
 ]
 
 CPU = torch.device("cpu")
@@ -126,23 +127,49 @@ def assert_same(way: str, one: Run, other: Run, lines: list[list[dict[str, float
         assert a == pytest.approx(b, rel=1e-4, abs=3e-5)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("overrides", GAMES.values(), ids=GAMES)
-def test_a_quicker_way_is_the_same_way(build, overrides: list[str], way: str) -> None:
+def ways(names: Iterable[str], compiled: Collection[str], slow: Collection[str] = ()) -> list[Any]:
+    """Every name in every way. Long tests: compiling, 2 s each, and `slow` ones, 3 to 7 s."""
+    return [
+        pytest.param(
+            name,
+            way,
+            id=f"{name}-{way}",
+            marks=[pytest.mark.long]
+            if name in slow or (way == "networks" and name not in compiled)
+            else [],
+        )
+        for name in names
+        for way in WAYS
+    ]
+
+
+# what concerns compiled networks: passes shared, taken in parts, listened to, differentiated twice
+COMPILED = ("bce", "penalty, shared", "features", "spectral norm", "two discriminators")
+
+
+@pytest.mark.parametrize(("game", "way"), ways(GAMES, COMPILED))
+def test_a_quicker_way_is_the_same_way(build, game: str, way: str) -> None:
+    overrides = GAMES[game]
     plain, quick = build(*overrides), build(*overrides, way=WAYS[way]())
     lines = [train(plain), train(quick)]
     assert quick.notes == []
     assert_same(way, plain, quick, lines)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda f: str(f.relative_to(ROOT / "recipes")))
+NAMES = [file.relative_to(ROOT / "recipes").as_posix() for file in RECIPES]
+
+
+SLOW = [f"div2k/{name}.toml" for name in ("bsrgan", "real_esrgan", "esrgan", "ldl")]
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), ways(NAMES, ("wgan_gp.toml", "toy/ring_r3gan.toml"), SLOW)
+)
 def test_a_recipe_trains_alike_in_every_way(
-    recipe: Path, way: str, photographs: Path  # noqa: F811
+    name: str, way: str, photographs: Path  # noqa: F811
 ) -> None:  # fmt: skip
-    changes = ["batch_size=4"]
-    if recipe.parent.name == "div2k":
-        changes = small(recipe, photographs)[1::2]  # without the --set
+    recipe = ROOT / "recipes" / name
+    changes = small(recipe, photographs)[1::2]  # without the --set
     lines, runs = [], []
     for quick in (Eager(), WAYS[way]()):
         run = assemble(load_recipe(recipe, [*changes, "watch_every=0"]), CPU)

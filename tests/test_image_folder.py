@@ -3,14 +3,13 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from children import Child
 from ganlab_plugins import image_folder
 from ganlab_plugins.image_folder import ImageFolder
 from PIL import Image
@@ -159,20 +158,18 @@ def test_more_images_than_are_decoded_at_once_keep_their_order(tmp_path):
     assert plugin._store.names == [f"{i:02}.png" for i in range(70)]
 
 
-DECODE = """
-import sys, torch
-from ganlab_plugins.image_folder import ImageFolder
-ImageFolder(path=sys.argv[1], crop=8).sample_real(1, torch.device("cpu"))
-"""
+def decode(folder: str) -> None:
+    ImageFolder(path=folder, crop=8).sample_real(1, CPU)
 
 
+@pytest.mark.xdist_group("children")
 def test_decoding_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
     (tmp_path / "many").mkdir()
     for number in range(150):
         pixels[0, 0, 0] = number
         Image.fromarray(pixels).save(tmp_path / "many" / f"{number:03}.png", compress_level=1)
-    process = subprocess.Popen([sys.executable, "-c", DECODE, str(tmp_path / "many")])
+    process = Child(tmp_path / "many", cwd=tmp_path, function=decode)
     notes: list[Path] = []
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and (not notes or notes[0].read_text().count("\n") < 20):

@@ -1,8 +1,11 @@
 """Recipes: inheritance, overrides, plugin files, and the resolved recipe."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
+from children import Child
 
 from ganlab.recipe.model import load_recipe, resolved
 
@@ -138,16 +141,14 @@ def test_a_changed_plugin_file_is_read_again_in_one_process(base: Path) -> None:
         assert load_recipe(file).plugins["m"].x == value  # type: ignore[attr-defined]
 
 
-def test_loading_a_recipe_imports_only_the_plugins_it_names(base: Path, ganlab) -> None:
-    import subprocess
-    import sys
+def load_and_tell(name: str) -> None:
+    load_recipe(name)
+    os.write(1, repr([m for m in sys.modules if m.startswith("ganlab_plugins.")]).encode())
 
-    code = (
-        "import sys; from ganlab.recipe.model import load_recipe; load_recipe('base.toml');"
-        "print([m for m in sys.modules if m.startswith('ganlab_plugins.')])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=base.parent, capture_output=True, text=True
-    )
-    assert "srresnet" not in done.stdout
-    assert "ganlab_plugins.bicubic" in done.stdout
+
+@pytest.mark.xdist_group("children")
+def test_loading_a_recipe_imports_only_the_plugins_it_names(base: Path) -> None:
+    child = Child("base.toml", cwd=base.parent, function=load_and_tell)
+    child.wait()
+    assert "srresnet" not in child.stdout
+    assert "ganlab_plugins.bicubic" in child.stdout

@@ -3,18 +3,18 @@
 import contextlib
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from children import Child, wait_until
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from ganlab.cli import main
 
+pytestmark = pytest.mark.xdist_group("children")  # whose processes are forks of one
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 # Batch norm in G (running statistics), EMA, moments of Adam, a moving schedule, a learning rate
@@ -215,18 +215,12 @@ def test_a_signal_ends_with_a_checkpoint_and_its_exit_code(
     folder: Path, whole: Path, number: signal.Signals, code: int
 ) -> None:
     name = f"signalled-{code}"
-    command = [sys.executable, "-m", "ganlab", "run", "game.toml", "--name", name]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    child = Child("run", "game.toml", "--name", name, cwd=folder)
     stats = folder / "runs" / name / "stats.jsonl"
-    deadline = time.monotonic() + 120
-    while not (stats.is_file() and stats.read_text().count("\n") > 6):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == code, errors
-    assert f"next: ganlab resume runs/{name}" in errors
+    wait_until(lambda: stats.is_file() and stats.read_text().count("\n") > 6, child)
+    child.send_signal(number)
+    assert child.wait() == code, child.stderr
+    assert f"next: ganlab resume runs/{name}" in child.stderr
     here(folder, "resume", name)
     assert_same_run(whole, folder / "runs" / name)
 
@@ -237,16 +231,14 @@ def test_a_run_that_is_done_is_not_resumed(folder: Path, whole: Path) -> None:
     assert "done" in refused.stderr
 
 
-def test_two_processes_never_share_a_run_folder(folder: Path, whole: Path) -> None:
+def test_two_processes_never_share_a_run_folder(folder: Path, whole: Path, ganlab: Command) -> None:
     from ganlab.runs.folder import RunFolder
 
-    code = "from ganlab.runs.folder import *; RunFolder(Path('.')).lock().__enter__()"
-    command = [sys.executable, "-c", code]
     with RunFolder(whole).lock():
-        held = subprocess.run(command, cwd=whole, capture_output=True, text=True)
+        held = ganlab("resume", whole, cwd=folder)
     assert "is in use by another process" in held.stderr
-    free = subprocess.run(command, cwd=whole, capture_output=True, text=True)
-    assert free.returncode == 0, free.stderr
+    free = ganlab("resume", whole, cwd=folder)
+    assert "this run is done" in free.stderr
 
 
 def test_the_weights_written_for_use_are_those_of_the_checkpoint(whole: Path) -> None:

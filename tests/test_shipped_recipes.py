@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # those that fail on purpose are in test_failures.py
 RECIPES = sorted(f for f in (ROOT / "recipes").rglob("*.toml") if f.parent.name != "failures")
 
-pytestmark = pytest.mark.usefixtures("seeded_weights")
+pytestmark = pytest.mark.usefixtures("seeded_weights", "small_photographs")
 
 
 @pytest.fixture(scope="module")

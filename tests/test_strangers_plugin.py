@@ -10,6 +10,8 @@ import pytest
 
 from ganlab.runs.journal import read_lines
 
+pytestmark = pytest.mark.xdist_group("children")  # whose processes are forks of one
+
 EXAMPLE = Path(__file__).parents[1] / "docs" / "example_plugin"
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

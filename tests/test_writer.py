@@ -78,18 +78,19 @@ def test_training_does_not_wait_for_the_disk(tiny: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("ganlab.engine.write_checkpoint", slow)
 
     def called_off() -> bool:
-        if seen[-1:] != [len(seen)]:
-            seen.append(len(seen) + 1)
-        if len(seen) == 4:  # after the checkpoint at 2, which is still on its way
-            assert (began, ended) == ([2], [])
+        asked.append(len(asked))  # before each iteration
+        if asked[-1] == 3:  # the checkpoint of iteration 2 is on its way
+            at_work.append((list(began), list(ended)))
             gate.set()
         return False
 
-    seen: list[int] = []
+    asked: list[int] = []
+    at_work: list[tuple[list[int], list[int]]] = []
     folder, code = start(
         load_recipe(tiny), "cpu", Limits(called_off=called_off), tiny.parent / "runs"
     )
     assert code == 0
+    assert at_work == [([2], [])]
     assert ended == [2, 4]
     assert len(list(folder.checkpoints.glob("*.sha256"))) == 2
 

@@ -78,6 +78,7 @@ def find_plugin(use: str, origin: Origin, folder: Path) -> tuple[type[Plugin], P
     return plugin, PluginSource(use, *_distribution(point), file, _sha256(file))
 
 
+@cache  # reading the metadata of a distribution takes a millisecond
 def _distribution(point: EntryPoint) -> tuple[str, str]:
     return (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
 

@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from ganlab import __version__
@@ -25,6 +26,15 @@ Section = tuple[str, str, str, list[Chart]]  # id, title, what the charts are
 TITLES = {"lr": "LR", "bicubic": "bicubic", "hr": "original"}
 
 
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["format"] = lambda pattern, *values: pattern % values
+    return environment.from_string(_own("page.html.j2"))
+
+
 def render(comparison: Comparison) -> str:
     """The page, UTF-8 text; equal comparisons give equal pages.
 
@@ -34,10 +44,6 @@ def render(comparison: Comparison) -> str:
     """
     records = [run for arm in comparison.arms for run in arm.runs]
     css, js = (_own(name) for name in ("page.css", "page.js"))
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["format"] = lambda pattern, *values: pattern % values
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(css)}'; script-src '{_hash(js)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -45,7 +51,7 @@ def render(comparison: Comparison) -> str:
     pictures = _pictures(comparison)
     sections = [section for section in _curves(comparison) if section[3]]
     of_plane = _plane(comparison)
-    text = environment.from_string(_own("page.html.j2")).render(
+    text = _template().render(
         comparison=comparison,
         version=__version__,
         policy=policy,
