@@ -56,7 +56,6 @@ def test_help_answers_without_torch() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
-@pytest.mark.xdist_group("children")
 def test_results_go_to_stdout_and_progress_to_stderr(tiny: Path, ganlab: Command) -> None:
     done = ganlab("run", tiny.name, cwd=tiny.parent)
     assert done.returncode == 0, done.stderr

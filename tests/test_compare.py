@@ -105,7 +105,6 @@ def test_a_run_of_other_code_or_other_values_is_not_used(recipe: Path) -> None:
     assert make_plan(*plan)[0].finished
 
 
-@pytest.mark.xdist_group("children")
 def test_an_interrupted_comparison_goes_on_and_ends_in_the_same_table(
     recipe: Path, other: Path
 ) -> None:

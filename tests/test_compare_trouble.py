@@ -62,7 +62,6 @@ def test_a_run_that_fails_is_named_and_the_others_are_made_one_or_two_at_a_time(
     assert run(*command)[0] == 0
 
 
-@pytest.mark.xdist_group("children")
 @pytest.mark.parametrize(
     "group",
     [True, pytest.param(False, marks=pytest.mark.long)],  # 20 s each

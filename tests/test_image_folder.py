@@ -162,7 +162,6 @@ def decode(folder: str) -> None:
     ImageFolder(path=folder, crop=8).sample_real(1, CPU)
 
 
-@pytest.mark.xdist_group("children")
 def test_decoding_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
     (tmp_path / "many").mkdir()

@@ -146,7 +146,6 @@ def load_and_tell(name: str) -> None:
     os.write(1, repr([m for m in sys.modules if m.startswith("ganlab_plugins.")]).encode())
 
 
-@pytest.mark.xdist_group("children")
 def test_loading_a_recipe_imports_only_the_plugins_it_names(base: Path) -> None:
     child = Child("base.toml", cwd=base.parent, function=load_and_tell)
     child.wait()

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from ganlab.cli import main
 
-pytestmark = pytest.mark.xdist_group("children")  # whose processes are forks of one
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 # Batch norm in G (running statistics), EMA, moments of Adam, a moving schedule, a learning rate

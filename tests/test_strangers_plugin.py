@@ -10,8 +10,6 @@ import pytest
 
 from ganlab.runs.journal import read_lines
 
-pytestmark = pytest.mark.xdist_group("children")  # whose processes are forks of one
-
 EXAMPLE = Path(__file__).parents[1] / "docs" / "example_plugin"
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
