@@ -47,6 +47,7 @@ def register(recipe: Recipe, *defaults: object) -> PluginManager:
             fault = str(error).replace("\n", " ")
             raise plugin.error(f"it does not fit the hooks: {fault}") from None
     _check_names(manager)
+    _check_settings(recipe)
     _check_slots(manager, recipe)
     _check_chains(manager)
     _check_reach(manager, recipe)
@@ -85,10 +86,9 @@ def _check_names(manager: PluginManager) -> None:
             )
 
 
-def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
-    """Exactly one plugin in each slot that a run needs, and none that could have no effect."""
-    with_d = recipe.d_steps > 0
-    if not with_d and recipe.num_discriminators != 1:
+def _check_settings(recipe: Recipe) -> None:
+    """Refuse settings of the loop that do not go together."""
+    if recipe.d_steps == 0 and recipe.num_discriminators != 1:
         raise RecipeError(
             f"{recipe.file}: num_discriminators = {recipe.num_discriminators} has no effect: "
             "d_steps is 0, so there is no discriminator; leave it out"
@@ -100,9 +100,14 @@ def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
         )
     if recipe.batch_size % recipe.accumulate:
         raise RecipeError(
-            f"{recipe.file}: accumulate = {recipe.accumulate} cuts a batch into equal parts, and "
-            f"batch_size = {recipe.batch_size} has none such; choose a divisor of it"
+            f"{recipe.file}: accumulate = {recipe.accumulate} does not divide batch_size = "
+            f"{recipe.batch_size}, and all parts of a batch must be equal; choose a divisor of it"
         )
+
+
+def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
+    """Exactly one plugin in each slot that a run needs, and none that could have no effect."""
+    with_d = recipe.d_steps > 0
     required = (*_ONE, *(_WITH_D if with_d else ()))
     for hook in (*required, *_AT_MOST_ONE):
         wanted = recipe.num_discriminators if hook == "make_discriminator" and with_d else 1
@@ -123,13 +128,12 @@ def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
             raise RecipeError(
                 f"{rule}; here {_all_do(names)}. Drop one with `{names[0]} = false`{train}"
             )
-    if not with_d:
-        for hook in _ONLY_WITH_D:
-            for plugin, _ in implementations(manager, hook):
-                raise plugin.error(
-                    f"has no effect without a discriminator (it provides {hook}, and d_steps is "
-                    f"0); set d_steps = 1, or drop {plugin.name}"
-                )
+    for hook in () if with_d else _ONLY_WITH_D:
+        for plugin, _ in implementations(manager, hook):
+            raise plugin.error(
+                f"has no effect without a discriminator (it provides {hook}, and d_steps is 0); "
+                f"set d_steps = 1, or drop {plugin.name}"
+            )
 
 
 def _all_do(names: list[str]) -> str:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -143,6 +144,15 @@ def check_same_recipe(recipe: Recipe, path: Path | str) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a sitting ended."""
+
+    state: str
+    code: int
+    message: str = ""
+
+
 def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     """Train until done or stopped, and write how it ended into status.json."""
     recipe = run.recipe
@@ -158,34 +168,39 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
         writer.later(page.renew)  # after the pictures that it shows
 
     journal.on_evaluation = note_evaluation
-    state, code, message = "failed", FAILED, ""
+    ending = Ending("failed", FAILED)
     begin_peak_memory(run.device)
     with limits.heeding_signals():
         journal.begin(run.iteration)
         folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
         try:
-            reason = train(run, journal, writer, limits)
-            state = "stopped" if reason else "done"
-            code = _exit_code(limits.signal) if reason == "signal" else DONE
-            code = UNHEALTHY if reason == "verdict" else code
-            message = reason
-        except Diverged as error:
-            state, code, message = "diverged", DIVERGED, str(error)
-            sentence = f"training exploded at iteration {run.iteration:,}: {error}"
-            verdict = Verdict("exploded", run.iteration, sentence)
-            if verdict.name not in journal.verdicts:
-                journal.verdict(run.iteration, verdict, "stop")
-            print(f"diverged: {error}; the last checkpoint is from before", file=sys.stderr)
+            ending = _train(run, journal, writer, limits)
         except BaseException as error:
-            message = f"{type(error).__name__}: {error}"
-            code = int(error.code or 0) if isinstance(error, SystemExit) else code
+            code = int(error.code or 0) if isinstance(error, SystemExit) else FAILED
+            ending = Ending("failed", code, f"{type(error).__name__}: {error}")
             raise
         finally:
             journal.end()
             found = _so_far(run, journal)
-            folder.write_status(state, exit_code=code, message=message, **found)
+            folder.write_status(
+                ending.state, exit_code=ending.code, message=ending.message, **found
+            )
     page.write()
-    return code
+    return ending.code
+
+
+def _train(run: Run, journal: Journal, writer: Writer, limits: Limits) -> Ending:
+    try:
+        reason = train(run, journal, writer, limits)
+    except Diverged as error:
+        sentence = f"training exploded at iteration {run.iteration:,}: {error}"
+        verdict = Verdict("exploded", run.iteration, sentence)
+        if verdict.name not in journal.verdicts:
+            journal.verdict(run.iteration, verdict, "stop")
+        print(f"diverged: {error}; the last checkpoint is from before", file=sys.stderr)
+        return Ending("diverged", DIVERGED, str(error))
+    codes = {"signal": _exit_code(limits.signal), "verdict": UNHEALTHY}
+    return Ending("stopped" if reason else "done", codes.get(reason, DONE), reason)
 
 
 def _so_far(run: Run, journal: Journal) -> dict[str, Any]:

@@ -62,11 +62,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_made_one_or_two_at_a_time(
     assert run(*command)[0] == 0
 
 
-@pytest.mark.parametrize(
-    "group",
-    [True, pytest.param(False, marks=pytest.mark.long)],  # 20 s each
-    ids=["Ctrl-C", "SIGTERM"],
-)
+@pytest.mark.long  # 10 to 20 s each: two processes that import torch
+@pytest.mark.parametrize("group", [True, False], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_ends_all_runs_saved_and_begins_no_more(
     recipe: Path, other: Path, group: bool  # noqa: F811
 ) -> None:  # fmt: skip

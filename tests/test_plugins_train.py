@@ -38,12 +38,13 @@ pytestmark = pytest.mark.usefixtures("seeded_weights")
 NAMES = sorted(installed())
 CPU = torch.device("cpu")
 SMALL = {"width": 12, "num_blocks": 1, "num_patches": 20}
+LARGER = ("ms_ssim_loss", "vgg_discriminator")  # want crops of 64
 FEW = {"fid": {"num_patches": 4}, "kid": {"num_patches": 4}}  # 0.15 s each
 SLOTS = ("make_generator", "make_discriminator", "sample_real", "discriminator_loss")
 SLOTS += ("make_optimizer", "sample_batch")
 
 IMAGES = {
-    "image_folder": {"path": "photographs", "evaluation_path": "held_out", "crop": 64},
+    "image_folder": {"path": "photographs", "evaluation_path": "held_out", "crop": 32},
     "bicubic": {"scale": 4},
     "encoder_decoder": {"width": 4, "num_blocks": 1},
     "patch_discriminator": {"width": 4, "num_layers": 1},
@@ -79,6 +80,8 @@ def recipe_text(name: str, world: dict[str, dict[str, Any]], **settings: Any) ->
     options = {option: size for option, size in SMALL.items() if option in fields}
     options |= {option: field.examples[0] for option, field in fields.items() if field.examples}
     plugins |= {name: options | FEW.get(name, {}) | plugins.get(name, {})}
+    if name in LARGER and "image_folder" in plugins:
+        plugins["image_folder"] = plugins["image_folder"] | {"crop": 64}
     loop = {"iterations": 8, "batch_size": 2, "evaluate_every": 100, "checkpoint_every": 100}
     return tomlkit.dumps(loop | settings | {"plugins": plugins})
 

@@ -56,7 +56,18 @@ def test_a_recipe_passes_check(recipe: Path, photographs: Path) -> None:
     assert "note:" not in result.stdout
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda f: str(f.relative_to(ROOT / "recipes")))
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(
+            file,
+            id=str(file.relative_to(ROOT / "recipes")),
+            # 5 s each, for blur, noise and JPEG
+            marks=[pytest.mark.long] if file.stem in ("bsrgan", "real_esrgan") else [],
+        )
+        for file in RECIPES
+    ],
+)
 def test_a_recipe_trains_20_iterations_through_each_phase(
     recipe: Path, photographs: Path, tmp_path: Path
 ) -> None:

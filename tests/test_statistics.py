@@ -8,12 +8,12 @@ from scipy import stats
 
 from ganlab.report.statistics import (
     Interval,
+    effect,
     interval,
     over_images,
     paired_difference,
     smallest_visible,
     unpaired_difference,
-    verdict,
     wilcoxon,
 )
 
@@ -155,4 +155,4 @@ def test_the_signed_rank_test_wants_six_differences_that_are_not_0() -> None:
 def test_a_difference_in_words(
     found: Interval | None, higher_is_better: bool | None, words: str
 ) -> None:
-    assert verdict(found, higher_is_better) == words
+    assert effect(found, higher_is_better) == words

@@ -63,7 +63,7 @@ def test_lines_that_tell_nothing_of_health_are_not_kept() -> None:
         ({"evaluation/lr_psnr": 19.9}, 2, "drifted", "to 19.9 dB only"),
         ({"evaluation/hf_ratio": 8.1}, 2, "noisy", "8.1 times the fine detail"),
         ({"health/checkerboard": 4.1}, 2, "checkerboard", "4 times the power"),
-        ({"health/held_out_gap": 0.8}, 3, "memorised", "80% of what it tells"),
+        ({"health/held_out_gap": 0.8}, 3, "memorised", "between real and fake is 80% smaller"),
     ],
 )  # fmt: skip
 def test_a_failure_that_lasts_gets_its_verdict_and_one_that_does_not_gets_none(

@@ -15,7 +15,7 @@ POINTS = 7  # the middles of as many equal parts of the run
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class Estimate:
     """An estimate; `seconds` and `peak_memory` (bytes) of the whole run, evaluations left out."""
 
     device: str
@@ -26,7 +26,7 @@ class Cost:
     """Of the points tried, how many had a D step: D rests during pretraining."""
 
 
-def estimate(recipe: Recipe, device: str) -> Cost:
+def estimate(recipe: Recipe, device: str) -> Estimate:
     """Assemble the recipe, and time an iteration at seven points of it.
 
     :raises RecipeError: when it cannot run here, as when its data is not there.
@@ -46,7 +46,7 @@ def estimate(recipe: Recipe, device: str) -> Cost:
         times.append(time.perf_counter() - began)
         with_d.append(any(name.startswith("D/") for name in losses))
     networks = {"G": [run.G], "D": discriminators(run)}
-    return Cost(
+    return Estimate(
         str(where),
         fmean(times) * recipe.iterations,
         peak_memory(where),

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ganlab.bench.cost import Cost, clock, estimate
+from ganlab.bench.cost import Estimate, clock, estimate
 from ganlab.commands.describe import bounds_of, toml
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.file import did_you_mean
@@ -101,7 +101,7 @@ def _steps(recipe: Recipe) -> dict[str, int]:
     }
 
 
-def _cost(recipe: Recipe, cost: Cost) -> dict[str, Any]:
+def _cost(recipe: Recipe, cost: Estimate) -> dict[str, Any]:
     return {
         "device": cost.device,
         "parameters": cost.parameters,

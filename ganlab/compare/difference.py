@@ -4,28 +4,15 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tomlkit
 
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.report.model import Change, Group
 from ganlab.requirements import CHAINED
 from ganlab.runs.folder import open_run_folder, plugin_record, read_json
-
-Group = Literal["settings", "plugins", "code", "environment"]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One difference; a value that a side has not is None."""
-
-    kind: Literal["added", "removed", "changed"]
-    key: str
-    """Dotted: iterations, plugins.gradient_penalty.weight, versions.torch."""
-    a: str | None
-    b: str | None
-    group: Group
 
 
 @dataclass(frozen=True, slots=True)

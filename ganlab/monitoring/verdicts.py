@@ -11,8 +11,8 @@ from itertools import takewhile
 from statistics import median
 from typing import Literal
 
-PERSISTENCE = 5  # watched steps that must agree, so that one odd batch is no verdict
-JUDGEMENTS = 2  # evaluations that must agree
+PERSISTENCE = 5  # watched steps that must agree, so that one odd batch gives no verdict
+EVALUATIONS = 2  # evaluations that must agree
 _TOLD_BY = ("gradient/", "health/", "evaluation/")
 Wanted = Literal["higher", "lower", "any"]
 
@@ -30,7 +30,7 @@ class Verdict:
 
 @dataclass(slots=True)
 class History:
-    """The lines of stats.jsonl in which a step was watched or the generator judged."""
+    """The lines of stats.jsonl of watched steps and evaluations."""
 
     lines: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
@@ -67,23 +67,6 @@ class History:
         return [] if better.get(wanted) else tail
 
 
-def find_verdicts(history: History) -> Iterator[Verdict]:
-    """What the core itself can tell of any run."""
-    rules = (
-        _exploded,
-        _saturated,
-        _static,
-        _collapsed,
-        _drifted,
-        _noisy,
-        _checkerboard,
-        _memorised,
-    )
-    for rule in rules:
-        if found := rule(history):
-            yield found
-
-
 def _exploded(history: History) -> Verdict | None:
     """D's logits run away, or a network moves by a good part of its weights in every step.
 
@@ -113,10 +96,10 @@ def _exploded(history: History) -> Verdict | None:
 def _saturated(history: History) -> Verdict | None:
     """D is sure of every image, and its answer no longer tells G where to go.
 
-    Sure: of five watched steps the median share of logits that it is 99 % sure of is above 85 %;
-    only where the sign of a logit is D's verdict. No longer: the gradient that it sends to G (the
-    loss `G/adversarial`) fell to a tenth of the largest of its first five, which are watched as the
-    game begins. Either alone is seen in healthy games.
+    D is sure when the median share of logits with more than 99 % certainty is above 85 %, over five
+    watched steps. That is known only where the sign of a logit is D's decision. The answer does not
+    help when the gradient of `G/adversarial` is a tenth of the largest of its first five values,
+    which are watched as the game begins. Healthy games show one of the two, not both.
     """
     sure = _medians(history.of("health/saturation"))
     pulls = history.of("gradient/G/adversarial")
@@ -161,92 +144,101 @@ def _static(history: History) -> Verdict | None:
     return None
 
 
-def _collapsed(history: History) -> Verdict | None:
-    """G gives nearly the same answer to everything."""
-    tail = history.lasting("health/spread", lambda spread: spread < 0.1, JUDGEMENTS, "higher")
-    if not tail:
-        return None
-    since, spread = tail[0][0], tail[-1][1]
-    return Verdict(
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """A rule: training fails when a figure stays beyond a bound up to its last value."""
+
+    name: str
+    figure: str
+    fails: Callable[[float], bool]
+    sentence: str
+    """With `{since}`, the first failing iteration, and `{value}`, the last value."""
+    wanted: Wanted = "any"
+    count: int = EVALUATIONS
+    """How many values must fail."""
+    confirmed: Callable[[History, int, float], bool] = lambda history, iteration, value: True
+    """Whether the other figures of that iteration agree."""
+
+    def __call__(self, history: History) -> Verdict | None:
+        found = history.lasting(self.figure, self.fails, self.count, self.wanted)
+        failing = [pair for pair in found if self.confirmed(history, *pair)]
+        if len(failing) < self.count:
+            return None
+        since, value = failing[0][0], failing[-1][1]
+        return Verdict(self.name, since, self.sentence.format(since=since, value=value))
+
+
+def _beyond_sharpness(history: History, iteration: int, power: float) -> bool:
+    return power > 4 * dict(history.of("evaluation/hf_ratio")).get(iteration, 1)
+
+
+def _sure_in_training(history: History, iteration: int, gap: float) -> bool:
+    return dict(history.of("health/trained_accuracy")).get(iteration, 0) > 0.95
+
+
+RULES: tuple[Callable[[History], Verdict | None], ...] = (
+    _exploded,
+    _saturated,
+    _static,
+    # G gives nearly the same answer to every input
+    Lasting(
         "collapsed",
-        since,
-        f"G collapsed from iteration {since:,}: its samples vary {spread:.2g} times as much as "
-        "real ones",
-    )
-
-
-def _drifted(history: History) -> Verdict | None:
-    """The answer, shrunk again, is another picture than the one that was enlarged.
-
-    20 dB is a mean error of 25 grey levels in what the generator was given: colours or structure
-    are gone. Bicubic and every trained generator seen so far are above 28 dB.
-    """
-    tail = history.lasting("evaluation/lr_psnr", lambda psnr: psnr < 20, JUDGEMENTS, "higher")
-    if not tail:
-        return None
-    since, psnr = tail[0][0], tail[-1][1]
-    return Verdict(
+        "health/spread",
+        lambda spread: spread < 0.1,
+        "G collapsed from iteration {since:,}: its samples vary {value:.2g} times as much as real "
+        "ones",
+        wanted="higher",
+    ),
+    # 20 dB is a mean error of 25 grey levels in what the generator was given: colours or structure
+    # are gone. Bicubic and every trained generator seen so far are above 28 dB.
+    Lasting(
         "drifted",
-        since,
-        f"G drifted from its input from iteration {since:,}: its answers shrunk again agree with "
-        f"the LR images to {psnr:.1f} dB only",
-    )
-
-
-def _noisy(history: History) -> Verdict | None:
-    """G prints noise or a pattern: several times the fine detail of a photograph."""
-    tail = history.lasting("evaluation/hf_ratio", lambda ratio: ratio > 8, JUDGEMENTS, "lower")
-    if not tail:
-        return None
-    since, ratio = tail[0][0], tail[-1][1]
-    return Verdict(
+        "evaluation/lr_psnr",
+        lambda psnr: psnr < 20,
+        "G drifted from its input from iteration {since:,}: its answers, shrunk again, agree with "
+        "the LR images to {value:.1f} dB only",
+        wanted="higher",
+    ),
+    # several times the fine detail of a photograph
+    Lasting(
         "noisy",
-        since,
-        f"G prints noise from iteration {since:,}: {ratio:.1f} times the fine detail of the "
+        "evaluation/hf_ratio",
+        lambda ratio: ratio > 8,
+        "G prints noise from iteration {since:,}: {value:.1f} times the fine detail of the "
         "original images",
-    )
-
-
-def _checkerboard(history: History) -> Verdict | None:
-    """G prints a pattern with the period of its upsampling.
-
-    A sharp picture has more power at every frequency, so more than four times that of the original
-    images, and more than four times what the fine detail has. Healthy generators reach 1.1 times.
-    """
-    sharpness = dict(history.of("evaluation/hf_ratio"))
-    found = history.lasting("health/checkerboard", lambda power: power > 4, JUDGEMENTS, "lower")
-    tail = [(i, power) for i, power in found if power > 4 * sharpness.get(i, 1)]
-    if len(tail) < JUDGEMENTS:
-        return None
-    since, power = tail[0][0], tail[-1][1]
-    return Verdict(
+        wanted="lower",
+    ),
+    # A sharp picture has more power at every frequency. So the power at the stride of the
+    # upsampling must be more than four times that of the original images, and more than four times
+    # what the fine detail has. Healthy generators reach 1.1 times.
+    Lasting(
         "checkerboard",
-        since,
-        f"G prints a checkerboard from iteration {since:,}: {power:,.0f} times the power of the "
+        "health/checkerboard",
+        lambda power: power > 4,
+        "G prints a checkerboard from iteration {since:,}: {value:,.0f} times the power of the "
         "original images at the stride of its upsampling",
-    )
-
-
-def _memorised(history: History) -> Verdict | None:
-    """D tells real from fake on its training images, and can hardly on others.
-
-    On six photographs and some dead leaves, few enough, healthy games reach a gap of 0.25 to 0.55.
-    """
-    sure = dict(history.of("health/trained_accuracy"))
-    tail = [
-        (iteration, gap)
-        for iteration, gap in history.lasting("health/held_out_gap", lambda gap: gap > 0.75, 3)
-        if sure.get(iteration, 0) > 0.95
-    ]
-    if len(tail) < 3:
-        return None
-    since, gap = tail[0][0], tail[-1][1]
-    return Verdict(
+        wanted="lower",
+        confirmed=_beyond_sharpness,
+    ),
+    # D tells real from fake on its training images, and hardly on others. On six photographs and
+    # some dead leaves, which are few, healthy games reach a gap of 0.25 to 0.55.
+    Lasting(
         "memorised",
-        since,
-        f"D knows its training images by heart from iteration {since:,}: on held-out images "
-        f"{gap:.0%} of what it tells real from fake by is gone",
-    )
+        "health/held_out_gap",
+        lambda gap: gap > 0.75,
+        "D has memorised its training images from iteration {since:,}: on held-out images its gap "
+        "between real and fake is {value:.0%} smaller",
+        count=3,
+        confirmed=_sure_in_training,
+    ),
+)
+
+
+def find_verdicts(history: History) -> Iterator[Verdict]:
+    """What the engine's own rules find in a run."""
+    for rule in RULES:
+        if found := rule(history):
+            yield found
 
 
 def _medians(values: list[tuple[int, float]]) -> list[tuple[int, float]]:

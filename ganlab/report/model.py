@@ -2,28 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal
 
 from ganlab.report.statistics import Interval
 from ganlab.runs.records import Evaluation, RunRecord
 
+Group = Literal["settings", "plugins", "code", "environment"]
 
-class Change(Protocol):
-    """One difference between two recipes or runs."""
 
-    @property
-    def kind(self) -> str:
-        """added, removed or changed."""
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference; a value that a side has not is None."""
 
-    @property
-    def key(self) -> str:
-        """Dotted: plugins.gradient_penalty.weight."""
-
-    @property
-    def a(self) -> str | None: ...
-
-    @property
-    def b(self) -> str | None: ...
+    kind: Literal["added", "removed", "changed"]
+    key: str
+    """Dotted: iterations, plugins.gradient_penalty.weight, versions.torch."""
+    a: str | None
+    b: str | None
+    group: Group
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ def smallest_visible(differences: Sequence[float]) -> float | None:
     return shift * deviation / math.sqrt(len(x))
 
 
-def verdict(difference: Interval | None, higher_is_better: bool | None = None) -> str:
+def effect(difference: Interval | None, higher_is_better: bool | None = None) -> str:
     """The difference in words; a figure of unknown direction merely differs."""
     if difference is None:
         return "no seed in common"

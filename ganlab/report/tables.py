@@ -19,12 +19,12 @@ from ganlab.report.model import (
     Tally,
 )
 from ganlab.report.statistics import (
+    effect,
     interval,
     over_images,
     paired_difference,
     smallest_visible,
     unpaired_difference,
-    verdict,
     wilcoxon,
 )
 from ganlab.runs.records import Evaluation, RunRecord
@@ -182,7 +182,7 @@ def _row(
         difference,
         unpaired_difference(list(mine.values()), list(baseline.values())),
         smallest_visible([mine[s] - baseline[s] for s in shared]) if shared else None,
-        verdict(difference, higher),
+        effect(difference, higher),
     )
 
 
@@ -289,42 +289,11 @@ def _tally(rows: Sequence[ImageRow], arm: str, higher: bool) -> Tally | None:
 
 def _notes(arms: Sequence[Arm], tables: Sequence[Table]) -> Iterator[str]:
     """What a reader must know before believing a number."""
-    records = [run for arm in arms for run in arm.runs]
     if len(arms) > 1 and all(len(arm.runs) == 1 for arm in arms):
         yield "One seed an arm: no interval, and no telling a difference from chance."
     for arm in arms:
-        for state in ("diverged", "failed"):
-            lost = [str(r.seed) for r in arm.runs if r.state == state]
-            rest = "" if len(lost) == len(arm.runs) else "; the means are over the others"
-            if lost:
-                yield (
-                    f"{arm.name}: {len(lost)} of {len(arm.runs)} runs {state} (seed "
-                    f"{', '.join(lost)}) and have no figure{rest}."
-                )
-        ended = ("done", "diverged", "failed")
-        unfinished = [r.folder.path.name for r in arm.runs if r.state not in ended]
-        if unfinished:
-            yield f"{arm.name}: not run to the end: {', '.join(unfinished)}."
-    for key in ("iterations", "batch_size", "d_steps", "g_steps", "precision"):
-        values = {r.recipe[key] for r in records}
-        if len(values) > 1:
-            yield f"The arms differ in {key}: {', '.join(map(str, sorted(values)))}."
-    for key in ("torch", "ganlab", "python"):
-        versions = {str(r.manifest.get("versions", {}).get(key)) for r in records}
-        if len(versions) > 1:
-            yield f"The runs were made with different versions of {key}: {', '.join(versions)}."
-    if len({r.manifest.get("threads") for r in records}) > 1:
-        yield (
-            "The runs were made with different numbers of CPU threads: sums are rounded otherwise, "
-            "and a game amplifies that, so that equal recipes and seeds differ."
-        )
-    if len({str(r.manifest.get("device_name")) for r in records}) > 1:
-        yield "The runs were made on different devices: their times cannot be compared."
-    if len({str(r.manifest.get("code")) for r in records}) > 1:
-        yield "The runs were made by different states of ganlab's own code."
-    sets = {frozenset(r.last.images) for r in records if r.last}
-    if len(sets) > 1:
-        yield "The arms were judged on different held-out images; compare images with care."
+        yield from _lost_runs(arm)
+    yield from _differences([run for arm in arms for run in arm.runs])
     compared = sum(bool(row.difference and row.difference.low is not None)
                    for table in tables for row in table.rows)  # fmt: skip
     if compared > 1:
@@ -337,3 +306,46 @@ def _notes(arms: Sequence[Arm], tables: Sequence[Table]) -> Iterator[str]:
             "The best checkpoint is chosen on the images that it is scored on, so its score is a "
             "little flattered; the last one is not."
         )
+
+
+def _lost_runs(arm: Arm) -> Iterator[str]:
+    """Runs of an arm that gave no figure, or not the last one."""
+    for state in ("diverged", "failed"):
+        lost = [str(run.seed) for run in arm.runs if run.state == state]
+        rest = "" if len(lost) == len(arm.runs) else "; the means are over the others"
+        if lost:
+            yield (
+                f"{arm.name}: {len(lost)} of {len(arm.runs)} runs {state} (seed "
+                f"{', '.join(lost)}) and have no figure{rest}."
+            )
+    ended = ("done", "diverged", "failed")
+    unfinished = [run.folder.path.name for run in arm.runs if run.state not in ended]
+    if unfinished:
+        yield f"{arm.name}: not run to the end: {', '.join(unfinished)}."
+
+
+def _differences(records: Sequence[RunRecord]) -> Iterator[str]:
+    """What the runs differ in beside their recipes' ideas."""
+    for key in ("iterations", "batch_size", "d_steps", "g_steps", "precision"):
+        values = {run.recipe[key] for run in records}
+        if len(values) > 1:
+            yield f"The arms differ in {key}: {', '.join(map(str, sorted(values)))}."
+    for key in ("torch", "ganlab", "python"):
+        versions = {str(run.manifest.get("versions", {}).get(key)) for run in records}
+        if len(versions) > 1:
+            yield f"The runs were made with different versions of {key}: {', '.join(versions)}."
+    for key, consequence in _MADE_WITH.items():
+        if len({str(run.manifest.get(key)) for run in records}) > 1:
+            yield consequence
+    if len({frozenset(run.last.images) for run in records if run.last}) > 1:
+        yield "The arms were evaluated on different held-out images; compare images with care."
+
+
+_MADE_WITH = {
+    "threads": (
+        "The runs were made with different numbers of CPU threads: sums are rounded otherwise, "
+        "and a game amplifies that, so that equal recipes and seeds differ."
+    ),
+    "device_name": ("The runs were made on different devices: their times cannot be compared."),
+    "code": "The runs were made by different states of ganlab's own code.",
+}

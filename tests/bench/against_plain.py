@@ -114,13 +114,18 @@ def main() -> None:
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
           f"OMP_NUM_THREADS {threads}, {config}")  # fmt: skip
+    summarise(rounds, dropped)
+
+
+def summarise(rounds: list[dict], dropped: int) -> None:
+    """Medians, and ratios to the plain loop within each round."""
     for what, value in (
         ("ms an iteration", lambda f: 1000 * median(f["steps"][dropped:])),
         ("s to first iteration", lambda f: f["start"]),
         ("peak MiB", lambda f: f["peak"]),
     ):
         print(what)
-        for contestant in contestants:
+        for contestant in rounds[0]:
             values = [value(found[contestant]) for found in rounds]
             ratios = [v / value(found["plain"]) for v, found in zip(values, rounds, strict=True)]
             more = [v - value(found["plain"]) for v, found in zip(values, rounds, strict=True)]
