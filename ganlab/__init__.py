@@ -1,7 +1,7 @@
-"""ganlab: a plugin-based GAN experimentation kit, at home in single-image super-resolution.
+"""ganlab: a plugin-based kit for GAN experiments, mainly in single-image super-resolution.
 
 A plugin imports from here and from nowhere else in the project. `__init__.pyi` lists the names.
-Each is imported when it is first used, so that `ganlab --help` does not import torch.
+Each name is imported when it is first used, so that `ganlab --help` does not import torch.
 """
 
 import lazy_loader

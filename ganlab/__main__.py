@@ -1,4 +1,4 @@
-"""`python -m ganlab`."""
+"""Run the command line: `python -m ganlab`."""
 
 from ganlab.cli import main
 

@@ -1,4 +1,4 @@
-"""From a recipe to a `Run`: plugins on their hooks, networks built, everything checked."""
+"""Make a `Run` from a recipe: register its plugins, build its networks, check everything."""
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,13 @@ from ganlab.speed.graphs import CudaRecorder, Graphs
 from ganlab.steps import Steps
 from ganlab.streams import Streams
 
-PROBE = 2  # samples in the batch that shapes are learnt from; two show whether D mixes them
+PROBE = 2  # samples in the batch from which shapes are read; two show whether D mixes them
 
 
 def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:
     """Build the networks and optimizers of a recipe, and check that they fit together.
 
-    :raises RecipeError: when they do not.
+    :raises RecipeError: when they do not fit together.
     """
     run = open_run(recipe, device, folder)
     condition, seen = _build(run)
@@ -44,7 +44,7 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
 
 
 def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:
-    """A run with its plugins on their hooks. No data is read and no network is built."""
+    """Make a run with its plugins registered. No data is read and no network is built."""
     choose_numerics(device, recipe.tf32, recipe.deterministic)
     run = Run(recipe, device, Streams(recipe.seed, device), folder)
     if run.dtype.itemsize > widest_float(device).itemsize:
@@ -65,14 +65,14 @@ def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
 
 
 def build_network(run: Run, hook: str, real_shape: tuple[int, ...]) -> nn.Module:
-    """A network whose initial weights depend on the seed and its role only.
+    """Build a network whose initial weights depend only on the seed and its role.
 
     Several discriminators become a ModuleList, in the order of the recipe.
     """
     made: list[nn.Module] = []
     plugins = providers(run.manager, hook)
     for number, plugin in enumerate(plugins):
-        # each by itself, so that one more leaves the weights of those before it as they are
+        # one at a time, so that one more does not change the weights of those before it
         others = [other for other in plugins if other is not plugin]
         build = run.manager.subset_hook_caller(hook, others)
         run.streams.moment("weights", hook, *([number] if number else []))
@@ -86,7 +86,10 @@ def build_network(run: Run, hook: str, real_shape: tuple[int, ...]) -> nn.Module
 
 
 def _build(run: Run) -> tuple[Tensor, Tensor]:
-    """Shapes, networks and optimizers; returns a condition for G and images for D to try."""
+    """Find the shapes, and build networks and optimizers.
+
+    :returns: a condition to try G with, and images to try D with.
+    """
     recipe, hook = run.recipe, run.hook
     with torch.no_grad():
         check_images(recipe, hook.sample_real(batch_size=PROBE, device=run.device))
@@ -108,43 +111,43 @@ def _build(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def _share_forward(run: Run, seen: Tensor) -> tuple[bool, str]:
-    """Whether one pass of D serves both steps, and what to say when it was asked for and cannot."""
+    """Whether one pass of D serves both steps; a note when the recipe asks for it and it cannot."""
     recipe = run.recipe
     if recipe.first != "generator" or not recipe.share_forward:
         return False, ""
     reason = hindrance_to_sharing(recipe, run.plugins_with("augment"), discriminators(run), seen)
-    return not reason, f"D judges G's images once more in its own step: {reason}" if reason else ""
+    return not reason, f"D judges G's images again in its own step: {reason}" if reason else ""
 
 
 def _check(run: Run, condition: Tensor) -> None:
-    """Refuse a generator of another size, and note what batch norm sees of a batch in parts."""
+    """Refuse a generator of the wrong output size; add a note when batch norm sees parts only."""
     recipe = run.recipe
     with torch.no_grad(), eval_mode(run.G), run.autocast():
         made = tuple(run.G(condition).shape[1:])
     if made != run.real_shape:
         raise RecipeError(
             f"{recipe.file}: the generator makes {made} from {run.condition_shape}, but real "
-            f"samples are {run.real_shape}; do the scales agree?"
+            f"samples are {run.real_shape}; check that their scales agree"
         )
     if recipe.accumulate > 1:
         size = recipe.batch_size // recipe.accumulate
         run.notes += [
             f"batch norm of the {role} sees {size} samples at a time, not {recipe.batch_size}: "
-            "not the same step as without accumulate"
+            "the step is not the same as without accumulate"
             for role, network in (("generator", run.G), ("discriminator", run.D))
             if network and any(isinstance(m, _BatchNorm) for m in network.modules())
         ]
 
 
 def _choose(run: Run, condition: Tensor, seen: Tensor) -> None:
-    """How networks keep what their backward pass needs, and how steps are carried out."""
+    """Choose whether networks recompute activations, and how steps are carried out."""
     if run.recipe.activation_checkpointing:
         checkpoint_activations(run, condition, seen)
     run.execution = choose_execution(run)
 
 
 def choose_execution(run: Run) -> Eager:
-    """What the recipe's `compile` asks for, as far as this device and these plugins allow it."""
+    """Choose what the recipe's `compile` asks for, if this device and these plugins allow it."""
     mode, cuda = run.recipe.compile, run.device.type == "cuda"
     if mode == "networks":
         return Compiled()

@@ -1,7 +1,8 @@
-"""Checkpoints: all that a run needs to continue bit for bit, never half written, never misread.
+"""Checkpoints: all that a run needs to continue bit for bit.
 
-A checkpoint is `checkpoints/<iteration>.pt` and a line of sha256sum beside it, written last: the
-file counts only with a digest that matches, since torch.load does not notice flipped bits.
+A checkpoint is `checkpoints/<iteration>.pt` and, beside it, its digest as a line of sha256sum. The
+digest is written last, and a file without a matching digest is not used. So a file that is only
+half written is never read, and neither are flipped bits, which torch.load does not notice.
 """
 
 import hashlib
@@ -24,18 +25,19 @@ from ganlab.run import Progress, Run
 from ganlab.runs.folder import write_text
 from ganlab.system import sync_folder
 
-KEPT = 2  # the last one may be the one that turns out damaged
+KEPT = 2  # the newest one may turn out to be damaged
 
 
 def write_checkpoint(state: dict[str, Any], folder: Path) -> Path:
     """Write what `state_of` returned; keep the newest two.
 
-    :raises GanlabError: when a plugin's state is more than tensors, numbers, text, lists, dicts.
+    :raises GanlabError: when a plugin's state holds other things than tensors, numbers, text,
+        lists and dicts.
     """
     path = folder / f"{state['iteration']:07d}.pt"
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        torch.save(state, file)  # through a file object: a full disk then says so
+        torch.save(state, file)  # through a file object: then the error names a full disk
         file.flush()
         os.fsync(file.fileno())
     if not any(folder.glob("*.sha256")):
@@ -51,12 +53,12 @@ def write_checkpoint(state: dict[str, Any], folder: Path) -> Path:
 
 
 def load_checkpoint(run: Run, folder: Path) -> int:
-    """Put the newest sound checkpoint into a freshly assembled run; returns its iteration.
+    """Load the newest undamaged checkpoint into a newly assembled run; returns its iteration.
 
-    A damaged one is named on stderr and the one before it used. A run that was stopped before
-    its first checkpoint begins anew, which is the same run.
+    A damaged checkpoint is reported on stderr, and the one before it is used. A run that was
+    stopped before its first checkpoint begins again at iteration 0, which gives the same run.
 
-    :raises GanlabError: when all are damaged, or of other networks or plugins.
+    :raises GanlabError: when all are damaged, or when they are of other networks or plugins.
     """
     markers = _markers(folder)
     if not markers:
@@ -67,14 +69,15 @@ def load_checkpoint(run: Run, folder: Path) -> int:
             state = torch.load(path, map_location="cpu", weights_only=True)
             _restore(run, state, path)
             return run.iteration
-        print(f"{path}: damaged (its sha256 differs); trying the one before", file=sys.stderr)
-    raise GanlabError(f"{folder}: no sound checkpoint to resume from; start the run anew")
+        print(f"{path}: damaged (its sha256 differs); trying the one before it", file=sys.stderr)
+    raise GanlabError(f"{folder}: no undamaged checkpoint to resume from; start a new run")
 
 
 def roll_back(run: Run, folder: Path, since: int) -> int:
-    """Put back the newest kept checkpoint from before an iteration, or else the oldest kept.
+    """Restore the newest checkpoint from before an iteration, or else the oldest checkpoint.
 
-    Those after it are taken away, so that the run would go on from there. Returns its iteration.
+    Later checkpoints are deleted, so a resumed run would continue from the restored one.
+    Returns its iteration.
 
     :raises GanlabError: when it is damaged or absent.
     """
@@ -92,15 +95,15 @@ Weights = tuple[dict[str, Tensor], dict[str, str]]
 
 
 def weights_of(run: Run, generator: nn.Module) -> Weights:
-    """What `write_weights` writes, copied to the host."""
+    """Copy to the host what `write_weights` writes."""
     tensors = {k: v.contiguous() for k, v in _copied(generator.state_dict()).items()}
     about = {"iteration": run.iteration, "recipe": resolved(run.recipe)}
-    # one key, since safetensors writes several in any order, and equal weights are equal bytes
+    # one key: safetensors writes several in any order, and equal weights shall give equal bytes
     return tensors, {"ganlab": json.dumps(about)}
 
 
 def write_weights(weights: Weights, path: Path) -> None:
-    """Write a generator's weights alone, with its recipe, for `eval`, `upscale` and other tools."""
+    """Write only a generator's weights and its recipe, for `eval`, `upscale` and other tools."""
     temporary = path.with_suffix(".tmp")
     save_file(weights[0], temporary, weights[1])
     temporary.replace(path)
@@ -109,26 +112,29 @@ def write_weights(weights: Weights, path: Path) -> None:
 def load_generator(generator: nn.Module, path: Path) -> None:
     """Read weights written by `write_weights` into a generator.
 
-    :raises GanlabError: when the file is absent or of another network.
+    :raises GanlabError: when the file is absent, damaged or of another network.
     """
     if not path.is_file():
-        raise GanlabError(f"{path}: no such weights; the run wrote none yet")
+        raise GanlabError(f"{path}: no such file; the run has not written weights yet")
     try:
         generator.load_state_dict(load_file(path))
     except SafetensorError as error:
         raise GanlabError(f"{path}: damaged: {error}") from None
     except RuntimeError as error:
-        raise GanlabError(f"{path}: weights of another network: {error}") from None
+        raise GanlabError(f"{path}: these are the weights of another network: {error}") from None
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """All that a checkpoint holds, copied to the host: training may go on while it is written."""
+    """All that a checkpoint holds, copied to the host: training may go on during writing."""
     state: dict[str, Any] = _copied(_state(run))
     return state
 
 
 def _copied(value: Any) -> Any:
-    """Tensors copied, in whatever dicts and lists they lie; one that is there twice, once."""
+    """Copy the tensors in nested dicts, lists and tuples to the host.
+
+    A tensor that is there twice is copied once.
+    """
     known: dict[int, Tensor] = {}
 
     def copied(value: Any) -> Any:
@@ -164,7 +170,7 @@ def _progress(run: Run) -> dict[str, Any]:
 
 
 def _state_of(part: nn.Module | Optimizer) -> dict[str, Any]:
-    """A network's or optimizer's state, alike whether its steps were captured as graphs or not."""
+    """A network's or optimizer's state, the same with captured steps as with plain ones."""
     state = part.state_dict()
     if isinstance(part, Optimizer):
         kept = {"capturable": part.defaults["capturable"]} if "capturable" in part.defaults else {}
@@ -178,20 +184,20 @@ def _restore(run: Run, state: dict[str, Any], path: Path) -> None:
     for part in ("networks", "plugins"):
         if mine[part].keys() != state[part].keys():
             raise GanlabError(
-                f"{path}: it holds {part} {sorted(state[part])}, the recipe has "
-                f"{sorted(mine[part])}; resume with the recipe it was made by"
+                f"{path}: it holds the {part} {sorted(state[part])}, but the recipe has "
+                f"{sorted(mine[part])}; resume with the recipe that made it"
             )
     for name, values in state["networks"].items():
         try:
             getattr(run, name).load_state_dict(values)
         except (RuntimeError, ValueError) as error:
-            raise GanlabError(f"{path}: {name} is of another network: {error}") from None
+            raise GanlabError(f"{path}: its {name} is of another network: {error}") from None
     for name, values in state["plugins"].items():
         plugin: Any = run.recipe.plugins[name]
         plugin.load_state_dict(values)
     if state["threads"] != torch.get_num_threads():
         print(
-            f"made with {state['threads']} CPU threads, now {torch.get_num_threads()}: "
+            f"checkpoint made with {state['threads']} CPU threads, now {torch.get_num_threads()}: "
             "the last digits of float sums will differ",
             file=sys.stderr,
         )
@@ -199,7 +205,7 @@ def _restore(run: Run, state: dict[str, Any], path: Path) -> None:
 
 
 def _markers(folder: Path) -> list[Path]:
-    """The digests of the complete checkpoints, the oldest first."""
+    """The digest files of the complete checkpoints, the oldest first."""
     return sorted(folder.glob("*.sha256"), key=lambda path: int(path.stem))
 
 

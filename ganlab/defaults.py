@@ -1,4 +1,4 @@
-"""What the engine answers to a hook when no plugin does; the beginning of every chain."""
+"""The engine's own answers to hooks: when no plugin answers, and at the start of a chain."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from ganlab.run import Run
 
 
 class Defaults:
-    """The engine's own implementations, the two steps apart. They are asked last."""
+    """The engine's own hook implementations, except the two steps. They are asked last."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

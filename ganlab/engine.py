@@ -1,4 +1,4 @@
-"""The loop: iterations, and what is done between them."""
+"""The training loop: iterations, and the work between them."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -31,13 +31,13 @@ from ganlab.system import keep_freed_memory
 
 
 def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
-    """One iteration: the D steps, then the G steps, each on a batch of its own.
+    """Run one iteration: the D steps, then the G steps, each on a batch of its own.
 
-    With `first = "generator"` one step each on one batch, G's first.
+    With `first = "generator"` it is one G step, then one D step, on the same batch.
 
-    :param observer: looks at the first step of each network. By default `attributed` does in a
-        watched iteration, and nothing in the others.
-    :returns: every logged value, its mean over the steps that gave one, on the device.
+    :param observer: observes the first step of each network. By default it is `attributed` in a
+        watched iteration, and there is none in the others.
+    :returns: every logged value: its mean over the steps that logged it, on the device.
     """
     recipe, hook = run.recipe, run.hook
     run.streams.moment(run.iteration)
@@ -56,7 +56,7 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
     for role, count, take_step in reversed(players) if one_batch else players:
         for index in range(count):
             run.streams.moment(run.iteration, role, index)
-            # the first of several is enough: a watched step costs a backward pass a loss
+            # the first step is enough: watching costs one backward pass for each loss
             run.step.observer = observer if index == 0 else None
             run.step.share_forward = run.share_forward and run.step.observer is None
             if batch is None or not one_batch:
@@ -64,7 +64,7 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
             for name, value in take_step(run=run, batch=batch).items():
                 several.setdefault(name, []).append(value)
     run.step = StepState()
-    # a lazy penalty is not there in every step
+    # a lazy penalty is not computed in every step
     exact = widest_float(run.device)
     losses = {
         n: v[0] if len(v) == 1 else torch.stack(v).to(exact).mean() for n, v in several.items()
@@ -74,7 +74,7 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
 
 
 def _is_watched(run: Run) -> bool:
-    """At the recipe's interval, and early in the game, for later steps to be compared with."""
+    """Whether to watch this iteration: at the recipe's interval, and early, for comparison."""
     every, began = run.recipe.watch_every, run.progress.game_began
     early = began is not None and run.iteration - began in (1, 2, 4, 8, 16)
     return every > 0 and (early or (run.iteration + 1) % every == 0)
@@ -84,10 +84,10 @@ def train(run: Run, journal: Journal, writer: Writer, stop: Callable[[], str] = 
     """Iterate until the recipe's end or until `stop()` gives a reason, and save the state.
 
     :param writer: writes files while training goes on. At the end it has written all and is closed.
-    :param stop: "" to go on. At "signal" the state is saved; at any other reason the generator is
-        also evaluated.
+    :param stop: returns "" to go on, or a reason to stop. After "signal" the state is saved; after
+        any other reason the generator is also evaluated.
     :returns: the reason; "" at the recipe's end, "verdict" when a verdict ended the run.
-    :raises Diverged: when a loss is not finite; the last checkpoint is from before.
+    :raises Diverged: when a loss is not finite; the last checkpoint is from before that.
     """
     keep_freed_memory()
     with closing(writer), run.execution.running():
@@ -96,7 +96,7 @@ def train(run: Run, journal: Journal, writer: Writer, stop: Callable[[], str] = 
 
 @dataclass(slots=True)
 class Loop:
-    """Training, and what is due between two iterations: evaluation, verdicts, checkpoints."""
+    """Training, and the work between two iterations: evaluation, verdicts, checkpoints."""
 
     run: Run
     journal: Journal
@@ -109,7 +109,7 @@ class Loop:
     """Iteration of the last checkpoint."""
 
     def run_until(self, stop: Callable[[], str]) -> str:
-        """As `train`, but some files may still have to be written."""
+        """Train as `train` does, but return before all files are written."""
         run, recipe = self.run, self.run.recipe
         self.saved = run.iteration
         notes_told = len(run.notes)
@@ -130,7 +130,7 @@ class Loop:
         return reason
 
     def after_iteration(self) -> str:
-        """What is due now; returns "verdict" when a verdict ends the run, else ""."""
+        """Do what is due now; returns "verdict" when a verdict ends the run, else ""."""
         recipe, number = self.run.recipe, self.run.iteration
         last = number == recipe.iterations
         evaluation_is_due = last or number % recipe.evaluate_every == 0
@@ -176,7 +176,7 @@ class Loop:
         self.evaluated = run.iteration
 
     def _is_best(self, figures: dict[str, float]) -> bool:
-        """Whether this is the best evaluation so far; noted if it is."""
+        """Whether this is the best evaluation so far; if so, it is kept as the best."""
         progress, recipe = self.run.progress, self.run.recipe
         figure = figures.get(recipe.best_metric)
         if figure is None:
@@ -188,7 +188,7 @@ class Loop:
         return True
 
     def find_verdicts(self) -> list[Verdict]:
-        """The verdicts that are new; each is told and written."""
+        """Find the new verdicts; print and write each."""
         run, journal = self.run, self.journal
         journal.flush()
         found = [one for several in run.hook.verdicts(history=journal.history) for one in several]
@@ -209,20 +209,20 @@ class Loop:
         self.saved = self.run.iteration
 
     def roll_back(self, since: int) -> None:
-        """Put back the state from before an iteration."""
+        """Restore the state from before an iteration, and say so."""
         assert self.run.folder
         self.writer.wait()
         self.saved = roll_back(self.run, self.run.folder.checkpoints, since)
         self.journal.say(f"rolled back to iteration {self.run.iteration}")
 
     def _require_finite(self) -> None:
-        """Keep what has diverged out of checkpoints and weights.
+        """Check that losses and weights are finite, before anything is saved.
 
         :raises Diverged: naming the first loss, or the network, that is not finite.
         """
         self.journal.flush()
         for name, network in (("G", self.run.G), ("D", self.run.D)):
-            # one answer for all weights, so the device is waited for once
+            # one check for all weights, so there is only one wait for the device
             norms = list(torch._foreach_norm(list(network.parameters()))) if network else []
             if norms and not torch.stack(norms).isfinite().all():
                 raise Diverged(

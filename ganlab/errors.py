@@ -1,4 +1,4 @@
-"""The errors that a user is meant to read: one message, no traceback."""
+"""The errors that are printed for the user as one message, without a traceback."""
 
 
 class GanlabError(Exception):
@@ -8,12 +8,12 @@ class GanlabError(Exception):
 
 
 class RecipeError(GanlabError, ValueError):
-    """The recipe, or the command line, asks for something that cannot be; exit code 2."""
+    """The recipe, or the command line, asks for something impossible; exit code 2."""
 
     exit_code = 2
 
 
 class Diverged(GanlabError):  # noqa: N818  # it names an outcome
-    """A loss is not finite; exit code 3. The last checkpoint is from before."""
+    """A loss is not finite; exit code 3. The last checkpoint is from before that."""
 
     exit_code = 3

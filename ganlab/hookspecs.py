@@ -10,7 +10,7 @@ There are three kinds of hook.
 
 The answers of several plugins combine in one of four ways.
 
-- **one**: exactly one plugin answers. The loader refuses none and two.
+- **one**: exactly one plugin answers. The loader refuses a recipe with none or with two.
 - **chained**: implement it with `@hookimpl(wrapper=True)`. `images = yield` receives what the
   plugins listed earlier in the recipe made; what you return goes to the next. Recipe order is the
   order of application.
@@ -22,8 +22,8 @@ An implementation names only the arguments that it needs, without default values
 tensors [N, C, H, W] in 0..1 everywhere. Logits are what the discriminator returns: [N, 1, h, w]
 from a patch discriminator, [N, 1] from one that sees the whole image.
 
-`real` and `fake` are the images themselves, but in two places: `penalty` receives them as the
-discriminator sees them, after `augment`, and `augment` is what makes the difference.
+`real` and `fake` are the images before `augment`, with one exception: `penalty` receives them after
+`augment`, as the discriminator sees them.
 """
 
 import torch
@@ -45,8 +45,8 @@ def make_generator(condition_shape: Shape, real_shape: Shape) -> nn.Module:  # t
 
     The engine seeds torch before the call, so the initial weights depend on the seed alone.
 
-    :param condition_shape: of one sample of what the generator sees, (C, h, w).
-    :param real_shape: of one sample of what it must make, (C, H, W). The SR scale is H / h.
+    :param condition_shape: of one sample that the generator sees, (C, h, w).
+    :param real_shape: of one sample that it must make, (C, H, W). The SR scale is H / h.
     :returns: module from a batch of conditions to a batch of images. It does not clamp them.
     """
 
@@ -55,11 +55,11 @@ def make_generator(condition_shape: Shape, real_shape: Shape) -> nn.Module:  # t
 def make_discriminator(condition_shape: Shape, real_shape: Shape) -> nn.Module:  # type: ignore[empty-body]
     """Build a discriminator. One, or as many as the recipe's `num_discriminators`.
 
-    With several, each loss and penalty that asks a discriminator is the mean over them. A wrapper
+    With several, each loss and penalty that uses a discriminator is the mean over them. A wrapper
     receives and returns the list of modules, as `spectral_norm` does.
 
     :param condition_shape: of one sample of the condition.
-    :param real_shape: of one sample of what the discriminator sees: a real image after `augment`.
+    :param real_shape: of one sample that the discriminator sees: a real image after `augment`.
     :returns: module from a batch of images to logits.
     """
 
@@ -88,7 +88,7 @@ def sample_real(batch_size: int, device: torch.device) -> Tensor:  # type: ignor
     """Draw real samples: the data source. One, required.
 
     Called before every D step and every G step (once an iteration with `first = "generator"`), and
-    once with `batch_size` 2 when the run is assembled. Which samples come may depend only on
+    once with `batch_size` 2 when the run is assembled. The choice of samples may depend only on
     `self.host_rng` or `self.rng`.
 
     :returns: [batch_size, ...] on `device`, floating point. Images are HR crops in 0..1.
@@ -97,9 +97,10 @@ def sample_real(batch_size: int, device: torch.device) -> Tensor:  # type: ignor
 
 @hookspec(firstresult=True)
 def degrade(images: Tensor) -> Tensor:  # type: ignore[empty-body]
-    """Make what the generator sees. Chained; begins with the images themselves.
+    """Make the condition, which the generator sees. Chained; begins with the images themselves.
 
-    Blur, bicubic, noise, JPEG in recipe order. Also called on whole held-out images.
+    Examples are blur, bicubic, noise and JPEG, in recipe order. It is also called on whole held-out
+    images.
 
     :param images: [N, C, H, W] in 0..1, H and W divisible by the scale.
     :returns: the condition, [N, C, h, w] in 0..1.
@@ -113,15 +114,15 @@ def sample_batch(batch_size: int, device: torch.device) -> Batch:  # type: ignor
 
 @hookspec(firstresult=True)
 def augment(images: Tensor, condition: Tensor) -> Tensor:  # type: ignore[empty-body]
-    """Change what the discriminator sees, real and fake images alike. Chained.
+    """Change the images that the discriminator sees, both real and fake. Chained.
 
     Called in the D step on the real images, then on the fake images. Called in the G step on the
     fake images, through which the generator's gradient must pass; also on the real images when a
-    generator loss reads the real logits. A plugin that gives the same result in both steps says
+    generator loss reads the real logits. A plugin that gives the same result in both steps sets
     `share_forward = True`.
 
     :returns: images for the discriminator. Their number of channels may change:
-        `make_discriminator` is told the shape after all augmentations.
+        `make_discriminator` receives the shape after all augmentations.
     """
 
 
@@ -156,13 +157,13 @@ def penalty(  # type: ignore[empty-body]
     real_logits: Tensor,
     fake_logits: Tensor,
 ) -> Losses:
-    """Terms of the discriminator's loss on the images that it saw, so after `augment`. Collected.
+    """Terms of the discriminator's loss on the images that it saw, after `augment`. Collected.
 
     Called in the D step, in at least float32, outside autocast. The terms are summed.
 
     :param discriminator: the module itself, not its compiled form.
     :param real, fake: the images after `augment`. Neither requires a gradient.
-    :param real_logits, fake_logits: the discriminator's answers, with their gradient to it.
+    :param real_logits, fake_logits: the discriminator's answers, with gradient to its weights.
     :returns: log name ("D/gradient_penalty") -> 0-d tensor, already weighted.
     """
 
@@ -203,21 +204,21 @@ def generator_step(run: Run, batch: Batch) -> Losses:  # type: ignore[empty-body
 
 @hookspec
 def run_start(run: Run) -> None:
-    """Everything is built, nothing is trained or loaded yet. All plugins.
+    """Called when everything is built, and nothing is trained or loaded yet. All plugins.
 
-    The place to make running state, and to check what two plugins ask of each other: raise
-    `self.error(fault, option)`.
+    A plugin makes its running state here, and checks what it requires of other plugins. For a
+    fault it raises `self.error(fault, option)`.
     """
 
 
 @hookspec
 def iteration_start(run: Run) -> None:
-    """Before the steps of iteration `run.iteration`, counted from 0. All plugins."""
+    """Called before the steps of iteration `run.iteration`, counted from 0. All plugins."""
 
 
 @hookspec
 def iteration_end(run: Run, losses: Losses) -> None:
-    """After the steps. All plugins.
+    """Called after the steps of an iteration. All plugins.
 
     :param losses: the logged values of this iteration, each the mean over its steps; on the device.
     """
@@ -225,12 +226,12 @@ def iteration_end(run: Run, losses: Losses) -> None:
 
 @hookspec
 def run_end(run: Run) -> None:
-    """After the last iteration, or when stopped. All plugins."""
+    """Called after the last iteration, or when the run is stopped. All plugins."""
 
 
 @hookspec(firstresult=True)
 def evaluation_generator(generator: nn.Module) -> nn.Module:  # type: ignore[empty-body]
-    """Choose the weights that are evaluated and kept. Chained; begins with G itself (EMA)."""
+    """Choose the weights to evaluate and keep, such as EMA's. Chained; begins with G itself."""
 
 
 @hookspec
@@ -239,8 +240,8 @@ def score_images(  # type: ignore[empty-body]
 ) -> dict[str, float | Tensor]:
     """Score one image against its reference, beside PSNR and SSIM. Collected.
 
-    Called without gradients for every held-out image: on the generator's answer, and once on that
-    of bicubic. `ganlab eval` calls it too.
+    Called without gradients for every held-out image: on the image that the generator made, and
+    once in a run on the image that bicubic made. `ganlab eval` calls it too.
 
     :param sr, hr: uint8 [1, C, H, W] on the run's device, borders not cut. C is 1 for grey.
     :param lr: uint8 [1, 3, h, w], what the generator saw.
@@ -253,13 +254,14 @@ def score_images(  # type: ignore[empty-body]
 def evaluate(  # type: ignore[empty-body]
     run: Run, generator: nn.Module, images: list[EvaluatedImage]
 ) -> dict[str, float]:
-    """Evaluate the generator as a whole. Collected; every `evaluate_every` iterations, at the end.
+    """Evaluate the generator as a whole. Collected.
 
-    `ganlab eval` asks the plugins that name `images`, in a run that was never started: `run.G`,
-    `run.D` and `run.held_out` are missing there.
+    Called every `evaluate_every` iterations and at the end. `ganlab eval` also calls it, for the
+    plugins that name `images`. There the run was never started: `run.G`, `run.D` and `run.held_out`
+    are missing.
 
     :param generator: from `evaluation_generator`, in eval mode, without gradients.
-    :param images: the held-out images with what was made of them; empty when there are none.
+    :param images: the held-out images and what was made from them; empty when there are none.
     :returns: name -> number, written to stats.jsonl.
     """
 
@@ -268,8 +270,8 @@ def evaluate(  # type: ignore[empty-body]
 def verdicts(history: History) -> list[Verdict]:  # type: ignore[empty-body]
     """Say whether training fails. Collected; at every evaluation and checkpoint.
 
-    The engine asks its own rules as well. A verdict is reported once, by its name. What happens
-    then is the recipe's `on_verdict`.
+    The engine applies its own rules as well. A verdict is reported once, by its name. The recipe's
+    `on_verdict` says what happens then.
 
     :param history: what `watch_every` and the evaluations have logged so far, plain numbers.
     :returns: what fails now; empty when nothing does.

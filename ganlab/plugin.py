@@ -24,7 +24,7 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step trains on.
+    """The samples that one step trains on.
 
     In super-resolution `real` is HR, [N, C, H, W] in 0..1, and `condition` the LR made from it,
     [N, C, H/scale, W/scale]. In a toy problem they are whatever the data and `degrade` return.
@@ -43,7 +43,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedImage:
-    """One held-out image with what was made of it; all uint8 [3, H, W] or [1, H, W], on the CPU."""
+    """One held-out image, and the images made from it; uint8 [3, H, W] or [1, H, W], on the CPU."""
 
     name: str
     hr: Tensor
@@ -66,11 +66,11 @@ it starts at the current folder."""
 
 
 class Plugin(BaseModel):
-    """Base of every plugin: its fields are recipe options, its `@hookimpl` methods what it does.
+    """Base of every plugin: its fields are recipe options, its `@hookimpl` methods do the work.
 
     The class docstring says what it computes and names the paper; the string under a field
-    describes the option. Running state goes into a `PrivateAttr`, and is saved with checkpoints
-    by a plugin that defines `state_dict()` and `load_state_dict(state)` (tensors, numbers,
+    describes the option. Running state goes into a `PrivateAttr`. It is saved with checkpoints
+    when the plugin defines `state_dict()` and `load_state_dict(state)` (tensors, numbers,
     strings, lists and dicts only). Random numbers come from `rng` or `host_rng`.
     """
 
@@ -83,8 +83,8 @@ class Plugin(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    # Identity, since pluggy compares plugins and keeps them in sets; functions of our own, since
-    # pydantic replaces object.__hash__ on a frozen model.
+    # Plugins are compared by identity, since pluggy compares them and keeps them in sets. Both
+    # functions are needed, since pydantic replaces object.__hash__ on a frozen model.
     def __eq__(self, other: object) -> bool:
         return self is other
 
@@ -98,13 +98,13 @@ class Plugin(BaseModel):
     """Needs samples that are images, [N, C, H, W]; checked at load."""
 
     wants_bounded_slope: ClassVar[bool] = False
-    """An objective that means something only while the discriminator's slope is bounded."""
+    """It is an objective that is meaningful only while the discriminator's slope is bounded."""
 
     judges_by_sign: ClassVar[bool] = False
-    """An objective under which a positive logit is D's verdict "real", a negative one "fake"."""
+    """It is an objective under which the sign of a logit is D's decision: positive is "real"."""
 
     bounds_slope: ClassVar[bool] = False
-    """Bounds the discriminator's slope, softly or hard: a penalty, clipping, a norm of weights."""
+    """Whether it bounds the discriminator's slope: by a penalty, clipping or normed weights."""
 
     share_forward: ClassVar[bool | None] = None
     """Whether D may run once on G's images for both steps (the recipe's `share_forward`).
@@ -115,15 +115,15 @@ class Plugin(BaseModel):
     """
 
     capturable: ClassVar[bool] = True
-    """Whether its tensor hooks may be captured as a CUDA graph: no `.item()`, no branch on a value,
-    nothing that changes from step to step but tensors, in place."""
+    """Whether its tensor hooks may be captured as a CUDA graph. They then use no `.item()` and no
+    branch on a value, and from step to step only tensors change, in place."""
 
     without_batch_norm: ClassVar[str] = ""
     """For a plugin that makes a discriminator: the setting that leaves out batch norm, such as
     `norm = "none"`. Named in the message when a penalty needs it."""
 
     couples_players: ClassVar[bool] = False
-    """Its losses have gradients for both networks, of which a step takes its own."""
+    """Its losses have gradients for both networks; a step uses that for its own network only."""
 
     _name: str = PrivateAttr("")
     _streams: Streams | None = PrivateAttr(None)
@@ -140,8 +140,8 @@ class Plugin(BaseModel):
         """Connect the plugin to its recipe and its run. Called by the core, not by plugins.
 
         :param name: its key in the recipe.
-        :param place: from an option (or None) to the file and line where it is written.
-        :param streams: the random numbers of the run; schedules go to its device.
+        :param place: function from an option (or None) to the file and line where it is written.
+        :param streams: the random numbers of the run; schedules are moved to its device.
         """
         self._name = self._name if name is None else name
         self._place = place or self._place
@@ -173,11 +173,11 @@ class Plugin(BaseModel):
 
     @property
     def host_rng(self) -> torch.Generator | None:
-        """Like `rng`, but always on the CPU: the same numbers whatever the device."""
+        """Like `rng`, but always on the CPU: the same numbers on every device."""
         return self._streams.host_generator(self.name) if self._streams else None
 
     def warnings(self, others: Sequence["Plugin"]) -> list[str]:
-        """What is allowed beside the other plugins of the recipe, but probably a mistake.
+        """Say what is allowed beside the other plugins of the recipe, but probably a mistake.
 
         Each text follows the plugin's name; `check` and `run` print it and go on.
         """
@@ -193,9 +193,9 @@ class Plugin(BaseModel):
         real_shape: tuple[int, ...],
         supported: tuple[int, ...],
     ) -> int:
-        """How many times larger a generator must make its images, from the shapes it is told.
+        """How many times larger a generator must make its images, computed from the shapes.
 
-        :raises RecipeError: when it is none of the supported factors, or the axes differ in it.
+        :raises RecipeError: when the factor is not supported, or differs between the axes.
         """
         (_, height, width), (_, *size) = condition_shape, real_shape
         scale = size[0] // height
@@ -209,6 +209,6 @@ class Plugin(BaseModel):
         return scale
 
     def error(self, fault: str, option: str | None = None) -> RecipeError:
-        """An error to raise for what the user wrote, headed by the file and line of the option."""
+        """Make the error for a fault in the recipe; it begins with file and line of the option."""
         place = self._place(option) if self._place else self.name
         return RecipeError(f"{place}: {fault}")

@@ -1,4 +1,4 @@
-"""Plugins registered on the hooks, and what a set of plugins must satisfy to be an experiment."""
+"""Register plugins on the hooks, and check that together they make an experiment."""
 
 import copy
 
@@ -21,9 +21,9 @@ CHAINED = ("degrade", "augment", "labels", "evaluation_generator")
 
 
 class _Manager(PluginManager):
-    """Looks for hook implementations in the class of a plugin.
+    """Plugin manager that looks for hook implementations in the class of a plugin.
 
-    pluggy looks at every attribute of the object; of a pydantic model that takes 4 ms.
+    pluggy looks at every attribute of the object; for a pydantic model that takes 4 ms.
     """
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> HookimplOpts | None:
@@ -32,9 +32,9 @@ class _Manager(PluginManager):
 
 
 def register(recipe: Recipe, *defaults: object) -> PluginManager:
-    """A plugin manager of its own for this recipe, the engine's defaults first.
+    """Make a plugin manager for this recipe, with the engine's defaults registered first.
 
-    :raises RecipeError: when a plugin does not fit the contract or the set is no experiment.
+    :raises RecipeError: when a plugin breaks the contract, or the plugins make no experiment.
     """
     manager = _Manager("ganlab")
     manager.add_hookspecs(hookspecs)
@@ -55,13 +55,13 @@ def register(recipe: Recipe, *defaults: object) -> PluginManager:
 
 
 def implementations(manager: PluginManager, hook: str) -> list[tuple[Plugin, HookImpl]]:
-    """The plugins that implement a hook, the engine's own answer left out."""
+    """The plugins that implement a hook; the engine itself is left out."""
     caller = getattr(manager.hook, hook)
     return [(i.plugin, i) for i in caller.get_hookimpls() if isinstance(i.plugin, Plugin)]
 
 
 def providers(manager: PluginManager, hook: str) -> list[Plugin]:
-    """The plugins that answer a hook and do not merely wrap another's answer, in recipe order."""
+    """The plugins that answer a hook themselves, in recipe order; wrappers are left out."""
     return [plugin for plugin, impl in implementations(manager, hook) if not impl.wrapper]
 
 
@@ -75,7 +75,7 @@ def adversarial(manager: PluginManager) -> list[tuple[Plugin, HookImpl]]:
 
 
 def _check_names(manager: PluginManager) -> None:
-    """A misspelt hook would never be called, and nothing would say so."""
+    """Refuse a misspelt hook: it would never be called, and no message would say so."""
     callers = list(vars(manager.hook).values())
     for caller in callers:
         if not caller.has_spec():
@@ -95,18 +95,18 @@ def _check_settings(recipe: Recipe) -> None:
         )
     if recipe.first == "generator" and (recipe.d_steps, recipe.g_steps) != (1, 1):
         raise RecipeError(
-            f'{recipe.file}: first = "generator" takes one step each on one batch; here d_steps = '
-            f"{recipe.d_steps} and g_steps = {recipe.g_steps}; set both to 1, or leave it out"
+            f'{recipe.file}: first = "generator" needs one D step and one G step; here d_steps = '
+            f"{recipe.d_steps} and g_steps = {recipe.g_steps}; set both to 1, or leave out first"
         )
     if recipe.batch_size % recipe.accumulate:
         raise RecipeError(
             f"{recipe.file}: accumulate = {recipe.accumulate} does not divide batch_size = "
-            f"{recipe.batch_size}, and all parts of a batch must be equal; choose a divisor of it"
+            f"{recipe.batch_size}, and all parts must be equal; choose a divisor of batch_size"
         )
 
 
 def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
-    """Exactly one plugin in each slot that a run needs, and none that could have no effect."""
+    """Check that each hook has the plugins that it needs, and that no plugin is without effect."""
     with_d = recipe.d_steps > 0
     required = (*_ONE, *(_WITH_D if with_d else ()))
     for hook in (*required, *_AT_MOST_ONE):
@@ -114,10 +114,10 @@ def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
         names = [plugin.name for plugin in providers(manager, hook)]
         exactly = "exactly" if hook in required else "at most"
         count = "one plugin" if wanted == 1 else f"{wanted} plugins"
-        rule = f"{recipe.file}: {exactly} {count} must provide {hook}"
+        rule = f"{recipe.file}: {hook} must be provided by {exactly} {count}"
         if len(names) < wanted and hook in required:
             why = " because d_steps is more than 0" if hook in _WITH_D and wanted == 1 else ""
-            here = f"here {_all_do(names)}" if names else "none does"
+            here = f"here {_all_do(names)}" if names else "no plugin provides it"
             raise RecipeError(
                 f"{rule}{why}; {here}. `ganlab plugins --hook {hook}` lists those that can"
             )
@@ -137,7 +137,9 @@ def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
 
 
 def _all_do(names: list[str]) -> str:
-    return " and ".join(names) + {1: " alone does", 2: " both do"}.get(len(names), " all do")
+    return " and ".join(names) + {1: " alone provides it", 2: " both provide it"}.get(
+        len(names), " all provide it"
+    )
 
 
 def _check_chains(manager: PluginManager) -> None:
@@ -150,14 +152,14 @@ def _check_chains(manager: PluginManager) -> None:
 
 
 def _check_reach(manager: PluginManager, recipe: Recipe) -> None:
-    """The generator has a loss, and labels have a reader."""
+    """Check that the generator has a loss, and that a loss reads the labels."""
     losses = implementations(manager, "generator_loss")
     with_logits = adversarial(manager)
     if not losses:
-        raise RecipeError(f"{recipe.file}: no plugin provides generator_loss: nothing trains it")
+        raise RecipeError(f"{recipe.file}: no plugin provides generator_loss to train G; add one")
     if recipe.d_steps == 0 and with_logits:
         plugin, _ = with_logits[0]
-        raise plugin.error("reads the discriminator's logits, and d_steps is 0; set d_steps = 1")
+        raise plugin.error("reads the discriminator's logits, but d_steps is 0; set d_steps = 1")
     if recipe.d_steps > 0 and not with_logits:
         raise RecipeError(
             f"{recipe.file}: a discriminator is trained (d_steps = {recipe.d_steps}), but no "
@@ -185,11 +187,11 @@ def warnings_of(recipe: Recipe) -> list[str]:
 
 
 def check_images(recipe: Recipe, samples: Tensor) -> None:
-    """Refuse a plugin that is for images where the data's samples are something else."""
+    """Refuse a plugin that is for images when the samples of the data are not images."""
     for plugin in recipe.plugins.values():
         if plugin.images_only and samples.dim() != 4:
             raise plugin.error(
-                f"is for images, and a sample of this data is {[*samples.shape[1:]]}; drop it"
+                f"is for images, but a sample of this data is {[*samples.shape[1:]]}; drop it"
             )
 
 
@@ -198,8 +200,8 @@ def check_sample_independence(
 ) -> None:
     """Refuse a per-sample penalty on a discriminator that mixes the images of a batch.
 
-    Measured, not guessed: on a probe batch, the gradient of one image's logits with respect to
-    the other images must be zero. So it holds for anybody's discriminator.
+    On a probe batch, the gradient of one image's logits with respect to the other images must be
+    zero. This is measured, so it works for every discriminator.
 
     :param owner: the plugin that made the discriminator.
     :param images: at least two.
@@ -207,9 +209,9 @@ def check_sample_independence(
     demanding = [plugin for plugin in recipe.plugins.values() if plugin.per_sample]
     if not demanding:
         return
-    probe = copy.deepcopy(discriminator).train()  # batch norm would move its running statistics
+    probe = copy.deepcopy(discriminator).train()  # a copy keeps the statistics of batch norm
     for parameter in probe.parameters():
-        # a layer that begins at zero would hide what is before it
+        # a layer whose weights begin at zero would hide the layers before it
         parameter.data += 0.01 * torch.randn_like(parameter)
     images = images.detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(probe(images)[0].sum(), images)
@@ -219,9 +221,7 @@ def check_sample_independence(
     what = (
         f"without batch norm, and {owner.name} has {len(norms)} such layers"
         if norms
-        else (
-            f"that judges each image alone, and in {owner.name} an image changes another's logits"
-        )
+        else (f"that judges each image alone, but in {owner.name} one changes another's logits")
     )
     setting = owner.without_batch_norm
     remedy = f"; set {owner.name}.{setting}." if setting else "."

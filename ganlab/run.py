@@ -20,8 +20,8 @@ from ganlab.streams import Streams
 
 Value = TypeVar("Value")
 Observer = Callable[[str, nn.Module, Losses], AbstractContextManager[Losses]]
-"""Looks at an optimizer step: from the role ("G" or "D"), the network and the losses to a context.
-The context is entered before the backward pass, left after the step, and gives what is logged."""
+"""Observes an optimizer step: from the role ("G" or "D"), the network and the losses to a context.
+The context is entered before the backward pass, left after the step, and yields values to log."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 
 
@@ -58,7 +58,7 @@ class StepState:
     """What is true during one step only; the loop sets it before each step."""
 
     observer: Observer | None = None
-    """Looks at this step between its losses and its end, in a watched iteration."""
+    """Observes this step from its losses to its end, in a watched iteration."""
     share_forward: bool = False
     """Whether D's pass over G's images in the G step serves the D step too."""
     passes: list[Pass] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Run:
     manager: PluginManager = field(init=False, repr=False)
     generator_loss: GeneratorLoss = field(init=False)
     condition_shape: tuple[int, ...] = field(init=False)
-    """Of one sample of what G sees: (C, h, w)."""
+    """Of one sample that G sees: (C, h, w)."""
     real_shape: tuple[int, ...] = field(init=False)
     """Of one real sample: (C, H, W)."""
     G: nn.Module = field(init=False)
@@ -109,7 +109,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     step: StepState = field(default_factory=StepState)
     notes: list[str] = field(default_factory=list)
-    """What a person should know of how this run is carried out. `ganlab run` prints each once."""
+    """Facts for the user about how this run is carried out. `ganlab run` prints each once."""
 
     @property
     def hook(self) -> HookRelay:
@@ -162,16 +162,17 @@ class Run:
         return autocast(self.recipe.precision, self.device)
 
     def network(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        """What to call for a network's answer in a step: the network, or its compiled form."""
+        """The function to call for a network in a step: itself, or its compiled form."""
         return self.execution.network(module)
 
     def descend(self, optimizer: Optimizer | None, losses: LossesOf, batch: Batch) -> Losses:
         """Take one optimizer step down the sum of the losses. Steps are taken only here.
 
-        :param losses: from the run and a batch to `Terms`, such as `generator_losses`. Give the
-            same function at every step: it is captured once and replayed where the device allows.
-        :returns: the losses, detached; what else is to be logged; in a watched step also what its
-            observer saw.
+        :param losses: function from the run and a batch to `Terms`, such as `generator_losses`.
+            Give the same function at every step: it is captured once and replayed where the device
+            allows.
+        :returns: the losses, detached; other values to log; in a watched step also the values of
+            its observer.
         """
         assert optimizer is not None
         update = Update("D" if optimizer is self.D_optimizer else "G", losses)
@@ -207,9 +208,9 @@ class Update:
         return [p for p in self.module(run).parameters() if p.requires_grad]
 
     def __call__(self, run: Run, batch: Batch) -> Losses:
-        """Losses, backward and step, in the recipe's `accumulate` parts of the batch.
+        """Compute losses, backward and step, in the recipe's `accumulate` parts of the batch.
 
-        :returns: as of `Run.descend`; means over the parts.
+        :returns: as `Run.descend` does; means over the parts.
         """
         module, optimizer, parameters = self.module(run), self.optimizer(run), self.parameters(run)
         parts = batch.parts(run.recipe.accumulate)
@@ -219,7 +220,7 @@ class Update:
         with ExitStack() as observing:
             for part in parts:
                 terms = self.losses(run, part)
-                if run.step.observer and not found:  # of several parts the first is enough
+                if run.step.observer and not found:  # the first part is enough
                     observer = run.step.observer(self.role, module, terms.losses)
                     seen = observing.enter_context(observer)
                 total = torch.stack(list(terms.losses.values())).sum()
@@ -230,7 +231,7 @@ class Update:
                     total.backward(inputs=parameters, retain_graph=run.execution.keeps_graphs)
                 found.append({n: v.detach() for n, v in (terms.losses | terms.logged).items()})
             optimizer.step()
-            # not kept for the other network's step: the peak of memory is lower
+            # freed before the other network's step: the memory peak is lower
             optimizer.zero_grad(set_to_none=True)
         return mean(found) | seen
 
@@ -242,7 +243,7 @@ class Eager:
     """Whether a backward pass keeps the graph, so that it can be recorded once and used again."""
 
     def network(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        """What to call for the network's answer in a step."""
+        """The function to call in a step for a network."""
         return module
 
     def running(self) -> AbstractContextManager[Any]:
@@ -255,7 +256,7 @@ class Eager:
 
 
 def discriminators(run: Run) -> list[nn.Module]:
-    """The one discriminator, or each of several; empty in a run without."""
+    """The list of discriminators; empty in a run without one."""
     if run.D is None:
         return []
     return list(run.D) if isinstance(run.D, nn.ModuleList) else [run.D]
@@ -278,7 +279,7 @@ def merged(run: Run, answers: Iterable[dict[str, Value]]) -> dict[str, Value]:
         if twice := result.keys() & answer.keys():
             raise RecipeError(
                 f"{run.recipe.file}: two plugins returned {', '.join(sorted(twice))}; give one "
-                "another name in the recipe, or build the name from self.name"
+                "of them another name in the recipe, or build the name from self.name"
             )
         result |= answer
     return result

@@ -22,10 +22,10 @@ from ganlab.speed.device import widest_float
 class Schedule(BaseModel):
     """A number that may change over iterations: `0.1`, or `{ from = 0.1, to = 0, over = 10_000 }`.
 
-    It starts at `from`, moves to `to` in `over` iterations beginning at iteration `after`, and
+    It starts at `from`. Beginning at iteration `after` it moves to `to` in `over` iterations, and
     stays there. Tensor hooks read `.value`, a 0-d float64 tensor (float32 on MPS), which the loop
-    refills before every iteration. As a 0-d tensor it does not change the dtype of images (a 0-d
-    loss becomes float64). As a tensor it changes in a captured graph too.
+    refills before every iteration. A 0-d tensor does not change the dtype of images (a 0-d loss
+    becomes float64), and a captured graph reads its new value.
     """
 
     model_config = ConfigDict(
@@ -40,7 +40,7 @@ class Schedule(BaseModel):
 
     _value: Tensor | None = PrivateAttr(None)
 
-    __hash__ = None  # type: ignore[assignment]  # so that pydantic copies a default per plugin
+    __hash__ = None  # type: ignore[assignment]  # so that pydantic copies a default for each plugin
 
     @model_validator(mode="before")
     @classmethod
@@ -88,7 +88,7 @@ class Schedule(BaseModel):
 
 
 def schedules_in(value: Any) -> Iterator[Schedule]:
-    """Every schedule in an option's value, however deep in lists and tables."""
+    """Every schedule in an option's value, also inside nested lists and tables."""
     if isinstance(value, Schedule):
         yield value
     elif isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""One sitting of a run: start or resume it, heed signals and limits, leave an exit code behind."""
+"""One sitting of a run: start or resume it, obey signals and limits, return an exit code."""
 
 import math
 import signal
@@ -47,7 +47,7 @@ class Limits:
         max_seconds: float | None = None,
         called_off: Callable[[], bool] = lambda: False,
     ) -> None:
-        """:param called_off: asked at every iteration; True is to this run as SIGTERM."""
+        """:param called_off: called at every iteration; True stops the run as SIGTERM does."""
         self.max_iterations, self.max_seconds = max_iterations, max_seconds
         self.called_off = called_off
         self.deadline: float | None = None
@@ -55,13 +55,14 @@ class Limits:
         self.run: Run | None = None
 
     def begin(self, run: Run) -> None:
-        """Start the clock: data decoded and networks built are not training time."""
+        """Start the clock: decoding data and building networks is not training time."""
         self.run = run
         if self.max_seconds:
             self.deadline = time.monotonic() + self.max_seconds
         if self.max_iterations and run.iteration >= self.max_iterations:
             raise RecipeError(
-                f"--max-iterations {self.max_iterations}: the run is at {run.iteration} already"
+                f"--max-iterations {self.max_iterations}: the run is at iteration {run.iteration}; "
+                "give a larger number"
             )
 
     def __call__(self) -> str:
@@ -75,13 +76,13 @@ class Limits:
 
     @contextmanager
     def heeding_signals(self) -> Iterator[None]:
-        """Finish the step and save at the first SIGINT or SIGTERM; at the second, leave at once."""
+        """Context in which SIGINT or SIGTERM makes the run save and end; a second one exits."""
 
         def note(number: int, frame: FrameType | None) -> None:
             if self.signal is not None:
                 raise SystemExit(_exit_code(number))
             self.signal = number
-            print("\nfinishing this iteration, then saving (once more: leave now)", file=sys.stderr)
+            print("\nfinishing this iteration, then saving (once more: end now)", file=sys.stderr)
 
         before = {n: signal.signal(n, note) for n in STOP_SIGNALS}
         try:
@@ -96,7 +97,7 @@ def start(
 ) -> tuple[RunFolder, int]:
     """Run a recipe in a new folder; returns the folder and the exit code.
 
-    :raises RecipeError: when the recipe cannot run; the folder is taken away again.
+    :raises RecipeError: when the recipe cannot run; the folder is removed again.
     """
     where = pick_device(device)
     with new_run_folder(recipe, parent, name) as folder:
@@ -116,7 +117,7 @@ def start(
 def resume(path: Path | str, device: str, limits: Limits) -> tuple[RunFolder, int]:
     """Continue a run from its newest sound checkpoint, as if it had never stopped.
 
-    :raises RecipeError: when it is no run folder, or the run is done.
+    :raises RecipeError: when `path` is not a run folder, or the run is done.
     """
     folder = open_run_folder(path)
     recipe = load_recipe(folder.recipe)
@@ -130,9 +131,9 @@ def resume(path: Path | str, device: str, limits: Limits) -> tuple[RunFolder, in
 
 
 def check_same_recipe(recipe: Recipe, path: Path | str) -> None:
-    """Refuse to continue a run under a recipe that says something else.
+    """Refuse to continue a run with a recipe other than its own.
 
-    :raises RecipeError: naming the run's own recipe.
+    :raises RecipeError: when they differ; it names the run's own recipe.
     """
     folder = open_run_folder(path)
     theirs = load_recipe(folder.recipe)
@@ -163,7 +164,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     page, writer = Page(folder, journal), Writer()
 
     def note_evaluation() -> None:
-        """Write what somebody wants to know who looks at the run while it goes on."""
+        """Update the status and the page, for a user who looks at the run while it goes on."""
         folder.write_status("running", **_so_far(run, journal))
         writer.later(page.renew)  # after the pictures that it shows
 
@@ -197,14 +198,14 @@ def _train(run: Run, journal: Journal, writer: Writer, limits: Limits) -> Ending
         verdict = Verdict("exploded", run.iteration, sentence)
         if verdict.name not in journal.verdicts:
             journal.verdict(run.iteration, verdict, "stop")
-        print(f"diverged: {error}; the last checkpoint is from before", file=sys.stderr)
+        print(f"diverged: {error}; the last checkpoint is older", file=sys.stderr)
         return Ending("diverged", DIVERGED, str(error))
     codes = {"signal": _exit_code(limits.signal), "verdict": UNHEALTHY}
     return Ending("stopped" if reason else "done", codes.get(reason, DONE), reason)
 
 
 def _so_far(run: Run, journal: Journal) -> dict[str, Any]:
-    """How far a run has come, what it took and what it found."""
+    """How far a run has come, its time and memory, and its results."""
     return {
         "iteration": run.iteration,
         "of": run.recipe.iterations,
@@ -218,7 +219,7 @@ def _so_far(run: Run, journal: Journal) -> dict[str, Any]:
 
 
 class Page:
-    """The run's report, written anew after evaluations, as long as that takes next to no time."""
+    """The run's report, rewritten after evaluations as long as that takes little time."""
 
     def __init__(self, folder: RunFolder, journal: Journal) -> None:
         self.folder, self.journal = folder, journal
@@ -230,13 +231,13 @@ class Page:
             self.write()
 
     def write(self) -> None:
-        """Write the page; a fault in it is told, and ends no training."""
-        from ganlab.report import report_run  # a second of imports, and not needed to begin
+        """Write the page. If that fails, the fault is printed and training goes on."""
+        from ganlab.report import report_run  # imported late, since the import takes a second
 
         began = time.monotonic()
         try:
             report_run(self.folder.path)
-        except Exception as error:  # the page is not worth a run
+        except Exception as error:  # a fault in the page must not end the run
             self.journal.say(f"{self.folder.report}: not written: {type(error).__name__}: {error}")
         self._ended = time.monotonic()
         self._took = self._ended - began
@@ -257,7 +258,7 @@ def _announce(run: Run, folder: RunFolder, journal: Journal) -> None:
 
 
 def _warn_of_changes(folder: RunFolder, recipe: Recipe) -> None:
-    """Say when the code is not the code that the run was started with."""
+    """Warn when versions or plugin code have changed since the run was started."""
     manifest: dict[str, Any] = read_json(folder.manifest)
     now = describe_environment(torch.device("cpu"))["versions"]
     for name, version in manifest.get("versions", {}).items():
@@ -278,7 +279,7 @@ def _exit_code(number: int | None) -> int:
 
 
 def summary(folder: RunFolder) -> str:
-    """What a finished sitting prints on stdout: scores beside bicubic, and where things are."""
+    """The text that a sitting prints on stdout at its end: scores beside bicubic, run folder."""
     status = folder.read_status()
     lines = [f"{status['state']} at iteration {status['iteration']} of {status['of']}"]
     scores, bicubic = status.get("scores") or {}, status.get("bicubic") or {}
@@ -295,7 +296,7 @@ def summary(folder: RunFolder) -> str:
 
 
 def enlarges(folder: RunFolder) -> bool:
-    """Whether a run's generator makes images of images, as one of a toy problem does not."""
+    """Whether a run's generator makes images from images; in a toy problem it does not."""
     manifest = read_json(folder.manifest)
     return all(len(manifest.get(name, ())) == 3 for name in ("condition_shape", "real_shape"))
 
@@ -303,10 +304,10 @@ def enlarges(folder: RunFolder) -> bool:
 def load_for_use(
     path: Path | str, which: str, device: str
 ) -> tuple[Run, torch.nn.Module, RunFolder]:
-    """A finished run's generator, ready to judge or to use; its training data is not needed.
+    """Load a run's generator to evaluate or to use it; its training data is not needed.
 
     :raises GanlabError: when the run has written no weights yet.
-    :raises RecipeError: when its generator, of a toy problem, enlarges no images.
+    :raises RecipeError: when its generator enlarges no images, as in a toy problem.
     """
     folder = open_run_folder(path)
     run = open_run(load_recipe(folder.recipe), pick_device(device), folder)
@@ -317,7 +318,7 @@ def load_for_use(
     run.real_shape = tuple(manifest["real_shape"])
     if not enlarges(folder):
         raise RecipeError(
-            f"{folder.path}: its generator makes samples and enlarges no images; name another run"
+            f"{folder.path}: its generator makes samples, it enlarges no images; name another run"
         )
     generator = build_network(run, "make_generator", run.real_shape).eval()
     load_generator(generator, folder.weights(which))

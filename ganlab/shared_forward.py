@@ -60,17 +60,17 @@ class Pass:
         """The logits of G's images for the D step: those of the G step, or computed again.
 
         :param number: of the discriminator D.
-        :param fake: G's images as the D step shows them to D.
+        :param fake: G's images as D sees them in its own step.
         """
         if self.logits:
             return self.logits[number]
-        with _statistics_kept(D):  # they saw these images in the G step already
+        with _statistics_kept(D):  # the G step has counted these images already
             return judge(D, fake)
 
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Context in which batch norm computes as in training and leaves its running statistics."""
+    """Context in which batch norm computes as in training but keeps its running statistics."""
     norms: list[Any] = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
     for norm in norms:
         norm.track_running_stats = False
@@ -89,12 +89,12 @@ def hindrance_to_sharing(
 ) -> str:
     """Why one pass of D cannot serve both steps; "" when it can.
 
-    Both steps must show D the same images, and D must give the same answer when asked again: it may
-    not draw random numbers (dropout) nor change a buffer (spectral norm). The statistics of batch
-    norm are allowed. D's behaviour is measured on a copy.
+    Both steps must give D the same images, and D must give the same answer a second time: it must
+    not draw random numbers (dropout) or change a buffer (spectral norm). The statistics of batch
+    norm may change. D's behaviour is measured on a copy.
 
     :param augmenting: the plugins that implement `augment`.
-    :param images: at least two that D takes.
+    :param images: at least two images that D accepts.
     """
     if recipe.accumulate > 1:
         return f"accumulate = {recipe.accumulate} would keep the passes of all parts in memory"
@@ -102,7 +102,7 @@ def hindrance_to_sharing(
         if plugin.share_forward is False:
             return f"{plugin.name} forbids it"
         if plugin in augmenting and not plugin.share_forward:
-            return f"{plugin.name} augments the images anew in each step"
+            return f"{plugin.name} augments the images again in each step"
     return next((fault for D in discriminators if (fault := _change_left_by(D, images))), "")
 
 

@@ -109,7 +109,7 @@ def images_for_discriminator(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def pass_of(run: Run, batch: Batch) -> Pass | None:
-    """What the G step of this iteration left for this batch, if there was one."""
+    """What the G step of this iteration left for this batch; None if there was none."""
     return next((passed for passed in run.step.passes if passed.is_of(batch)), None)
 
 
@@ -118,7 +118,7 @@ def judge(
 ) -> Tensor:
     """D's logits, in the dtype of the images even when D ran in bfloat16.
 
-    :param which: "real" or "fake"; a plugin that listens to D's layers reads it in `run.step`.
+    :param which: "real" or "fake"; a plugin with hooks on D's layers reads it in `run.step`.
     """
     run.step.judging = which
     with run.autocast():

@@ -15,11 +15,11 @@ def stream_seed(*key: object) -> int:
 
 
 class Streams:
-    """The random generators of one run, all set anew at every moment of it.
+    """The random generators of one run, all seeded again at every moment of it.
 
-    A moment is a point of the run such as (iteration 7, D step, 0). Nothing depends on how many
-    numbers were drawn before it or by whom, so a resumed run needs no generator state, two
-    recipes see the same crops, and adding a plugin does not shift the others.
+    A moment is a point of the run such as (iteration 7, D step, 0). No stream depends on how many
+    numbers were drawn before, or by whom. So a resumed run needs no generator state, two recipes
+    see the same crops, and adding a plugin does not shift the others.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
@@ -30,7 +30,7 @@ class Streams:
         self._refusing = False
 
     def moment(self, *moment: object) -> None:
-        """Set every stream to where it is at this moment, torch's global one included."""
+        """Seed every stream for this moment, torch's global one included."""
         self._moment = moment
         seed = stream_seed(self.seed, "torch", *moment)
         for generator in self._of_torch():
@@ -45,7 +45,7 @@ class Streams:
     def host_generator(self, name: str) -> torch.Generator:
         """The stream of this name on the CPU."""
         if self._refusing:
-            raise RuntimeError("draws on the CPU, which a captured graph would not do again")
+            raise RuntimeError("draws on the CPU, which a captured graph cannot repeat")
         return self._get(name, "host", torch.device("cpu"))
 
     def on_device(self) -> list[torch.Generator]:
@@ -54,7 +54,7 @@ class Streams:
 
     @contextmanager
     def host_draws_refused(self) -> Iterator[None]:
-        """Within it, asking for a stream on the CPU raises RuntimeError."""
+        """Context in which asking for a stream on the CPU raises RuntimeError."""
         self._refusing = True
         try:
             yield
@@ -62,12 +62,12 @@ class Streams:
             self._refusing = False
 
     def state(self) -> list[tuple[torch.Generator, Tensor]]:
-        """Where every stream is, torch's own included; for `set_state`."""
+        """The state of every stream, torch's own included; for `set_state`."""
         known = [*self._of_torch(), *self._generators.values()]
         return [(generator, generator.get_state()) for generator in known]
 
     def set_state(self, state: list[tuple[torch.Generator, Tensor]]) -> None:
-        """Set every stream to where it was; one made since then, to the beginning of its moment."""
+        """Restore every stream; one that was made since then begins its moment again."""
         for key, generator in self._generators.items():
             generator.manual_seed(stream_seed(self.seed, *key, *self._moment))
         for generator, saved in state:

@@ -1,4 +1,4 @@
-"""What differs between Linux, macOS and Windows, each thing in one function."""
+"""Differences between Linux, macOS and Windows, each in one function."""
 
 import ctypes
 import os
@@ -14,11 +14,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next step, where it is glibc; for good.
+    """Have glibc keep freed memory for the next step, until the process ends.
 
-    Otherwise glibc returns the activations of a step to the system, which must hand them out page
-    by page in the next step: a sixth of the time of a step of SRResNet and a VGG discriminator on
-    two cores. Keeping them takes a fiftieth more memory at the peak.
+    Otherwise glibc returns the memory of a step's activations to the system, which must give it
+    out page by page in the next step. That takes a sixth of the time of a step of SRResNet and a
+    VGG discriminator on two cores. Keeping it takes a fiftieth more memory at the peak. With
+    another C library this does nothing.
     """
     if platform.system() != "Linux":
         return
@@ -29,13 +30,13 @@ def keep_freed_memory() -> None:
 
 
 def begin_peak_memory() -> None:
-    """Count the peak memory of this process from here on; only Linux can."""
+    """Count the peak memory of this process from here on; only on Linux."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
-    """Bytes that this process had in memory at most, since `begin_peak_memory` or its start."""
+    """Peak memory of this process in bytes, since `begin_peak_memory` or since its start."""
     with suppress(OSError, StopIteration):  # Linux
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
@@ -55,24 +56,24 @@ def available_memory() -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
         found = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
         return 1024 * int(found)
-    import psutil  # installed where this line is reached
+    import psutil  # installed on every system but Linux
 
     return int(psutil.virtual_memory().available)
 
 
 def processor_name() -> str:
     """The model of the processor."""
-    with suppress(OSError, StopIteration):  # Linux; the others tell it to `platform`
+    with suppress(OSError, StopIteration):  # Linux; on others `platform` knows it
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names of a folder's files on the disk. Windows has no such call and needs none."""
+    """Write the names of a folder's files to the disk. Windows has no such call and needs none."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folder
+    except PermissionError:  # Windows cannot open a folder
         return
     try:
         os.fsync(descriptor)

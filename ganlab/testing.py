@@ -1,4 +1,4 @@
-"""For the tests of a plugin: `from ganlab.testing import seeded`."""
+"""A function for the tests of a plugin: `from ganlab.testing import seeded`."""
 
 from typing import TypeVar
 
@@ -13,10 +13,10 @@ AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 def seeded(
     plugin: AnyPlugin, seed: int = 0, *moment: object, device: torch.device | str = "cpu"
 ) -> AnyPlugin:
-    """The plugin, with the random numbers that it would have in a run.
+    """Give a plugin the random numbers that it would have in a run, and return it.
 
     Outside a run a plugin draws from torch's own generators. Equal seeds and moments give equal
-    numbers; call it again to begin anew.
+    numbers; call it again to start them again.
 
     :param seed: of the run.
     :param moment: a point of the run, such as `7, "D", 0` for the first D step of iteration 7. By

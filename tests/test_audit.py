@@ -137,8 +137,8 @@ ON_ITS_OWN = """\
     [
         (ALONE_UNDER_NO_GRAD, ["pixel_loss"], "G/adversarial has no gradient on G"),
         (D_DETACHED, ["wasserstein", "gradient_penalty"], "D/adversarial has no gradient on D"),
-        (A_FLOAT, [], "G/idea is float 0."),
-        (A_MAP, [], "G/idea is of shape [2, 3, 16, 16], and must be one number; take the mean"),
+        (A_FLOAT, [], "G/idea has type float (0."),
+        (A_MAP, [], "G/idea has shape [2, 3, 16, 16], but must be one number; take the mean"),
         (ROOT_AT_0, [], "the gradient of G/idea is not finite"),
         (NOT_FINITE, [], "G/idea is inf at the first step"),
     ],
@@ -205,7 +205,7 @@ def test_a_loss_that_is_0_is_told_and_not_refused(
     assert exit_code == 0
     row, *_ = [line for line in report.splitlines() if "G/idea" in line]
     assert row.split()[:4] == ["G/idea", "0", "0", "frozen"]
-    assert row.endswith("0 here: pulls at nothing")
+    assert row.endswith("0 here: no gradient on its network")
 
 
 def test_every_loss_of_both_networks_is_in_the_report(

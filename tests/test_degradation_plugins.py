@@ -189,7 +189,7 @@ def test_what_the_scale_does_not_divide_is_refused_with_the_remedy():
         (GaussianBlur, {"sigma": (0.0, 0.2)}, "greater than 0"),
         (GaussianBlur, {"kernel_sizes": (8, 21)}, "must be odd"),
         (GaussianBlur, {"probabilities": (0.5, 0.5, 0.5, 0.0, 0.0, 0.0)}, "sum to 1"),
-        (GaussianBlur, {"generalized_beta": (2.0, 4.0)}, "holds 1"),
+        (GaussianBlur, {"generalized_beta": (2.0, 4.0)}, "contains 1"),
         (Sinc, {"cutoff": (1.0, 4.0)}, "less than or equal to 3.14"),
         (Sinc, {"kernel_sizes": (7, 20)}, "must be odd"),
         (RandomResize, {"range": (1.2, 1.5)}, "less than or equal to 1"),

@@ -271,5 +271,5 @@ def test_the_evaluation_says_how_far_the_players_are(tmp_path: Path) -> None:
 
 
 def test_an_optimizer_beside_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="at most one plugin must provide make_optimizer"):
+    with pytest.raises(RecipeError, match="make_optimizer must be provided by at most one plugin"):
         build(tmp_path / "r.toml", WGAN + "\nadam = {}", 0.1)

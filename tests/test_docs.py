@@ -119,3 +119,9 @@ def test_every_plugin_stands_in_the_list_of_methods_and_nothing_else_does() -> N
     listed = re.findall(r"^\| `(\w+)` \|", tables, flags=re.MULTILINE)
     ours = [p["name"] for p in describe_plugins() if p["distribution"] == "ganlab"]
     assert sorted(listed) == sorted(ours)
+
+
+def test_a_link_to_a_line_of_code_finds_the_function_it_is_about() -> None:
+    links = re.findall(r"\]\(([\w/]+\.py)#L(\d+)\)", (ROOT / "README.md").read_text())
+    lines = [(ROOT / file).read_text().splitlines()[int(number) - 1] for file, number in links]
+    assert [line.partition("(")[0] for line in lines] == ["def iterate"]

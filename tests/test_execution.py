@@ -274,7 +274,7 @@ WHOLLY = """\
             "G's step is not captured as a graph: idea: called a synchronizing operation (return {",
         ),
         (BRANCHES, "D's step is not captured as a graph: idea: called a synchronizing operation"),
-        (ON_THE_HOST, "idea: draws on the CPU, which a captured graph would not do again"),
+        (ON_THE_HOST, "idea: draws on the CPU, which a captured graph cannot repeat"),
         (STALE, "G's step is not captured as a graph: the weights would move otherwise, by"),
     ],
 )

@@ -325,7 +325,7 @@ def test_compact_adds_detail_to_the_nearest_enlargement(scale):
 
 
 def test_compact_refuses_an_output_of_other_channels_with_a_remedy():
-    with pytest.raises(RecipeError, match="1 channels, the output 3; choose another generator"):
+    with pytest.raises(RecipeError, match="1 channels and the output 3; choose another generator"):
         Compact().make_generator((1, 6, 8), (3, 24, 32))
 
 

@@ -184,7 +184,7 @@ def test_the_stride_is_that_of_the_run_or_its_own():
 
 def test_a_stride_is_asked_for_where_the_generator_does_not_enlarge():
     run = SimpleNamespace(scale=1, held_out={"a": flat(0, 32)[0]})
-    with pytest.raises(RecipeError, match="give the stride"):
+    with pytest.raises(RecipeError, match="set stride"):
         Checkerboard().run_start(run)
     Checkerboard(stride=8).run_start(run)
     with pytest.raises(RecipeError, match="36 pixels a side, and a has 32"):

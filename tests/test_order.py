@@ -157,7 +157,7 @@ def test_a_watched_step_shares_nothing_and_gives_the_same(build) -> None:
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["instance_noise={ sigma = 0.1 }"], "instance_noise augments the images anew"),
+        (["instance_noise={ sigma = 0.1 }"], "instance_noise augments the images again"),
         (["patch_discriminator.norm=none", "spectral_norm={}"], "changes its .*_u"),
         (["patch_discriminator=false", 'forgetful={ use = "./forgetful.py" }'], "draws random"),
         (['veto={ use = "./veto.py" }'], "veto forbids it"),
@@ -175,7 +175,7 @@ def test_a_plugin_that_augments_alike_may_say_so(build) -> None:
 
 @pytest.mark.parametrize("overrides", [["d_steps=2"], ["g_steps=2"]])
 def test_the_generator_moves_first_with_one_step_each_only(build, overrides) -> None:
-    with pytest.raises(RecipeError, match='first = "generator" takes one step each on one batch'):
+    with pytest.raises(RecipeError, match='first = "generator" needs one D step and one G step'):
         build(*overrides)
 
 
@@ -225,7 +225,7 @@ def test_batch_norm_in_parts_is_told(build) -> None:
     run = build("accumulate=2", "share_forward=false")
     assert run.notes == [
         "batch norm of the discriminator sees 2 samples at a time, not 4: "
-        "not the same step as without accumulate"
+        "the step is not the same as without accumulate"
     ]
 
 

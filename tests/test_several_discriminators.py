@@ -190,12 +190,12 @@ def test_two_scales_see_the_image_and_its_half(tiny: Path) -> None:
 def test_a_number_that_does_not_fit_is_refused_with_its_remedy(tiny: Path) -> None:
     assert "or train against all of them with `num_discriminators = 2`" in refusal(tiny, TWO[1])
     message = refusal(tiny, "num_discriminators=3", TWO[1])
-    assert "exactly 3 plugins must provide make_discriminator" in message
-    assert "patch_discriminator and second both do" in message
+    assert "make_discriminator must be provided by exactly 3 plugins" in message
+    assert "patch_discriminator and second both provide it" in message
     assert "ganlab plugins --hook make_discriminator" in message
     message = refusal(tiny, "num_discriminators=2")
-    assert "exactly 2 plugins must provide make_discriminator" in message
-    assert "patch_discriminator alone does" in message
+    assert "make_discriminator must be provided by exactly 2 plugins" in message
+    assert "patch_discriminator alone provides it" in message
     assert "at least 1" in refusal(tiny, "num_discriminators=0")
 
 

@@ -1,4 +1,4 @@
-"""Using a finished run: scores on a folder of images, and photographs enlarged."""
+"""Use a finished run: score a folder of images, or enlarge photographs."""
 
 import sys
 from collections import deque
@@ -24,16 +24,17 @@ from ganlab.plugin import EvaluatedImage
 from ganlab.run import Run, merged
 from ganlab.session import load_for_use
 
-AHEAD = 2  # images read, or written, beside the computation
+AHEAD = 2  # images that are read or written in threads during the computation
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-Photograph = tuple[Path, Tensor, Tensor | None]  # where it goes, its colour, its alpha
+Photograph = tuple[Path, Tensor, Tensor | None]  # output file, colour, alpha
 
 
 def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str, Any]:
-    """Scores of every image of a folder, of the generator and of bicubic, and their means.
+    """Score every image of a folder, enlarged by the generator and by bicubic, and take the means.
 
-    "set" is what the recipe's plugins say of all the images together; empty without such plugins.
+    "set" has the figures that plugins of the recipe compute from all the images together. It is
+    empty without such plugins.
 
     :returns: {"scale", "images": {name: {"generator": {...}, "bicubic": {...}}},
         "mean": {"generator": {...}, "bicubic": {...}}, "set": the same}.
@@ -53,7 +54,7 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
     kept: list[EvaluatedImage] = []
     for image in evaluate_images(_beside(read, list_images(data)), generator, loaded):
         rows[image.name] = {"generator": image.scores, "bicubic": image.bicubic_scores}
-        kept += [image] if of_sets else []  # whole folders of images in memory
+        kept += [image] if of_sets else []  # keeps a whole folder of images in memory
     mean = {who: means([row[who] for row in rows.values()]) for who in ("generator", "bicubic")}
     by_bicubic = [replace(item, sr=item.bicubic) for item in kept]
     figures = {
@@ -67,9 +68,10 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
 def _figures(
     run: Run, generator: nn.Module, plugins: list[HookImpl], images: list[EvaluatedImage]
 ) -> dict[str, float]:
-    """What the plugins that judge a set of images say of it, with equal random numbers each time.
+    """Figures of the plugins that evaluate a set of images, with equal random numbers each time.
 
-    Those that judge something else, such as the networks or fresh samples, need a run in training.
+    Plugins that evaluate something else, such as the networks or fresh samples, need a run in
+    training.
     """
     run.streams.moment("evaluation")
     known = {"run": run, "generator": generator, "images": images}
@@ -82,9 +84,9 @@ def _figures(
 
 
 def show_scores(found: dict[str, Any]) -> None:
-    """The tables of `evaluate_folder` on stdout."""
+    """Print the scores of `evaluate_folder` as tables on stdout."""
     rows = {**found["images"], f"mean of {len(found['images'])}": found["mean"]}
-    # into a file or a pipe, where there is no width to fit
+    # a file or a pipe has no width of its own
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     room = console.width - max(len(title) for title in rows) - len("  generator")
     for names in _fitting(list(found["mean"]["generator"]), room):
@@ -94,13 +96,14 @@ def show_scores(found: dict[str, Any]) -> None:
         console.print(_table(whole, names), no_wrap=True)
     console.print(
         f"x{found['scale']}; _y: BT.601 luma in 16-235, {found['scale']} pixels shaved; "
-        "lr_psnr: of the SR degraded again; hf_ratio: share of the HR's fine detail",
+        "lr_psnr: PSNR of the SR, degraded again, against the LR; "
+        "hf_ratio: fine detail of the SR as a share of the HR's",
         soft_wrap=True,
     )
 
 
 def _fitting(names: list[str], room: int) -> Iterator[list[str]]:
-    """The columns of one table after another, each as wide as fits."""
+    """Split columns into groups, one for each table, so that each table fits the width."""
     group: list[str] = []
     for name in names:
         if group and sum(max(len(n), 9) + 2 for n in [*group, name]) > room:
@@ -130,7 +133,7 @@ def _shown(name: str, value: float) -> str:
 def upscale_files(
     run: str, images: Iterable[Path], output: Path, tile: int, weights: str, device: str
 ) -> Iterator[str]:
-    """Enlarge image files into PNG files of a folder; yields a line for each.
+    """Enlarge image files and write them to a folder as PNG files; yields a line of text for each.
 
     :raises RecipeError: when an output exists already; nothing is overwritten.
     """
@@ -140,7 +143,9 @@ def upscale_files(
         if not file.is_file():
             raise RecipeError(f"{file}: no such image file")
         if target.exists() or targets.count(target) > 1:
-            raise RecipeError(f"{target} exists or would be written twice; choose another --output")
+            raise RecipeError(
+                f"{target} exists, or two images would be written to it; choose another --output"
+            )
     loaded, generator, _ = load_for_use(run, weights, device)
     output.mkdir(parents=True, exist_ok=True)
     photographs = _beside(_read, zip(files, targets, strict=True))
@@ -161,7 +166,7 @@ def _read(job: tuple[Path, Path]) -> Photograph:
 def _enlarged(
     group: list[Photograph], generator: nn.Module, run: Run, tile: int
 ) -> Iterator[tuple[Path, Tensor, Tensor]]:
-    """Each of some photographs of one size: where it goes, LR and SR."""
+    """Enlarge photographs of one size together; yields output file, LR and SR of each."""
     lr = to_float(torch.stack([colour for _, colour, _ in group])).to(run.device, run.dtype)
     with torch.no_grad():
         pictures = to_uint8(upscale(generator, lr, run.scale, tile)).cpu()
@@ -179,9 +184,9 @@ def _write(job: tuple[Path, Tensor, Tensor]) -> str:
 
 
 def _beside(function: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
-    """What a function makes of each item, in order, made in threads up to `AHEAD` items ahead.
+    """Apply a function to items in threads, up to `AHEAD` items ahead; yields answers in order.
 
-    A failure, of the function or of the items, is raised in its turn: after what came before it.
+    An error of the function or of the items is raised in order too: after the earlier answers.
     """
     with ThreadPoolExecutor(AHEAD) as pool:
         waiting: deque[Future[Answer]] = deque()

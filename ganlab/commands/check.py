@@ -1,4 +1,4 @@
-"""`ganlab check`: everything that can be wrong before any training, one tiny real step included."""
+"""`ganlab check`: find everything that can be wrong before any training, with tiny real steps."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,14 +19,14 @@ TINY_BATCH = 2
 
 
 def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[str]:
-    """Lines that say what was checked.
+    """Check a recipe; yields lines that say what was checked.
 
-    An iteration is run on a batch of two, as of the first and of the last one of the recipe, since
-    pretraining comes before the game; and the smallest held-out image is judged.
+    The first and the last iteration of the recipe are run on a batch of two. Both are needed
+    because pretraining comes before adversarial training. The smallest held-out image is evaluated.
 
-    Each loss of both is audited: its gradient must reach its own network and no other.
+    Each loss of both iterations is audited: its gradient must reach its own network and no other.
 
-    :raises RecipeError: with the first fault.
+    :raises RecipeError: at the first fault.
     """
     recipe = load_recipe(file, overrides)
     yield f"{file}: {len(recipe.plugins)} plugins, every key and value is known"
@@ -53,7 +53,7 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
 
 def _try(run: Run) -> Iterator[str]:
     audit = Audit(run)
-    yield f"one step as of iteration {run.iteration}, and the norm of each loss's gradient:"
+    yield f"iteration {run.iteration} run once; the norm of each loss's gradient:"
     try:
         losses = iterate(run, audit)
     except RecipeError:
@@ -63,9 +63,9 @@ def _try(run: Run) -> Iterator[str]:
     yield from (f"note: {note}" for note in audit.unseen(losses))
     bad = [name for name, value in losses.items() if not torch.isfinite(value)]
     if bad:
-        raise RecipeError(f"{run.recipe.file}: the first step gives {', '.join(bad)} not finite")
+        raise RecipeError(f"{run.recipe.file}: not finite at the first step: {', '.join(bad)}")
     if not losses:
-        raise RecipeError(f"{run.recipe.file}: iteration {run.iteration} trains nothing")
+        raise RecipeError(f"{run.recipe.file}: iteration {run.iteration} trains no network")
 
 
 def _shown(figures: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""What is there: the installed plugins with their options, and the runs with their scores."""
+"""List the installed plugins with their options, and the runs with their scores."""
 
 import inspect
 from pathlib import Path
@@ -24,7 +24,7 @@ _BOUNDS = {
     "exclusiveMaximum": "less than",
     "enum": "one of",
 }
-# what a plugin is, by the first of these hooks that it answers
+# the kind of a plugin is that of the first hook in this list that it implements
 _KINDS = {
     "sample_real": "data",
     "make_generator": "generators",
@@ -75,7 +75,7 @@ def describe_plugins(name: str | None = None, hook: str | None = None) -> list[d
 def _kind(plugin: type[Plugin], hooks: list[str]) -> str:
     wraps = {hook for hook in hooks if getattr(plugin, hook).ganlab_impl["wrapper"]}
     for hook, kind in _KINDS.items():
-        # chained hooks are always wrappers; to wrap another's loss is to watch D, not to define it
+        # chained hooks are always wrappers; a wrapper of discriminator_loss is not an objective
         if hook in hooks and (hook not in wraps or hook != "discriminator_loss"):
             return kind
     return "what the discriminator sees" if "discriminator_loss" in wraps else "training"
@@ -115,7 +115,7 @@ def _parts(annotation: Any) -> set[Any]:
 
 
 def show(found: list[dict[str, Any]], whole: bool) -> None:
-    """Print plugins: one line each, or one of them whole."""
+    """Print plugins: one line for each, or everything about them when `whole`."""
     console = Console(highlight=False, soft_wrap=whole)
     if not whole:
         for kind in dict.fromkeys([*_KINDS.values(), "training"]):
@@ -144,7 +144,7 @@ def show(found: list[dict[str, Any]], whole: bool) -> None:
 
 
 def toml(value: Any) -> str:
-    """A value as a recipe would state it; (none) where it would be left out."""
+    """A value as it is written in a recipe; "(none)" for None, which a recipe leaves out."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""`ganlab explain`: every value of a recipe with where it came from, and what the run will take."""
+"""`ganlab explain`: every value of a recipe with its origin, and the cost of the run."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,10 +22,10 @@ def explain_recipe(
 ) -> dict[str, Any]:
     """The values of a recipe, or one of them, and the cost of the run.
 
-    :param key: such as gradient_penalty.weight, or a plugin, or a setting.
+    :param key: show only this value, such as gradient_penalty.weight, or a plugin or a setting.
     :returns: {"recipe", "values": [{"key", "value", "origin", "description", "bounds"}],
         "steps": {...}, "cost": {...} or {"unknown": why}}.
-    :raises RecipeError: for a key that the recipe has not.
+    :raises RecipeError: for a key that the recipe does not have.
     """
     recipe = load_recipe(file, overrides)
     values = [*_settings(recipe), *_options(recipe)]
@@ -144,6 +144,6 @@ def _lines(cost: dict[str, Any]) -> list[str]:
     time, memory = clock(cost["seconds"]), f"{cost['peak_memory'] / 2**20:,.0f} MiB"
     return [
         f"parameters: {counts}",
-        f"about {time} on {cost['device']}, {cost['images/s']:,.0f} images/s, {memory} at most: an "
-        "estimate from seven iterations timed here, without evaluations",
+        f"about {time} on {cost['device']}, {cost['images/s']:,.0f} images/s, peak memory "
+        f"{memory}; an estimate from seven iterations timed here, without evaluations",
     ]

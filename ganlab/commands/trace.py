@@ -24,12 +24,12 @@ class Call:
     """One plugin's answer to one call of a hook."""
 
     depth: int
-    """How many calls it was made inside of."""
+    """The number of calls that enclose this one."""
     hook: str
     plugin: str
-    """"engine" for the engine's own answer."""
+    """Name of the plugin; "engine" for the engine's own answer."""
     wraps: bool
-    """Whether it changed what the others answered; its time is then its own part alone."""
+    """Whether it wraps the others and may change their answers; its time then excludes theirs."""
     milliseconds: float = 0.0
     result: str = ""
 
@@ -46,9 +46,9 @@ class Traced:
 def trace_recipe(
     file: Path, overrides: Iterable[str], device: str, iterations: Iterable[int] = ()
 ) -> list[Traced]:
-    """Run single iterations, as of the first and the last one when none are named.
+    """Trace single iterations; the first and the last one when none are named.
 
-    Each is preceded by one that is not traced, so that nothing is measured that is done once.
+    Each is run once before without a trace, so that one-time work is not measured.
 
     :raises RecipeError: when the recipe cannot run.
     """
@@ -56,7 +56,7 @@ def trace_recipe(
     wanted = list(iterations) or sorted({0, recipe.iterations - 1})
     if max(wanted) >= recipe.iterations:
         raise RecipeError(
-            f"--iteration {max(wanted)}: the recipe's last one is {recipe.iterations - 1}"
+            f"--iteration {max(wanted)}: the recipe's last iteration is {recipe.iterations - 1}"
         )
     run = assemble(recipe, pick_device(device))
     found = []
@@ -70,7 +70,7 @@ def trace_recipe(
 
 @contextmanager
 def tracing(run: Run) -> Iterator[list[Call]]:
-    """Note every hook call of a run, in the order in which they begin."""
+    """Context in which every hook call of a run is recorded, in the order in which calls begin."""
     tracer = _Tracer(run.device)
     with watching(run.manager, tracer.begin):
         yield tracer.calls
@@ -87,7 +87,7 @@ class _Tracer:
 
 
 class _Watch:
-    """The clock of one call; what is called from inside a plain one is a step deeper."""
+    """The clock of one call; calls made inside a call that is no wrapper are one level deeper."""
 
     def __init__(self, tracer: _Tracer, call: Call) -> None:
         self._tracer, self._call = tracer, call
@@ -105,7 +105,7 @@ class _Watch:
 
 
 def describe(value: Any) -> str:
-    """An answer in short: shapes and dtypes of tensors, names and values of losses."""
+    """A short text for an answer: shapes and dtypes of tensors, names and values of losses."""
     if isinstance(value, Tensor):
         if value.dim() == 0:
             return f"{value.item():.4g} {_dtype(value)}"

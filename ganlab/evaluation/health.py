@@ -1,4 +1,4 @@
-"""The health of a game as an evaluation sees it; what a watched step sees is in attribution.py."""
+"""The health of a game, measured at an evaluation. For a watched step see attribution.py."""
 
 import torch
 from torch import Tensor, nn
@@ -9,25 +9,26 @@ from ganlab.run import Run, discriminators
 from ganlab.speed.device import widest_float
 from ganlab.steps import judge
 
-SAMPLES = 64  # a batch to judge on: small beside an evaluation, large beside a batch's noise
-SURE = 3.0  # standard errors by which D must tell real from fake before its gap means something
+SAMPLES = 64  # images per figure: cheap beside an evaluation, enough to average out the noise
+SURE = 3.0  # standard errors; if D separates real from fake by less, its gap means nothing
 
 
 def game_health(run: Run, generator: nn.Module) -> dict[str, float]:
-    """Figures of G and D on samples of their own; nothing of the run is changed.
+    """Health figures of G and D on newly drawn samples. Nothing in the run changes.
 
-    `health/spread`: how much G's answers vary over a batch, as a multiple of the real samples'
-    (mean over elements of the standard deviation): 1 is right, near 0 it answers alike to all.
+    `health/spread`: how much G's images vary over a batch, as a multiple of how much real samples
+    vary (standard deviation over the batch, mean over elements). 1 is right. Near 0, G makes nearly
+    the same image from every input.
 
     `health/held_out_gap` = 1 - g(held-out) / g(training), g(set) = sum (D(real) - D(fake)) / sum
-    mean |real - fake| over crops of it: 0 when D judges images that it never saw like those it
-    trains on, 1 when it can no longer tell on them. `health/trained_accuracy` and
-    `health/held_out_accuracy`: the share of crops that have a larger logit than G's answer to them.
-    All three are left out where D hardly tells real from fake in training. After r_v of ADA (Karras
-    et al. 2020, arXiv:2006.06676), which compares the logits of reals alone, and so would take
-    another subject, or smoother pictures, for memory.
+    mean |real - fake| over crops of the set. 0: D judges images that it never saw like its training
+    images. 1: on them it cannot tell real from fake. `health/trained_accuracy` and
+    `health/held_out_accuracy`: the share of crops with a larger logit than the fake made from them.
+    All three are left out when D hardly tells real from fake on training images. They follow r_v of
+    ADA (Karras et al. 2020, arXiv:2006.06676). But r_v compares the logits of real images alone, so
+    it would mistake another subject, or smoother pictures, for memorisation.
 
-    :param generator: the one that is judged, in eval mode.
+    :param generator: the one to evaluate, in eval mode.
     """
     if run.D is None:
         return {}
@@ -51,7 +52,7 @@ def game_health(run: Run, generator: nn.Module) -> dict[str, float]:
 
 
 def _gaps(run: Run, generator: nn.Module, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """G's answers to degraded samples; of each D(real) - D(fake) and mean |real - fake|, [N]."""
+    """The fakes of degraded samples; for each, D(real) - D(fake) and mean |real - fake|, [N]."""
     exact = widest_float(run.device)
     condition = run.hook.degrade(images=real).to(run.dtype)
     with run.autocast():
@@ -67,7 +68,7 @@ def _gaps(run: Run, generator: nn.Module, real: Tensor) -> tuple[Tensor, Tensor,
 
 
 def _held_out_crops(run: Run) -> Tensor | None:
-    """Random crops of the held-out images, of the training samples' shape; None when none fits."""
+    """Random crops of held-out images, shaped like training samples; None when no image fits."""
     channels, *size = run.real_shape if len(run.real_shape) == 3 else (0, 0, 0)
     images = [
         image

@@ -10,7 +10,7 @@ from torch import Tensor
 from ganlab.images.files import write_png
 from ganlab.plugin import EvaluatedImage
 
-STRIP_SIDE = 128  # HR pixels of the crops shown
+STRIP_SIDE = 128  # side of a crop, in HR pixels
 STRIP_IMAGES = 6
 COLUMNS = ("LR, nearest", "bicubic", "SR", "HR")
 
@@ -21,11 +21,11 @@ def write_samples(images: Sequence[EvaluatedImage], scale: int, path: Path) -> N
 
 
 def strip(images: Sequence[EvaluatedImage], scale: int) -> Tensor:
-    """A picture of fixed crops: a row an image, LR by nearest | bicubic | SR | HR.
+    """A picture of fixed crops, one row per image: LR by nearest | bicubic | SR | HR.
 
     :returns: uint8 [3, H, W].
     """
-    from torchvision.utils import make_grid  # a second to import, and not needed to begin
+    from torchvision.utils import make_grid  # takes a second, and is not needed at the start
 
     cells = []
     for item in images:

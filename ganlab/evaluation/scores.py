@@ -18,7 +18,7 @@ from ganlab.run import Run, merged
 from ganlab.speed.device import widest_float
 
 SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "hf_ratio", "lr_psnr")
-# HR pixels enlarged and scored at once: what the caches of a CPU hold, and what keeps a GPU busy
+# HR pixels enlarged and scored at once: few enough for a CPU's caches, enough to keep a GPU busy
 TOGETHER = {"cpu": 256 * 256, "cuda": 1024 * 1024, "mps": 512 * 512}
 
 Scores = dict[str, float | Tensor]
@@ -26,22 +26,22 @@ Scores = dict[str, float | Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     images: list[EvaluatedImage]
     figures: dict[str, float]
-    """Means over the held-out images, and what plugins say of the whole."""
+    """Mean scores over the held-out images, and the plugins' figures of the whole set."""
     scores: dict[str, dict[str, dict[str, float]]]
-    """Of each image: {"images": {name: scores}}, the first time also "bicubic"."""
+    """The scores of each image: {"images": {name: scores}}; the first time also "bicubic"."""
     health: dict[str, float]
-    """`health/checkerboard`: the power of SR at the stride of its upsampling as a multiple of that
-    of HR, the mean over images."""
+    """`health/checkerboard`: the power of SR at the stride of its upsampling, divided by that of
+    HR; the mean over images."""
 
 
 def evaluate_generator(run: Run, generator: nn.Module) -> Evaluation:
     """Evaluate a generator on the held-out images of a run, and ask the plugins for figures.
 
-    Keeps the scores of bicubic enlargement in the run's progress the first time.
+    The first time, it also keeps the scores of bicubic enlargement in the run's progress.
 
     :param generator: in eval mode.
     """
@@ -65,11 +65,13 @@ def evaluate_images(
 ) -> Iterator[EvaluatedImage]:
     """Degrade each image, enlarge it again by the generator and by bicubic, and score both.
 
-    The protocol of the SR literature: HR cropped to a multiple of the scale at the right and the
-    bottom, SR rounded to 8 bits, `scale` pixels shaved. A grey image is its own luma plane.
+    The protocol is that of the SR literature: HR is cropped at the right and the bottom to a
+    multiple of the scale, SR is rounded to 8 bits, `scale` pixels are shaved. A grey image is its
+    own luma plane.
 
-    Neighbours of one size are computed together, up to `TOGETHER` pixels, and their scores come
-    from the device at once. Each is degraded alone, with random numbers that depend on its name.
+    Neighbouring images of one size are computed together, up to `TOGETHER` pixels. Their scores
+    come from the device in one transfer. Each image is degraded alone, with random numbers that
+    depend on its name.
 
     :param images: names and uint8 [3, H, W] or [1, H, W]; taken one by one, when needed.
     :param run: whose degradation, scale and device to use.
@@ -84,7 +86,7 @@ def evaluate_images(
 def _evaluate_group(
     originals: dict[str, Tensor], generator: nn.Module, run: Run, score_bicubic: bool
 ) -> Iterator[EvaluatedImage]:
-    """Images of one size, computed together."""
+    """Evaluate images of one size together."""
     names = list(originals)
     hr = torch.stack(list(originals.values())).to(run.device)
     with torch.no_grad():
@@ -92,7 +94,7 @@ def _evaluate_group(
         sr = to_uint8(upscale(generator, lr, run.scale))
         bicubic = to_uint8(resize(lr, (hr.shape[-2], hr.shape[-1])))
         lr = to_uint8(lr)
-        if widest_float(run.device) is not torch.float64:  # in which scores are computed
+        if widest_float(run.device) is not torch.float64:  # which scores need
             hr, lr, sr, bicubic = (images.cpu() for images in (hr, lr, sr, bicubic))
         rows = _scored(run, names, sr, hr, lr)
         rows += _scored(run, names, bicubic, hr, lr) if score_bicubic else []
@@ -121,9 +123,9 @@ def eval_mode(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_held_out(run: Run) -> None:
-    """Refuse at assembly what would stop the run at its first evaluation.
+    """Check at assembly for faults that would stop the run at its first evaluation.
 
-    :raises RecipeError: for an image too small to score, or a best metric that nobody computes.
+    :raises RecipeError: for an image too small to score, or a best metric that is not computed.
     """
     smallest = WINDOW + 3 * run.scale
     for name, image in run.held_out.items():
@@ -137,7 +139,7 @@ def check_held_out(run: Run) -> None:
         near = did_you_mean(run.recipe.best_metric, SCORES)
         raise RecipeError(
             f"{run.recipe.file}: best_metric = '{run.recipe.best_metric}' is not computed"
-            f"{near or '; there are ' + ', '.join(SCORES)}"
+            f"{near or '; choose one of ' + ', '.join(SCORES)}"
         )
 
 
@@ -150,7 +152,7 @@ def _checkerboard(run: Run, images: list[EvaluatedImage]) -> dict[str, float]:
     def power(pictures: list[Tensor]) -> Tensor:
         return stride_power(torch.stack(pictures).to(device), run.scale)
 
-    # the original in colour as the answer is, so that both have the same luma
+    # HR gets three channels as SR has, so that the luma of both is computed in the same way
     ratios = [
         power([item.sr for item in group]) / power([item.hr.expand(3, -1, -1) for item in group])
         for group in of_one_size(images, lambda item: item.sr.shape, TOGETHER[run.device.type])
@@ -164,7 +166,7 @@ def _cropped(image: Tensor, scale: int) -> Tensor:
 
 
 def _degraded(run: Run, names: Sequence[str], images: Tensor) -> Tensor:
-    """Each image alone, with the same blur and noise for HR, SR and bicubic of one name."""
+    """Degrade each image alone, with the same blur and noise for HR, SR and bicubic of a name."""
     made = []
     images = to_float(images).to(run.device, run.dtype)
     for name, image in zip(names, images.split(1), strict=True):
@@ -174,9 +176,9 @@ def _degraded(run: Run, names: Sequence[str], images: Tensor) -> Tensor:
 
 
 def _scored(run: Run, names: Sequence[str], images: Tensor, hr: Tensor, lr: Tensor) -> list[Scores]:
-    """The scores of each image; those computed on the device are still there.
+    """The scores of each image. Scores that are tensors stay on the device.
 
-    :param images: SR or bicubic's, uint8 [N, 3, H, W].
+    :param images: SR or the bicubic images, uint8 [N, 3, H, W].
     """
     scale = run.scale
     again = to_uint8(_degraded(run, names, images)).to(lr.device)
@@ -199,7 +201,7 @@ def _scored(run: Run, names: Sequence[str], images: Tensor, hr: Tensor, lr: Tens
 
 
 def _numbers(rows: list[Scores]) -> list[dict[str, float]]:
-    """All scores that are still on the device, brought to the host in one transfer."""
+    """The scores as numbers. Those on the device are brought to the host in one transfer."""
     waiting = [v for row in rows for v in row.values() if isinstance(v, Tensor)]
     device = waiting[0].device
     found = iter(torch.stack([v.to(device, torch.float64) for v in waiting]).tolist())
@@ -210,5 +212,5 @@ def _numbers(rows: list[Scores]) -> list[dict[str, float]]:
 
 
 def _grey(picture: Tensor) -> Tensor:
-    """The one plane of a grey picture that went through a colour generator."""
+    """The grey plane of a picture that a colour generator made from a grey one."""
     return to_uint8(to_float(picture).mean(dim=1, keepdim=True))

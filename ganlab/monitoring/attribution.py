@@ -1,4 +1,4 @@
-"""Which loss pulls how hard on which network: measured in `Run.descend`, before the step."""
+"""How strong each loss's gradient is on its network, measured in `Run.descend` before the step."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from ganlab.plugin import Losses
 
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The gradient of one loss for each parameter that it reaches; the graph is kept.
+    """The gradient of one loss for each trainable parameter. The graph is kept.
 
-    :param parameters: those that do not require a gradient are passed over.
-    :returns: a tensor for each that does, zeros where the loss does not depend on it.
+    :param parameters: those that do not require a gradient are skipped.
+    :returns: one tensor for each of the others; zeros where the loss does not depend on it.
     """
     wanted = [p for p in parameters if p.requires_grad]
     if not loss.requires_grad or not wanted:
@@ -24,21 +24,22 @@ def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of many tensors as of one long vector, 0-d."""
+    """The Euclidean norm of many tensors taken as one long vector, 0-d."""
     return get_total_norm(tensors) if tensors else torch.zeros(())
 
 
 @contextmanager
 def attributed(role: str, module: nn.Module, losses: Losses) -> Iterator[Losses]:
-    """Measure a step: entered before backward, left after the optimizer has moved the weights.
+    """Context that measures a step. Enter it before backward, leave it after the optimizer step.
 
-    For every loss `gradient/<name>`, the norm of its gradient on the network, and `share/<name>`,
-    that norm over the sum of all; for every two `cosine/<name>,<name>`, 1 where they pull alike and
-    -1 where one undoes the other; and `health/<role>_update`, |step| / |weights|, about 1e-3 in
-    a network that learns well (Karpathy's rule of thumb). Nothing of the step itself is changed.
+    Each loss has `gradient/<name>`, the norm of its gradient on the network, and `share/<name>`,
+    that norm divided by the sum of all. Each pair of losses has `cosine/<name>,<name>`: 1 where
+    both gradients have the same direction, -1 where they are opposite. `health/<role>_update` is
+    |step| / |weights|, about 1e-3 in a network that learns well (Karpathy's rule of thumb). The
+    step itself is not changed.
 
     :param role: "G" or "D".
-    :returns: a dict that is complete when the block is left; 0-d tensors on the device.
+    :returns: a dict of 0-d tensors on the device; it is complete when the block is left.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     found = {name: gradients(loss, parameters) for name, loss in losses.items()}
@@ -58,13 +59,14 @@ def attributed(role: str, module: nn.Module, losses: Losses) -> Iterator[Losses]
 
 
 def of_logits(real_logits: Tensor, fake_logits: Tensor, by_sign: bool) -> Losses:
-    """How D judges a batch: every figure 0-d, without gradient.
+    """Figures of how D judges a batch, each 0-d and without gradient.
 
-    `health/paired_accuracy`, the share of places where the real image has the larger logit; where
-    the sign is D's verdict also `health/real_accuracy` and `health/fake_accuracy`, and
-    `health/saturation`, the share of logits of which D is surer than 99 %.
+    `health/paired_accuracy` is the share of places where the real image has the larger logit.
+    Where the sign of a logit is D's decision, there are also `health/real_accuracy`,
+    `health/fake_accuracy`, and `health/saturation`, the share of logits of which D is more than
+    99 % sure.
 
-    :param real_logits, fake_logits: of one shape.
+    :param real_logits, fake_logits: of the same shape.
     """
     real, fake = real_logits.detach(), fake_logits.detach()
     seen = {"health/paired_accuracy": _share(real > fake)}
@@ -83,5 +85,5 @@ def _share(places: Tensor) -> Tensor:
 
 
 def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """A quotient, 0 where the denominator is."""
+    """The quotient, or 0 where the denominator is 0."""
     return torch.where(denominator > 0, numerator / denominator, torch.zeros_like(denominator))

@@ -1,4 +1,4 @@
-"""Watching every call of a hook: what runs, around what, and what it answers."""
+"""Watch every call of every hook: which plugin runs, whether it wraps others, what it returns."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -12,23 +12,24 @@ from ganlab.plugin import Plugin
 
 
 class Watch(Protocol):
-    """Entered around each stretch of one call: one of a plain hookimpl, two of a wrapper."""
+    """Watches one call. Entered once for a plain hookimpl, twice for the two parts of a wrapper."""
 
     def __enter__(self) -> object: ...
 
     def __exit__(self, *error: object) -> None: ...
 
     def answered(self, answer: Any) -> None:
-        """Told at the end what the call returned."""
+        """Called at the end with what the call returned."""
 
 
 Begin = Callable[[str, str, bool], Watch]
-"""From the hook, the plugin ("engine" for the engine's own answer) and whether it wraps others."""
+"""Makes the watch of a call. Arguments: the name of the hook, the name of the plugin ("engine" for
+the engine's own implementation), and whether the implementation wraps others."""
 
 
 @contextmanager
 def watching(manager: PluginManager, begin: Begin) -> Iterator[None]:
-    """Have `begin` give a watch for every call of a hook, in the order in which they begin."""
+    """Context in which `begin` makes a watch for every hook call, in the order of the calls."""
     callers: list[Any] = list(vars(manager.hook).values())
     replaced = [(impl, impl.function) for caller in callers for impl in caller.get_hookimpls()]
     for impl, function in replaced:

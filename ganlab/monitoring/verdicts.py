@@ -1,7 +1,7 @@
-"""Has training failed? Rules over the figures that a run has logged, and verdicts in plain words.
+"""Rules that find failed training in a run's logged figures, and give verdicts in plain words.
 
-A rule sees plain numbers alone, so the same history always gets the same verdicts: in a run that
-was resumed, too. Thresholds stand beside the rule that uses them, with their reason.
+A rule reads plain numbers only, so the same history always gets the same verdicts, also in a
+resumed run. Each threshold stands beside the rule that uses it, with its reason.
 """
 
 import math
@@ -19,28 +19,28 @@ Wanted = Literal["higher", "lower", "any"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """That training fails, since when, and by which figures."""
+    """The finding that training fails: how, since when, and which figures show it."""
 
     name: str
     """One word: saturated, exploded, collapsed, ..."""
     since: int
-    """The iteration at which it began, as far as the history tells."""
+    """The iteration at which the failure began, as far as the history shows."""
     sentence: str
 
 
 @dataclass(slots=True)
 class History:
-    """The lines of stats.jsonl of watched steps and evaluations."""
+    """The lines of stats.jsonl that come from watched steps and evaluations."""
 
     lines: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     def add(self, iteration: int, figures: dict[str, float]) -> None:
-        """Note a line, if it is one of those."""
+        """Add a line, if it comes from a watched step or an evaluation."""
         if any(name.startswith(_TOLD_BY) for name in figures):
             self.lines.append((iteration, figures))
 
     def of(self, name: str) -> list[tuple[int, float]]:
-        """A figure with its iterations, where it was finite."""
+        """The finite values of a figure, each with its iteration."""
         return [
             (iteration, figures[name])
             for iteration, figures in self.lines
@@ -50,11 +50,11 @@ class History:
     def lasting(
         self, name: str, fails: Callable[[float], bool], count: int, wanted: Wanted = "any"
     ) -> list[tuple[int, float]]:
-        """The failing values with which a figure ends, unbroken, if they are at least `count`.
+        """The unbroken row of failing values at a figure's end; empty when shorter than `count`.
 
-        :param wanted: where the figure should go, "higher" or "lower": then there are none while it
-            still gets there, the last value being better than all of them, by 2 %. So a generator
-            that has just begun to learn does not fail.
+        :param wanted: "higher" or "lower", the direction in which the figure improves. Then the
+            result is also empty while the figure still improves: the last value is better than all
+            the others in the row by 2 %. So a generator that has just begun to learn does not fail.
         """
         tail = list(takewhile(lambda pair: fails(pair[1]), reversed(self.of(name))))[::-1]
         if len(tail) < count:
@@ -68,10 +68,10 @@ class History:
 
 
 def _exploded(history: History) -> Verdict | None:
-    """D's logits run away, or a network moves by a good part of its weights in every step.
+    """Exploded: D's logits are far too large, or a network's steps are, relative to its weights.
 
-    Logits of trained critics stay within some hundreds (WGAN-GP's slope of 1 times the distance of
-    the images); steps of Adam at a sound rate move 1e-4 to 1e-2 of the weights.
+    Logits of trained critics stay within some hundreds (WGAN-GP's slope of 1 times the distance
+    between the images). With a suitable learning rate, Adam's step is 1e-4 to 1e-2 of the weights.
     """
     for name in ("D/real_logits", "D/fake_logits"):
         if tail := history.lasting(name, lambda logit: abs(logit) > 1000, 3):
@@ -87,19 +87,19 @@ def _exploded(history: History) -> Verdict | None:
             return Verdict(
                 "exploded",
                 since,
-                f"{role} exploded from iteration {since:,}: each step moves {share:.0%} of its "
-                "weights; the learning rate is too large",
+                f"{role} exploded from iteration {since:,}: each step changes its weights by "
+                f"{share:.0%}; the learning rate is too large",
             )
     return None
 
 
 def _saturated(history: History) -> Verdict | None:
-    """D is sure of every image, and its answer no longer tells G where to go.
+    """Saturated: D is sure of every image, and its logits no longer give G a useful gradient.
 
-    D is sure when the median share of logits with more than 99 % certainty is above 85 %, over five
-    watched steps. That is known only where the sign of a logit is D's decision. The answer does not
-    help when the gradient of `G/adversarial` is a tenth of the largest of its first five values,
-    which are watched as the game begins. Healthy games show one of the two, not both.
+    D is sure when the median share of logits with more than 99 % certainty is at least 85 %, over
+    five watched steps. This is known only where the sign of a logit is D's decision. The gradient
+    of `G/adversarial` is useless when its median is at most a tenth of the largest of its first
+    five values, which are watched as the game begins. Healthy games show one of the two, not both.
     """
     sure = _medians(history.of("health/saturation"))
     pulls = history.of("gradient/G/adversarial")
@@ -124,9 +124,9 @@ def _saturated(history: History) -> Verdict | None:
 
 
 def _static(history: History) -> Verdict | None:
-    """A network's weights no longer move: float32 keeps 6e-8 of a number.
+    """Static: a network's weights no longer change. float32 resolves 6e-8 of a number.
 
-    Not where they stand still under a gradient: that is a learning rate of 0, which was asked for.
+    A step of exactly 0 under a gradient does not count: the recipe set a learning rate of 0.
     """
     for role in ("G", "D"):
         still: list[int] = []
@@ -139,20 +139,22 @@ def _static(history: History) -> Verdict | None:
                 break
             still.append(iteration)
         if len(still) >= PERSISTENCE:
-            sentence = f"{role} stands still from iteration {still[-1]:,}: its steps move no weight"
+            sentence = (
+                f"{role} stands still from iteration {still[-1]:,}: its steps change no weight"
+            )
             return Verdict("static", still[-1], sentence)
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Lasting:
-    """A rule: training fails when a figure stays beyond a bound up to its last value."""
+    """A rule: training fails when the last values of a figure are all beyond a bound."""
 
     name: str
     figure: str
     fails: Callable[[float], bool]
     sentence: str
-    """With `{since}`, the first failing iteration, and `{value}`, the last value."""
+    """Has the fields `{since}`, the first failing iteration, and `{value}`, the last value."""
     wanted: Wanted = "any"
     count: int = EVALUATIONS
     """How many values must fail."""
@@ -180,7 +182,7 @@ RULES: tuple[Callable[[History], Verdict | None], ...] = (
     _exploded,
     _saturated,
     _static,
-    # G gives nearly the same answer to every input
+    # G makes nearly the same image from every input
     Lasting(
         "collapsed",
         "health/spread",
@@ -189,39 +191,39 @@ RULES: tuple[Callable[[History], Verdict | None], ...] = (
         "ones",
         wanted="higher",
     ),
-    # 20 dB is a mean error of 25 grey levels in what the generator was given: colours or structure
-    # are gone. Bicubic and every trained generator seen so far are above 28 dB.
+    # 20 dB is a mean error of 25 grey levels between G's input and SR shrunk again: colours or
+    # structure are lost. Bicubic and every trained generator so far are above 28 dB.
     Lasting(
         "drifted",
         "evaluation/lr_psnr",
         lambda psnr: psnr < 20,
-        "G drifted from its input from iteration {since:,}: its answers, shrunk again, agree with "
-        "the LR images to {value:.1f} dB only",
+        "G drifted from its input from iteration {since:,}: its images, shrunk again, reach only "
+        "{value:.1f} dB against the LR images",
         wanted="higher",
     ),
-    # several times the fine detail of a photograph
+    # eight times the fine detail of the photographs that SR should look like
     Lasting(
         "noisy",
         "evaluation/hf_ratio",
         lambda ratio: ratio > 8,
-        "G prints noise from iteration {since:,}: {value:.1f} times the fine detail of the "
-        "original images",
+        "G adds noise from iteration {since:,}: its images have {value:.1f} times the fine detail "
+        "of the original images",
         wanted="lower",
     ),
     # A sharp picture has more power at every frequency. So the power at the stride of the
-    # upsampling must be more than four times that of the original images, and more than four times
-    # what the fine detail has. Healthy generators reach 1.1 times.
+    # upsampling must be more than four times that of the original images, and this ratio more than
+    # four times that of the fine detail. Healthy generators reach 1.1 times.
     Lasting(
         "checkerboard",
         "health/checkerboard",
         lambda power: power > 4,
-        "G prints a checkerboard from iteration {since:,}: {value:,.0f} times the power of the "
-        "original images at the stride of its upsampling",
+        "G makes a checkerboard pattern from iteration {since:,}: its images have {value:,.0f} "
+        "times the power of the original images at the stride of its upsampling",
         wanted="lower",
         confirmed=_beyond_sharpness,
     ),
-    # D tells real from fake on its training images, and hardly on others. On six photographs and
-    # some dead leaves, which are few, healthy games reach a gap of 0.25 to 0.55.
+    # D tells real from fake on its training images, but hardly on others. Healthy games on six
+    # photographs and some dead leaves, a small training set, reach a gap of 0.25 to 0.55.
     Lasting(
         "memorised",
         "health/held_out_gap",
@@ -235,14 +237,14 @@ RULES: tuple[Callable[[History], Verdict | None], ...] = (
 
 
 def find_verdicts(history: History) -> Iterator[Verdict]:
-    """What the engine's own rules find in a run."""
+    """The verdicts that the engine's own rules give for a run's history."""
     for rule in RULES:
         if found := rule(history):
             yield found
 
 
 def _medians(values: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Of each five watched steps in a row the median, at the first of them."""
+    """The median of every five watched steps in a row, with the iteration of the first."""
     return [
         (
             values[end - PERSISTENCE][0],
@@ -253,5 +255,5 @@ def _medians(values: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def _since(values: list[tuple[int, float]], fails: Callable[[float], bool]) -> int:
-    """Where the failing values begin with which a figure ends."""
+    """The iteration at which the row of failing values at the end of a figure begins."""
     return list(takewhile(lambda pair: fails(pair[1]), reversed(values)))[-1][0]

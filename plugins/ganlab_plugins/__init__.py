@@ -1,1 +1,1 @@
-"""The first-party plugins: one file, one idea, named by the field's word."""
+"""The first-party plugins; each file holds one idea and has the field's name for it."""

@@ -1,4 +1,4 @@
-"""Adaptive discriminator augmentation: as much augmentation as keeps D from overfitting."""
+"""Adaptive discriminator augmentation: more of it while D overfits, less while it does not."""
 
 import math
 from collections.abc import Generator
@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from ganlab import AdaptiveProbability, Batch, hookimpl
 
-# of the paper's code; the deviations of brightness and of shifts are those of its -1..1 and of
-# a side, those of scale, contrast and saturation are in powers of two
+# Values of the paper's code. BRIGHTNESS_STD is for images in -1..1, SHIFT_STD a share of a side;
+# the deviations of scale, contrast and saturation are exponents of two.
 SHIFT_MAX = 0.125
 SCALE_STD = 0.2
 TURN_MAX = math.pi
@@ -26,31 +26,33 @@ SATURATION_STD = 1.0
 class ADA(AdaptiveProbability):
     """Adaptive discriminator augmentation (StyleGAN2-ADA; Karras et al. 2020, arXiv:2006.06676).
 
-    Each transformation befalls each image that D sees, real and fake, in the D step and in the G
-    step, with probability p, which follows
+    Each image that D sees, real or fake, in the D step and in the G step, gets each transformation
+    with probability p. p begins at 0 and is updated after every `every` D steps:
 
         p <- max(0, p + sign(r - target) * batch * every / (speed * 1000)),  r = mean sign(D(real))
 
-    after every `every` D steps from 0 on, r over all logits since the last time: 1 when D knows
-    the training images by heart, 0 when it guesses. It means something only where the sign of a
-    logit is D's verdict, as with bce and hinge; with wasserstein set `fixed_p`. Logged as
-    `D/<name>_p`; it stands still while D does not train.
+    r is the mean over all logits since the last update: 1 when D knows the training images by
+    heart, 0 when it guesses. It is meaningful only where the sign of a logit is D's decision, as
+    with bce and hinge; with wasserstein set `fixed_p`. p is logged as `D/<name>_p`. It does not
+    change while D does not train.
 
-    The pipeline, in this order: `blit` is mirroring, quarter turns and shifts by whole pixels;
-    `geom` is scaling, turning, stretching, turning and shifting; `color` is brightness, contrast,
-    luma flip, hue and saturation. `bg` and `bgc`, the paper's best, are these together. Colours
-    are changed in the paper's range -1..1, and the result put back into 0..1 and not clamped.
+    The transformations, in this order: `blit` is mirroring, quarter turns and shifts by whole
+    pixels; `geom` is scaling, turning, stretching, turning and shifting; `color` is brightness,
+    contrast, luma flip, hue and saturation. `bg` is the first two together; `bgc`, the paper's
+    best, is all three. Colours are changed in the paper's range -1..1; the result is mapped back
+    to 0..1 and not clamped.
 
     Deviations: the paper samples bilinearly between wavelet filters that double the resolution;
-    here the image is sampled bicubically once, unfiltered. It is mirrored at its edges as far as
-    needed, where the paper's goes black after one image's width. An image that the coins spare is
-    left alone to the last bit. Channels are groups of three (or one grey one), treated alike:
-    a condition appended by conditional_discriminator, listed before, stays in register.
-    Penalties see the augmented images, so that no second derivative of the sampling is needed.
+    here the image is sampled once, bicubically and without a filter. It is mirrored at its edges
+    as far as needed; the paper's image becomes black beyond one image's width. An image that
+    draws no transformation keeps every bit. Channels form groups of three (or one grey channel),
+    and all groups get the same transformation: a condition appended by conditional_discriminator,
+    listed before, stays aligned with its image. Penalties see the augmented images, so no second
+    derivative of the sampling is needed.
     """
 
     pipeline: Literal["blit", "geom", "color", "bg", "bgc"] = "bgc"
-    """Which transformations; all but `blit` and `color` blur a little, real and fake alike."""
+    """Which transformations; all but `blit` and `color` blur a little, both real and fake."""
 
     @hookimpl(wrapper=True)
     def augment(self) -> Generator[None, Tensor, Tensor]:
@@ -82,18 +84,18 @@ class ADA(AdaptiveProbability):
             and torch.are_deterministic_algorithms_enabled()
         ):
             raise self.error(
-                "torch has no deterministic form of its sampling on CUDA; set deterministic = "
+                "torch's image sampling is not deterministic on CUDA; set deterministic = "
                 'false, or pipeline = "color"'
             )
         if images.dim() != 4:
             raise self.error(
-                f"it augments images, and the samples are {list(images.shape[1:])}; "
+                f"it augments images, but the samples have shape {list(images.shape[1:])}; "
                 f"drop {self.name} from this recipe"
             )
         num_channels = images.shape[1]
         if self.pipeline in ("color", "bgc") and num_channels != 1 and num_channels % 3:
             raise self.error(
-                f"it changes the colours of RGB images, and these have {num_channels} channels; "
+                f"it changes the colours of RGB images, but these have {num_channels} channels; "
                 'set pipeline = "bg"',
                 "pipeline",
             )
@@ -106,27 +108,27 @@ class Draws:
         self.n, self.p, self.rng = n, p, rng
 
     def uniform(self, low: float, high: float) -> Tensor:
-        """[n], evenly in low..high."""
+        """[n] numbers, uniform in low..high."""
         return low + (high - low) * self._rand()
 
     def integers(self, num: int) -> Tensor:
-        """[n], each of 0..num - 1 equally often."""
+        """[n] integers, uniform in 0..num - 1."""
         return (self._rand() * num).floor()
 
     def normal(self, deviation: float) -> Tensor:
-        """[n], around 0."""
+        """[n] numbers, normal with mean 0."""
         p = self.p
         return deviation * torch.randn(self.n, generator=self.rng, dtype=p.dtype, device=p.device)
 
     def sometimes(self, transformation: Tensor, p: Tensor | None = None) -> Tensor:
-        """Each image's own matrix with probability p, else one that changes nothing."""
+        """Each image's own matrix with probability p, otherwise the identity."""
         chosen = self._rand() < (self.p if p is None else p)
         return torch.where(
             chosen[:, None, None], transformation, self.nothing(transformation.shape[-1])
         )
 
     def nothing(self, size: int) -> Tensor:
-        """[n, size, size]: identities."""
+        """Identity matrices [n, size, size]."""
         return torch.eye(size, dtype=self.p.dtype, device=self.p.device).repeat(self.n, 1, 1)
 
     def _rand(self) -> Tensor:
@@ -146,7 +148,7 @@ def geometry(draws: Draws, height: int, width: int) -> Tensor:
     """Scale, turn, stretch, turn and shift: [N, 3, 3], see `warp`."""
     scale = draws.normal(SCALE_STD).exp2()
     scaled = draws.sometimes(stretch(1 / scale, 1 / scale))
-    # either turn or both with probability p
+    # so that at least one of the two turns happens with probability p
     p = 1 - (1 - draws.p).clamp(0, 1).sqrt()
     first, last = (draws.sometimes(turn(draws.uniform(-TURN_MAX, TURN_MAX)), p) for _ in range(2))
     longer = draws.normal(STRETCH_STD).exp2()
@@ -176,25 +178,25 @@ def colors(draws: Draws) -> Tensor:
 
 
 def stretch(x: Tensor, y: Tensor) -> Tensor:
-    """[N, 3, 3] of factors [N] along the two axes."""
+    """Matrices [N, 3, 3] that scale the two axes by the factors x and y, [N]."""
     return torch.diag_embed(torch.stack([x, y, torch.ones_like(x)], -1))
 
 
 def shift(x: Tensor, y: Tensor) -> Tensor:
-    """[N, 3, 3] that looks x pixels to the left and y upwards: the image moves right and down."""
+    """Matrices [N, 3, 3] that sample x to the left and y above: the image moves right and down."""
     zero, one = torch.zeros_like(x), torch.ones_like(x)
     return torch.stack([one, zero, -x, zero, one, -y, zero, zero, one], -1).unflatten(-1, (3, 3))
 
 
 def turn(angle: Tensor) -> Tensor:
-    """[N, 3, 3] of angles [N] in radians."""
+    """Rotation matrices [N, 3, 3] of angles [N] in radians."""
     zero, one, cos, sin = torch.zeros_like(angle), torch.ones_like(angle), angle.cos(), angle.sin()
     rows = [cos, -sin, zero, sin, cos, zero, zero, zero, one]
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
 def about_grey(angle: Tensor) -> Tensor:
-    """[N, 3, 3] that turn a colour about the grey axis: red goes to green after a third."""
+    """Matrices [N, 3, 3] that rotate colours about the grey axis; 1/3 of a turn: red to green."""
     third = 2 * math.pi / 3
     red, green, blue = ((1 + 2 * (angle - i * third).cos()) / 3 for i in range(3))
     rows = [red, blue, green, green, red, blue, blue, green, red]
@@ -202,11 +204,11 @@ def about_grey(angle: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, inverse: Tensor) -> Tensor:
-    """Move every image by its own matrix, sampling bicubically; mirrored beyond the edges.
+    """Transform every image by its own matrix: sampled bicubically, mirrored beyond the edges.
 
     :param images: [N, C, H, W].
-    :param inverse: [N, 3, 3], from a pixel (x, y, 1) of the result to one of the images, in pixels
-        from the centre, x to the right and y downwards.
+    :param inverse: [N, 3, 3], from a pixel (x, y, 1) of the result to its place in the image, in
+        pixels from the centre, x to the right and y downwards.
     """
     x, y = (images.shape[3] - 1) / 2, (images.shape[2] - 1) / 2
     theta = inverse[:, :2].clone()  # in units of x and y
@@ -214,7 +216,7 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
     theta[:, 1] /= y
     theta[:, :, 0] *= x
     theta[:, :, 1] *= y
-    dtype = torch.promote_types(images.dtype, torch.float32)  # bfloat16 cannot tell pixels apart
+    dtype = torch.promote_types(images.dtype, torch.float32)  # bfloat16 is too coarse for pixels
     grid = F.affine_grid(theta.to(dtype), list(images.shape), align_corners=True)
     moved = F.grid_sample(images.to(dtype), grid, "bicubic", "reflection", align_corners=True)
     return torch.where(_changes(inverse), moved.to(images.dtype), images)
@@ -229,7 +231,7 @@ def recolor(images: Tensor, matrix: Tensor) -> Tensor:
     linear, offset = matrix[:, :3, :3], matrix[:, :3, 3]
     # 2 y - 1 = linear (2 x - 1) + offset
     offset = (offset + 1 - linear.sum(2)) / 2
-    if images.shape[1] == 1:  # the grey of the grey's colour
+    if images.shape[1] == 1:  # the mean of what the three equal channels become
         linear, offset = linear.sum(2).mean(1)[:, None, None], offset.mean(1, keepdim=True)
     dtype = torch.promote_types(images.dtype, torch.float32)
     linear, offset = linear.to(dtype), offset.to(dtype)
@@ -239,6 +241,6 @@ def recolor(images: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _changes(matrix: Tensor) -> Tensor:
-    """Which images a matrix changes at all, [N, 1, 1, 1]."""
+    """Whether each image's matrix differs from the identity, [N, 1, 1, 1]."""
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     return (matrix != identity).flatten(1).any(1)[:, None, None, None]

@@ -1,4 +1,4 @@
-"""Adam, with a learning rate of its own for the discriminator if wanted."""
+"""Adam, optionally with another learning rate for the discriminator."""
 
 from typing import Annotated, Any
 
@@ -15,8 +15,8 @@ class Adam(Plugin):
     """Adam for both networks (Kingma and Ba 2014, arXiv:1412.6980).
 
     Different learning rates for G and D are the two time-scale update rule, TTUR (Heusel et al.
-    2017, arXiv:1706.08500). WGAN-GP trains with betas (0, 0.9) or (0.5, 0.9). No weight decay.
-    The fused kernel is used on CPU and CUDA: the same update, several times faster.
+    2017, arXiv:1706.08500). WGAN-GP trains with betas (0, 0.9) or (0.5, 0.9). There is no weight
+    decay. On CPU and CUDA the fused kernel is used: it makes the same update several times faster.
     """
 
     learning_rate: float = Field(1e-4, gt=0)
@@ -26,10 +26,10 @@ class Adam(Plugin):
     """Decay per step of the means of gradient and squared gradient, each in [0, 1)."""
 
     discriminator_learning_rate: float | None = Field(None, gt=0)
-    """Step size of D; left out, it is `learning_rate`."""
+    """Step size of D; by default `learning_rate`."""
 
     discriminator_betas: tuple[Beta, Beta] | None = None
-    """Betas of D; left out, they are `betas`."""
+    """Betas of D; by default `betas`."""
 
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the mean squared gradient."""

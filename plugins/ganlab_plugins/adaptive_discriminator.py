@@ -1,4 +1,4 @@
-"""Adaptive discriminator: it rests while the generator is losing ground."""
+"""Adaptive discriminator: its updates are skipped while the generator's loss rises."""
 
 import math
 from collections.abc import Generator
@@ -16,24 +16,24 @@ from ganlab import (
 
 
 class AdaptiveDiscriminator(Plugin):
-    """Skip updates of the discriminator when it pulls ahead (traiNNer-redux, 2024: `adaptive_d`).
+    """Skips updates of D while the generator's loss rises (traiNNer-redux, 2024: `adaptive_d`).
 
     After every G step `average = decay * average + (1 - decay) * loss`, where loss is the
     generator's adversarial term. When the new average exceeds the old one times `threshold`, the
-    discriminator's next update, or the `d_steps` of them, is skipped. Logged as `D/<name>`: 1 when
-    it will be.
+    discriminator's next update, or all `d_steps` of them, is skipped. `D/<name>` is logged: 1 when
+    it will be skipped.
 
-    The average begins with the first loss; in traiNNer-redux it begins at 0, so that it rises,
-    and D rests, for about the first 50 iterations. Since it compares by a ratio, the loss must be
-    positive, as that of bce, lsgan and relativistic_average is. Costs one device sync a G step.
+    The average begins at the first loss. In traiNNer-redux it begins at 0, so it rises, and D is
+    skipped, for about the first 50 iterations. The comparison is a ratio, so the loss must be
+    positive, as with bce, lsgan and relativistic_average. It costs one device sync per G step.
     """
 
     decay: float = Field(0.999, ge=0, lt=1)
-    """Share of the average that stays at a G step."""
+    """Share of the old average that is kept at each G step."""
 
     threshold: float = Field(1.02, gt=0)
-    """How many times the old average the new one may be without a pause. At 1.02 and a decay of
-    0.999, a loss 21 times its average pauses D; nearer to 1 it pauses sooner."""
+    """D pauses when the new average exceeds the old one times this number. At 1.02 and a decay of
+    0.999, a loss 21 times its average pauses D; nearer to 1, D pauses sooner."""
 
     _average: float = PrivateAttr(math.nan)
     _rests: bool = PrivateAttr(False)
@@ -46,7 +46,7 @@ class AdaptiveDiscriminator(Plugin):
         loss = losses["G/adversarial"].item()
         if loss < 0:
             raise self.error(
-                f"G/adversarial is {loss:.3g}, and {self.name} compares by a ratio, for which it "
+                f"G/adversarial is {loss:.3g}, but {self.name} compares by a ratio, so it "
                 f"must be positive; use an objective such as bce, or remove {self.name}"
             )
         old = loss if math.isnan(self._average) else self._average

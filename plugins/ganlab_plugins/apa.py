@@ -1,4 +1,4 @@
-"""Adaptive pseudo augmentation: D is told that some of the generator's images are real."""
+"""Adaptive pseudo augmentation: some generated images are given to D as real ones."""
 
 import torch
 
@@ -17,20 +17,22 @@ from ganlab import (
 class APA(AdaptiveProbability):
     """Adaptive pseudo augmentation (Jiang et al. 2021, arXiv:2111.06849).
 
-    In the D step each real image is replaced, with probability p, by what the generator makes of
-    the same condition, and judged as a real one: D is deceived, so that it does not overfit. p
-    begins at 0; after every `every` D steps it goes
+    In the D step each real image is replaced, with probability p, by the generator's image for
+    the same condition, and treated as a real one. This deceives D, so that it does not overfit. p
+    begins at 0 and is updated after every `every` D steps:
 
         p <- max(0, p + sign(r - target) * batch * every / (speed * 1000)),  r = mean sign(D(real))
 
-    with r over all logits of the real and pseudo-real images since the last time (the controller
-    of StyleGAN2-ADA, arXiv:2006.06676). r means something only where the sign of a logit is D's
-    verdict, as with bce and hinge; with wasserstein set `fixed_p`. p is logged as `D/<name>_p`.
+    r is the mean over all logits of the real and pseudo-real images since the last update (the
+    controller of StyleGAN2-ADA, arXiv:2006.06676). It is meaningful only where the sign of a logit
+    is D's decision, as with bce and hinge; with wasserstein set `fixed_p`. p is logged as
+    `D/<name>_p`.
 
-    The paper's code replaces with the images of the generator's last step, made of other inputs.
-    Here condition and image must belong together, for a discriminator may see both. Costs one
-    more forward pass of G in every D step. It takes the engine's D step, so no other plugin may.
-    Penalties see the pseudo-real images among the real ones, lazy ones (`every` > 1) do not.
+    The paper's code inserts the images of the generator's last step, made from other inputs. Here
+    condition and image must belong together, because a discriminator may see both. This costs one
+    more forward pass of G in every D step. The plugin replaces the engine's D step, so no other
+    plugin may replace it. Penalties see the pseudo-real images among the real ones; lazy penalties
+    (`every` > 1) do not.
     """
 
     @hookimpl
@@ -40,7 +42,8 @@ class APA(AdaptiveProbability):
             other, takes = step.plugin, not (step.wrapper or step.tryfirst)
             if isinstance(other, Plugin) and other is not self and takes:
                 raise self.error(
-                    f"takes the discriminator's step, and so does {other.name}; remove one of them"
+                    f"replaces the discriminator's step, and so does {other.name}; remove one of "
+                    "them"
                 )
 
     @hookimpl

@@ -1,4 +1,4 @@
-"""Approximate R1: r1 from two values of the discriminator, without a second derivative."""
+"""Approximate R1: the penalty r1 from two values of D, without a second derivative."""
 
 from torch import Tensor, nn
 
@@ -9,14 +9,15 @@ class ApproximateR1(FiniteDifferencePenalty):
     """Approximated R1 of Seaweed-APT (Lin et al. 2025, arXiv:2501.08316), on real images.
 
     Adds `weight * mean over images of (D(x) - D(x + sigma n))^2`, where n ~ N(0, 1) for every value
-    and D(x) is the score of an image, the `patch_reduce` of its patch map. For a small sigma that
-    is, in expectation, `weight sigma^2 |g|^2`: r1 with a gamma of 2 weight sigma^2, which is 0.02
-    here. One first derivative instead of a second, for a forward pass through twice the images;
-    and the only form for a D that cannot be differentiated twice.
+    and D(x) is the score of an image, the `patch_reduce` of its patch map. For a small sigma its
+    expectation is `weight sigma^2 |g|^2`, where g is the gradient of D(x): the penalty of r1 with
+    a gamma of 2 weight sigma^2, by default 0.02. It needs a first derivative instead of a second,
+    but a forward pass through twice the images. It is the only form for a D that cannot be
+    differentiated twice.
 
-    Both values come from one call of D in full precision: with spectral norm two calls see two D's,
-    and in bfloat16 a difference so small is noise. Images are those that the discriminator was
-    shown, so after `augment`. D must judge every image alone: no batch norm.
+    Both values come from one call of D in full precision: with spectral norm, two calls would use
+    two different D's, and in bfloat16 a difference this small is noise. The images are those seen
+    by D, after `augment`. D must judge every image alone: no batch norm.
     """
 
     def term(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:

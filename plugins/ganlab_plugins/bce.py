@@ -1,4 +1,4 @@
-"""The original adversarial loss: the discriminator as a classifier of real against fake."""
+"""The original adversarial loss: the discriminator classifies images as real or fake."""
 
 from typing import ClassVar, Literal
 
@@ -12,10 +12,10 @@ from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
 class BCE(Plugin):
     """Binary cross-entropy GAN loss (Goodfellow et al. 2014, arXiv:1406.2661).
 
-    With r and f the logits of real and fake images, means over batch and patch map:
+    r and f are the logits of real and fake images; means are over batch and patch map:
 
     - D minimises `mean(softplus(-r)) + mean(softplus(f))`, which is the cross-entropy of the logits
-      against the labels 1 and 0; other labels (label_smoothing) are honoured.
+      against the labels 1 and 0; other labels (label_smoothing) are used where given.
     - G minimises `mean(softplus(-f))` (`nonsaturating`) or `-mean(softplus(f))` (`minimax`).
 
     The labels are for D alone; G always aims at 1. At equilibrium every term is ln 2 = 0.693.
@@ -24,7 +24,7 @@ class BCE(Plugin):
     judges_by_sign: ClassVar[bool] = True
 
     kind: Literal["nonsaturating", "minimax"] = "nonsaturating"
-    """The generator's loss; `minimax` has almost no gradient while D rejects the fakes surely."""
+    """The generator's loss; `minimax` has almost no gradient while D is sure about the fakes."""
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on the generator's term; the discriminator's loss is not weighted."""

@@ -1,4 +1,4 @@
-"""The degradation of BSRGAN, whole: blurs, resizing, noise and JPEG in a random order."""
+"""The complete degradation of BSRGAN: blurs, resizing, noise and JPEG in a random order."""
 
 import math
 from collections.abc import Generator
@@ -16,30 +16,32 @@ Level = Annotated[int, Field(ge=0, le=255)]
 Quality = Annotated[int, Field(ge=1, le=100)]
 Size = tuple[int, int]
 
-_SIZES = (7, 25)  # of kernels
+_SIZES = (7, 25)  # smallest and largest side of the kernels
 
 
 class BSRGANDegradation(Plugin):
     """The shuffled degradation of BSRGAN (Zhang et al. 2021, arXiv:2103.14006).
 
-    In a random order: two blurs, shrinking by a free factor, shrinking to LR (always after it),
-    Gaussian noise, and JPEG with a probability; then JPEG once more. At x4 HR is sometimes halved
-    first, and the rest made for x2. With s the scale that is left:
+    These come in a random order: two blurs, shrinking by a random factor, shrinking to LR (always
+    after the other shrinking), Gaussian noise, and JPEG with a probability. JPEG follows once more
+    at the end. At x4, HR is sometimes halved first, and the rest is made for x2. s is the scale
+    that remains:
 
         blur         half anisotropic, variances U(0, 4 + s), angle U(0, pi);
                      half isotropic, sigma U(0, 2 + 0.2 s); sides 7 to 25
         first shrink by U(1, 2 s); or a Gaussian of side 25, sigma U(0.1, 0.6 s), and then every
                      s-th pixel
         noise        colour, grey, or correlated between the channels
-        JPEG         of a whole quality
+        JPEG         quality a whole number
 
-    Kernels, noise and quality are drawn for each image. Order and resizing are drawn once a batch
-    on the CPU, for the images of a tensor have one size: it cannot be captured in a graph, and
-    `pair_pool` mixes batches. Use no other degradation beside it. LR has 8 bits.
+    Kernels, noise and quality are drawn for each image. Order and resizing are drawn once per
+    batch, on the CPU, because the images of a tensor have one size. So the plugin cannot be
+    captured in a graph; `pair_pool` mixes the images of several batches. Use no other degradation
+    with it. LR has 8 bits.
 
-    Deviations from the published code: no camera pipeline (there it is an option, with a model of
-    its own); the shifted Gaussian of the first shrink is evaluated where it is, not interpolated;
-    `area` has equal weights for all pixels that it touches.
+    Deviations from the published code: there is no camera pipeline (there it is an option, with a
+    model of its own); the Gaussian of the first shrink is evaluated at its shifted place, not
+    interpolated; `area` gives equal weights to all pixels that it touches.
     """
 
     images_only: ClassVar[bool] = True
@@ -51,13 +53,13 @@ class BSRGANDegradation(Plugin):
     anisotropic_probability: Share = 0.5
     """Share of the blurs that have a direction."""
     free_resize_probability: Share = 0.75
-    """Share of the batches whose first shrinking is by a free factor."""
+    """Share of the batches whose first shrinking is by a random factor, without the Gaussian."""
     noise_sigma: Annotated[tuple[Level, Level], AfterValidator(degradation.rising)] = (2, 25)
     """Range of the standard deviation of colour and grey noise, in whole grey levels of 255."""
     noise_probabilities: Shares = (0.4, 0.4, 0.2)
-    """Of the kinds of noise: colour, grey, correlated; they sum to 1."""
+    """Probabilities of colour, grey and correlated noise; they sum to 1."""
     jpeg_probability: Share = 0.9
-    """Share of the images that meet JPEG before the last one."""
+    """Share of the images that get a JPEG compression before the last one."""
     jpeg_quality: Annotated[tuple[Quality, Quality], AfterValidator(degradation.rising)] = (30, 95)
     """Range of the JPEG quality, in whole numbers."""
 
@@ -113,7 +115,7 @@ class BSRGANDegradation(Plugin):
             factor = degradation.host_uniform((1.0, 2.0 * scale), self.host_rng)
             return self._resized(images, degradation.scaled_size(images, 1 / factor))
         sigma = degradation.uniform((0.1, 0.6 * scale), images, self.rng)
-        # the pixels that are kept lie in the upper left corner of those they stand for
+        # each pixel that is kept is the upper left one of the block that it represents
         kernels = degradation.gaussian_kernels(_SIZES[1], sigma, offset=(scale - 1) / 2)
         return degradation.filter_images(images, kernels)[..., ::scale, ::scale].clamp(0, 1)
 
@@ -131,7 +133,7 @@ class BSRGANDegradation(Plugin):
 
 
 def order(generator: torch.Generator | None) -> list[str]:
-    """The operations in a random order, with shrinking to LR after the other one."""
+    """The operations in a random order; shrinking to LR comes after the free shrinking."""
     names = ["blur", "blur", "shrink freely", "shrink to LR", "noise", "jpeg"]
     places = degradation.host_order(len(names), generator)
     shuffled = [names[place] for place in places]
@@ -141,9 +143,10 @@ def order(generator: torch.Generator | None) -> list[str]:
 
 
 def random_covariance(images: Tensor, level: float, generator: torch.Generator | None) -> Tensor:
-    """Random covariances of the channels, [N, C, C]: `level^2 |U^T D U|`, element by element.
+    """Random covariances of the channels, [N, C, C]: `level^2 |U^T D U|`, each element absolute.
 
-    D is diagonal with U(0, 1), U has the left singular vectors of a matrix of U(0, 1).
+    D is diagonal with entries drawn from U(0, 1). The columns of U are the left singular vectors
+    of a matrix with entries drawn from U(0, 1).
     """
     n, c = images.shape[:2]
     numbers = torch.rand(n, c, c + 1, generator=generator, dtype=torch.float64, device="cpu")

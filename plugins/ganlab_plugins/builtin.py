@@ -1,4 +1,4 @@
-"""The data to begin with: what an installation already holds, without a download."""
+"""Built-in data: images that every installation already has, without a download."""
 
 import hashlib
 import importlib.util
@@ -35,11 +35,11 @@ _SEED = 0
 class Builtin(Plugin):
     """A demonstration set that every installation has: six photographs and dead leaves.
 
-    Trains on the photographs rocket, hubble_deep_field, retina, brick, grass and gravel of
-    scikit-image (public domain or CC0; the last three are grey) and on synthetic dead leaves in
-    the colours of these (see `dead_leaves`). Judges on astronaut, chelsea, coffee and camera,
-    which are never trained on. Enough to try methods and compare them, not to train a
-    generator for use: for that give `image_folder` a real set such as DIV2K.
+    The training images are the photographs rocket, hubble_deep_field, retina, brick, grass and
+    gravel of scikit-image (public domain or CC0; the last three are grey), and synthetic dead
+    leaves in their colours (see `dead_leaves`). The held-out images are astronaut, chelsea, coffee
+    and camera, which are never trained on. The set is enough to try methods and compare them, but
+    not to train a generator for use: for that, give `image_folder` a real set such as DIV2K.
 
     The leaves are painted once and kept in ganlab's cache folder ($GANLAB_CACHE).
     """
@@ -49,7 +49,7 @@ class Builtin(Plugin):
     leaves_share: float = Field(0.5, ge=0, le=1)
     """Share of the crops that come from dead leaves, in 0..1; the rest are of photographs."""
     num_leaves: int = Field(48, ge=1)
-    """Dead leaves images to paint, of 320 x 320 pixels; about 50 ms each, once."""
+    """Dead leaves images of 320 x 320 pixels; painted once, about 50 ms each."""
     flips: bool = True
     """Mirror half of the crops."""
     turns: bool = True
@@ -82,18 +82,18 @@ class Builtin(Plugin):
             pixels = image.permute(1, 2, 0).contiguous().numpy()
             if hashlib.sha256(pixels.data).hexdigest() != digest:
                 raise self.error(
-                    f"scikit-image's {file} is not the picture that published scores are of; "
+                    f"scikit-image's {file} is not the picture of the published scores; "
                     "reinstall scikit-image."
                 )
             images[Path(file).stem] = image
         return images
 
     def _read(self, file: str) -> Tensor:
-        # the files themselves: importing skimage.io takes a second, and skimage.data may download
+        # reads the files: importing skimage.io takes a second, and skimage.data may download
         skimage = importlib.util.find_spec("skimage")
         if skimage is None or skimage.origin is None:
             raise self.error(
-                "scikit-image, whose photographs this is made of, is not installed; "
+                "scikit-image, which holds the photographs, is not installed; "
                 "pip install scikit-image, or use dead_leaves or image_folder."
             )
         path = Path(skimage.origin).parent / "data" / file
@@ -108,7 +108,7 @@ class Builtin(Plugin):
         images = [photographs.image(i) for i in range(len(photographs))]
 
         def painter(rng: np.random.Generator) -> Tensor:
-            # one of the three photographs in colour, and any of the six
+            # one of the three colour photographs, and one of all six
             pair = [images[i] for i in rng.integers((3, 6))]
             return paint(_SIDE, _colours(pair, rng), rng)
 
@@ -123,6 +123,6 @@ def _colours(photographs: list[Tensor], rng: np.random.Generator) -> Floats:
     ).T.numpy()
     colours = (pixels / 255).astype(np.float32)
     level = (colours @ np.array([0.299, 0.587, 0.114]) * 15.99).astype(int)
-    # level by level: most pixels of the night sky are black, most of a brick wall grey
+    # each level is equally likely: most of the night sky is black, most of a brick wall grey
     chances = 1 / np.bincount(level)[level]
     return np.asarray(colours[rng.choice(len(colours), 1024, p=chances / chances.sum())])

@@ -17,25 +17,25 @@ from ganlab import (
 
 
 class C2ST(Plugin):
-    """Accuracy of a classifier between patches of SR and of HR, on patches not used to fit it.
+    """Classifier two-sample test of SR and HR (Lopez-Paz and Oquab 2016, arXiv:1610.06545).
 
-    Fitted to one half of the patches and tried on the n of the other. If SR and HR were of one
-    law, the accuracy would be N(1/2, 1 / (4 n)); `c2st` is the accuracy (1/2 is right) and `c2st_p`
-    the chance of as high a one under that law (Lopez-Paz and Oquab 2016, arXiv:1610.06545). The
-    classifier is a logistic regression on the log magnitudes of a patch's discrete cosine
-    transform: it sees missing detail, noise and repeated patterns, and can be read; a network
-    might see more.
+    A classifier is fitted to one half of the patches of SR and HR, and tested on the n patches of
+    the other half. `c2st` is its accuracy there; 1/2 is right. If the patches of SR and HR were
+    identically distributed, the accuracy would be distributed as N(1/2, 1 / (4 n)); `c2st_p` is
+    the probability of an accuracy at least as high in that case. The classifier is a logistic
+    regression on the log magnitudes of a patch's discrete cosine transform: it detects missing
+    detail, noise and repeated patterns, and its weights can be read; a network might detect more.
 
-    SR and HR patches come from independent places, for those of one place are dependent, and then
-    1 / (4 n) is not the variance. The statement is about these held-out images and no others.
-    Under 1 s an evaluation at the defaults.
+    SR and HR patches come from independent places: patches of the same place are dependent, and
+    then the variance is not 1 / (4 n). The result holds for these held-out images only. An
+    evaluation takes less than 1 s at the defaults.
     """
 
     patch: int = Field(16, ge=4, le=32)
     """Side of a patch in pixels."""
 
     num_patches: int = Field(2000, ge=20)
-    """Patches of each kind, half of them to fit and half to try: n is `num_patches`."""
+    """Patches of SR, and as many of HR; one half is for the fit, one for the test (n of them)."""
 
     @hookimpl
     def run_start(self, run: Run) -> None:
@@ -52,7 +52,7 @@ class C2ST(Plugin):
 
 
 def classifier_test(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Accuracy between two samples on their second halves, and its one-sided p-value.
+    """Accuracy of a classifier on the second halves of two samples, and its one-sided p-value.
 
     :param first, second: [N, D], N the same and at least 2; rows independent.
     """
@@ -65,7 +65,7 @@ def classifier_test(first: Tensor, second: Tensor) -> tuple[float, float]:
     fitted = torch.cat([first[:half], second[:half]]).numpy()
     tried = torch.cat([first[half:], second[half:]]).numpy()
     kind = [np.repeat([0, 1], rows) for rows in (half, len(first) - half)]
-    # standardised, the penalty of C = 0.01 keeps hundreds of features from fitting noise
+    # with standardised features, the penalty of C = 0.01 keeps hundreds of them from fitting noise
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
     classifier.fit(fitted, kind[0])
     accuracy = float(classifier.score(tried, kind[1]))

@@ -12,13 +12,13 @@ SUPPORTED_SCALES = (1, 2, 3, 4)
 class Compact(Plugin):
     """SRVGGNetCompact of Real-ESRGAN (Wang et al. 2021, arXiv:2107.10833), for x1, x2, x3 and x4.
 
-    A 3x3 convolution and `num_layers` more of `width` channels, each followed by PReLU with a
-    slope per channel, a 3x3 convolution to scale^2 values per channel, and a pixel shuffle; the
-    input enlarged by nearest neighbour is added. At x4 621,424 parameters with 16 layers
-    (realesr-animevideov3) and 1,213,296 with 32 (realesr-general-x4v3).
+    The layers are a 3x3 convolution and `num_layers` more of `width` channels, each followed by
+    PReLU with a slope per channel, then a 3x3 convolution to scale^2 values per channel, and a
+    pixel shuffle. The input, enlarged by nearest neighbour, is added. At x4 there are 621,424
+    parameters with 16 layers (realesr-animevideov3) and 1,213,296 with 32 (realesr-general-x4v3).
 
-    Names of the parameters as in the authors' code, so its checkpoints fit. Torch's default
-    initialisation, as there. The output is not clamped. Images of any size.
+    The parameters are named as in the authors' code, so its checkpoints fit. The initialisation is
+    torch's default, as there. The output is not clamped. Images may have any size.
     """
 
     width: int = Field(64, ge=1)
@@ -35,8 +35,8 @@ class Compact(Plugin):
         inputs, outputs = condition_shape[0], real_shape[0]
         if inputs != outputs:
             raise self.error(
-                f"adds its input to its output, and the input has {inputs} channels, the output "
-                f"{outputs}; choose another generator, or make the input have {outputs}"
+                f"adds its input to its output, but the input has {inputs} channels and the output "
+                f"{outputs}; choose another generator, or an input with {outputs} channels"
             )
         return CompactNet(inputs, scale, self.width, self.num_layers)
 

@@ -1,4 +1,4 @@
-"""Conditional discriminator: it judges an image beside the low-resolution one that it came from."""
+"""Conditional discriminator: it judges an image together with its low-resolution image."""
 
 from collections.abc import Generator
 from typing import ClassVar, Literal
@@ -11,22 +11,22 @@ from ganlab import Plugin, hookimpl, resize
 
 
 class ConditionalDiscriminator(Plugin):
-    """Show the discriminator the condition too (pix2pix; Isola et al. 2017, arXiv:1611.07004).
+    """Lets the discriminator see the condition (pix2pix; Isola et al. 2017, arXiv:1611.07004).
 
-    D sees `[x, enlarge(condition)]`, the channels of both one after another: [N, C + c, H, W], so
-    that it judges not only whether x is natural but whether x belongs to its LR image. Any
-    discriminator will do, for it is told the number of channels.
+    D sees `[x, enlarge(condition)]`, the channels of x and then those of the condition:
+    [N, C + c, H, W]. So it judges not only whether x is natural, but also whether x belongs to its
+    LR image. Any discriminator fits, because it is built for the number of channels it gets.
 
-    List it before the augmentations that are to treat both parts alike, as diff_augment and ada
-    do, and after those that are for x alone. D could otherwise tell an augmented image by its
-    condition. Penalties see the appended channels: the slope that gradient_penalty holds is over
-    x and condition together, and its point between real and fake has their common condition.
+    List it before the augmentations that must change both parts in the same way, as diff_augment
+    and ada do, and after those that are for x alone. Otherwise D could recognise an augmented image
+    by its condition. Penalties see the appended channels: the slope in gradient_penalty is over x
+    and condition together, and its point between real and fake has the condition of both.
     """
 
     share_forward: ClassVar[bool | None] = True
 
     enlarge: Literal["bicubic", "nearest"] = "bicubic"
-    """How the condition is brought to the size of the images; `nearest` shows its pixels as
+    """How the condition is enlarged to the size of the images; `nearest` turns its pixels into
     blocks."""
 
     @hookimpl(wrapper=True)
@@ -34,8 +34,9 @@ class ConditionalDiscriminator(Plugin):
         images = yield
         if images.dim() != 4 or condition.dim() != 4:
             raise self.error(
-                f"it appends an image to images, and the condition is {list(condition.shape[1:])} "
-                f"beside samples of {list(images.shape[1:])}; drop {self.name} from this recipe"
+                "it appends an image to images, but the condition has shape "
+                f"{list(condition.shape[1:])} and the samples have shape "
+                f"{list(images.shape[1:])}; drop {self.name} from this recipe"
             )
         height, width = images.shape[2:]
         if self.enlarge == "bicubic":

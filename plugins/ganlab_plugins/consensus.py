@@ -1,4 +1,4 @@
-"""Consensus optimisation: both players also seek where the game stands still."""
+"""Consensus optimisation: both players also minimise the gradients of the game."""
 
 from typing import ClassVar
 
@@ -21,14 +21,14 @@ from ganlab import (
 class Consensus(Plugin):
     """Consensus optimisation (Mescheder et al. 2017, arXiv:1705.10461).
 
-    To its own loss each player adds `weight / 2 * |v|^2`, where v holds the gradient of D's loss
-    for D's parameters and that of G's loss for G's: the players descend towards an equilibrium
-    as well as against each other. Here, as everywhere in ganlab, they do so in turns and on batches
-    of their own; the paper updates both at once.
+    Each player adds `weight / 2 * |v|^2` to its own loss. v holds the gradient of D's loss with
+    respect to D's parameters, and that of G's loss with respect to G's. So the players descend
+    towards an equilibrium as well as against each other. As everywhere in ganlab, they take turns,
+    each with a batch of its own; the paper updates both at once.
 
-    Second derivatives of both networks: about three times the time and memory of a step, in full
-    precision. v is that of the game alone, so it takes no penalty beside it. It answers both
-    steps itself, with the losses of the engine's.
+    It needs second derivatives of both networks in full precision: about three times the time and
+    memory of a step. v is the gradient of the game alone, so no penalty may be used with it. The
+    plugin replaces both steps, with the same losses as the engine's steps.
     """
 
     couples_players: ClassVar[bool] = True
@@ -40,7 +40,7 @@ class Consensus(Plugin):
     def run_start(self, run: Run) -> None:
         for other in run.plugins_with("penalty"):
             raise self.error(
-                f"damps the game without the penalty of {other.name}; remove one of them"
+                f"does not take account of the penalty of {other.name}; remove one of them"
             )
 
     @hookimpl
@@ -72,7 +72,7 @@ def _gradient(losses: Losses, networks: list[nn.Module]) -> tuple[Tensor, ...]:
 
 
 def _game(run: Run, batch: Batch) -> tuple[Losses, Losses]:
-    """D's loss and G's losses on one batch, both open to the parameters of both."""
+    """D's loss and G's losses on one batch, with gradients for the parameters of D and of G."""
     hook, condition = run.hook, batch.condition
     images = {"fake": run.G(condition), "real": batch.real, "condition": condition}
     real = hook.augment(images=images["real"], condition=condition)

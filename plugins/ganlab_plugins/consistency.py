@@ -1,4 +1,4 @@
-"""Consistency: the discriminator should think of a shifted or mirrored image as of the image."""
+"""Consistency: a shifted or mirrored image should get the same score of D as the image."""
 
 from typing import ClassVar
 
@@ -10,17 +10,17 @@ from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
 
 
 class Consistency(Plugin):
-    """Consistency regularisation (Zhang et al. 2019, arXiv:1910.12027), balanced if wished.
+    """Consistency regularisation (Zhang et al. 2019, arXiv:1910.12027), optionally balanced.
 
-    Adds `real * mean((D(x) - D(T(x)))^2) + fake * mean((D(y) - D(T(y)))^2)`, means over the real
-    images x and the generated ones y, where D is the score of an image, the mean of its patch map
-    (T moves what a position sees), and T, anew for every image, mirrors it left to right with
-    probability 1/2 and shifts it by whole pixels, up to `shift` of either side, reflecting at the
-    border. With `fake` above 0 it is bCR (Zhao et al. 2020, arXiv:2002.04724).
+    Adds `real * mean((D(x) - D(T(x)))^2) + fake * mean((D(y) - D(T(y)))^2)`, with means over the
+    real images x and the generated images y. D(x) is the score of an image, the mean of its patch
+    map (T moves what a position sees). T is drawn for every image: it mirrors left to right with
+    probability 1/2, and shifts by whole pixels, up to `shift` of either side, with reflection at
+    the border. With `fake` above 0 this is bCR (Zhao et al. 2020, arXiv:2002.04724).
 
-    Gradients flow through both scores of D, none to G. Images are those that D was shown, so after
-    `augment`. D(x) and D(T(x)) come from one more call of D, on twice the images in full
-    precision: with spectral norm, D is another at the next call.
+    Gradients flow through both scores of D, and none flows to G. The images are those seen by D,
+    after `augment`. D(x) and D(T(x)) come from one more call of D, on twice the images in full
+    precision: with spectral norm, two calls would use two different D's.
     """
 
     images_only: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class Consistency(Plugin):
     """Weight of the term of generated images; bCR has 10 for both."""
 
     shift: float = Field(0.125, ge=0, lt=1)
-    """The farthest shift, as a share of height and width, rounded down to pixels."""
+    """Largest shift, as a share of height and width, rounded down to pixels."""
 
     @model_validator(mode="after")
     def _has_a_side(self) -> "Consistency":
@@ -63,11 +63,11 @@ class Consistency(Plugin):
         mirror = torch.rand(n, 1, generator=self.rng, device=device) < 0.5
         columns = torch.where(mirror, width - 1 - columns, columns)
         every = torch.arange(n, device=device)[:, None, None]
-        # indices around a slice put the channels last
+        # indices on both sides of a slice move the channels to the end
         return images[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
     def _reflected(self, n: int, side: int, device: torch.device) -> Tensor:
-        """For each image, where each of its rows (or columns) comes from: [n, side]."""
+        """For each image, from which row (or column) each of its rows comes: [n, side]."""
         most = int(side * self.shift)
         by = torch.randint(-most, most + 1, (n, 1), generator=self.rng, device=device)
         index = (torch.arange(side, device=device) + by).abs()

@@ -17,17 +17,17 @@ Shares = tuple[Share, Share, Share, Share, Share, Share]
 
 
 class GaussianBlur(Plugin):
-    """Blurs each image with a kernel of its own, drawn as Real-ESRGAN draws it.
+    """Blurs each image with a random kernel (Real-ESRGAN; Wang et al. 2021, arXiv:2107.10833).
 
         gaussian     k(d) ~ exp(-q / 2),  q = d^T S^-1 d,  S = U diag(sigma_x^2, sigma_y^2) U^T
         generalized  k(d) ~ exp(-q^beta / 2)
         plateau      k(d) ~ 1 / (1 + q^beta)
 
-    each either isotropic (sigma_y = sigma_x) or not, with a uniform direction U (Wang et al. 2021,
-    Real-ESRGAN, arXiv:2107.10833, and its published training options). Kernels have sum 1; the
-    border is reflected. Half of the betas are below 1 and half above, uniform in each half. All
-    draws are one an image. Classical blind SR with isotropic blur is
-    `probabilities = [1, 0, 0, 0, 0, 0]`, with `bicubic` after it.
+    A kernel is isotropic (sigma_y = sigma_x), or anisotropic with a uniform direction U. The
+    defaults are Real-ESRGAN's published training options. Each kernel has sum 1; the border of the
+    image is reflected. beta is below or above 1 with equal probability, and uniform on either side.
+    Everything is drawn once per image. For classical blind SR with isotropic blur, set
+    `probabilities = [1, 0, 0, 0, 0, 0]` and list `bicubic` after this plugin.
     """
 
     images_only: ClassVar[bool] = True
@@ -38,20 +38,20 @@ class GaussianBlur(Plugin):
     probabilities: Annotated[Shares, AfterValidator(degradation.summing_to_one)] = (
         0.45, 0.25, 0.12, 0.03, 0.12, 0.03,
     )  # fmt: skip
-    """Of the kinds: Gaussian isotropic, anisotropic; generalized isotropic, anisotropic; plateau
-    isotropic, anisotropic. They sum to 1."""
+    """Probabilities of the kinds: Gaussian isotropic, anisotropic; generalized isotropic,
+    anisotropic; plateau isotropic, anisotropic. They sum to 1."""
 
     sigma: Range = (0.2, 3.0)
-    """Range of the standard deviations, in pixels of the image as it is then."""
+    """Range of the standard deviations, in pixels of the image at this place in the recipe."""
 
     generalized_beta: Range = (0.5, 4.0)
-    """Range of the exponent of generalized kernels, around 1, which is the Gaussian."""
+    """Range of the exponent of generalized kernels. It must contain 1, which gives the Gaussian."""
 
     plateau_beta: Range = (1.0, 2.0)
-    """Range of the exponent of plateau kernels, around or from 1."""
+    """Range of the exponent of plateau kernels. It must contain 1, and may start at 1."""
 
     kernel_sizes: Annotated[tuple[Size, Size], AfterValidator(degradation.rising)] = (7, 21)
-    """Smallest and largest side of the kernels in pixels, odd; each odd side is equally likely."""
+    """Smallest and largest side of the kernels in pixels, odd. Each odd side is equally likely."""
 
     @model_validator(mode="after")
     def _drawable(self) -> "GaussianBlur":
@@ -60,7 +60,7 @@ class GaussianBlur(Plugin):
         for name in ("generalized_beta", "plateau_beta"):
             low, high = getattr(self, name)
             if not low <= 1 <= high:
-                raise ValueError(f"{name} must be a range that holds 1, such as [0.5, 4]")
+                raise ValueError(f"{name} must be a range that contains 1, such as [0.5, 4]")
         return self
 
     @hookimpl(wrapper=True)

@@ -18,30 +18,31 @@ from ganlab import (
 )
 
 NUM_SAMPLES = 5000
-COVERED = 20  # samples near a centre
-NEAR = 0.2  # of the spacing of the centres
-SIDE, LIMIT = 512, 2.0  # of the picture, in pixels; it shows -2..2 on both axes
+COVERED = 20  # samples near a centre that make its mode covered
+NEAR = 0.2  # distance, as a share of the spacing of the centres
+SIDE, LIMIT = 512, 2.0  # side of the picture in pixels; both axes show -2..2
 GREY, BLUE = (0.72, 0.72, 0.72), (0.05, 0.3, 0.75)
 
 
 class GaussianMixture(Plugin):
-    """Ring of 8 or grid of 25 Gaussians in the plane, the toy data of arXiv:1704.00028, [N, 2].
+    """Toy data: 8 Gaussians on a ring or 25 on a grid (Gulrajani et al. 2017, arXiv:1704.00028).
 
-    Every centre is as likely. Judged at each evaluation on 5000 samples of the generator and 5000
-    of the data, the draws the same every time; a sample is near a centre when it is within 20 % of
-    the distance of neighbouring centres from it:
+    A sample is a point in the plane, [N, 2]; every centre is equally likely. Each evaluation uses
+    5000 samples of the generator and 5000 of the data, drawn in the same way every time. A sample
+    is near a centre when it is within 20 % of the distance between neighbouring centres.
 
-    - `modes`: centres with at least 20 samples near them.
-    - `near`: share of the samples that are near a centre. 1 is right; what is left lies between.
-    - `mode_kl`: KL divergence, in nats, of the histogram of nearest centres, all samples counted,
-      from the uniform one. The data itself has 0.0007 on the ring and 0.0024 on the grid: of K
-      centres, 5000 samples have (K - 1) / 10000 on average.
+    - `modes`: number of centres with at least 20 samples near them.
+    - `near`: share of the samples that are near a centre. 1 is right; the others lie between modes.
+    - `mode_kl`: KL divergence, in nats, of the histogram of nearest centres from the uniform
+      distribution. All samples count. The data itself has 0.0007 on the ring and 0.0024 on the
+      grid: with K centres, 5000 samples give (K - 1) / 10000 on average.
     - `energy_distance`: `2 E|X - Y| - E|X - X'| - E|Y - Y'|` (Szekely and Rizzo 2013,
       doi:10.1016/j.jspi.2013.03.018), unbiased, so that equal distributions give 0 on average.
 
-    A generator that covers at most half of the centres in two evaluations has collapsed: a verdict.
+    When G covers at most half of the centres in two evaluations, the verdict is `collapsed`.
 
-    samples/ gets a picture of -2..2: the generator's samples in blue on the data in grey.
+    A picture in samples/ shows the generator's samples in blue over the data in grey, on axes from
+    -2 to 2.
     """
 
     layout: Literal["ring", "grid"] = "ring"
@@ -83,7 +84,7 @@ class GaussianMixture(Plugin):
 
 
 def mixture(layout: str) -> tuple[Tensor, float, float]:
-    """Centres [K, 2] in float64, standard deviation, and distance of neighbouring centres."""
+    """Centres [K, 2] in float64, standard deviation, and distance between neighbouring centres."""
     if layout == "ring":
         angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
         centres = 2 * torch.stack([angle.cos(), angle.sin()], dim=1)
@@ -93,9 +94,9 @@ def mixture(layout: str) -> tuple[Tensor, float, float]:
 
 
 def judge(made: Tensor, layout: str) -> dict[str, float]:
-    """Modes covered, share of samples near one, KL of the mode histogram from the uniform one.
+    """Modes covered, share of samples near a centre, KL of the mode histogram from uniform.
 
-    :param made: [N, 2], float64; for 5000 samples a mode is covered from 20 on.
+    :param made: [N, 2], float64. 20 samples cover a mode, a limit that is meant for N = 5000.
     """
     centres, _, spacing = mixture(layout)
     distance, nearest = torch.cdist(made, centres.to(made.device)).min(dim=1)
@@ -135,7 +136,7 @@ def picture(made: Tensor, data: Tensor, title: str) -> Tensor:
     image = torch.frombuffer(bytearray(frame.tobytes()), dtype=torch.uint8)
     image = image.view(SIDE, SIDE, 3).permute(2, 0, 1) / 255
     for points, colour, size, strength in ((data, GREY, 7, 1.0), (made, BLUE, 3, 0.45)):
-        # where points lie on one another, their ink does too
+        # the more points overlap, the stronger the colour
         ink = 1 - (1 - strength) ** _counts(points, size).clamp(max=8)
         image = torch.lerp(image, torch.tensor(colour)[:, None, None], ink)
     return (image * 255).round().to(torch.uint8)
@@ -146,7 +147,7 @@ def _pixel(coordinate: Tensor) -> Tensor:
 
 
 def _counts(points: Tensor, size: int) -> Tensor:
-    """How many points each pixel has, drawn as squares of `size` pixels; [1, 512, 512]."""
+    """Number of points on each pixel, [1, 512, 512]; a point is a square, `size` pixels wide."""
     points = points[(points.abs() < LIMIT).all(dim=1)]
     x, y = _pixel(points).unbind(1)
     image = torch.zeros(SIDE, SIDE)

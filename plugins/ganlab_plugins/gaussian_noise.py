@@ -13,11 +13,13 @@ Level = Annotated[float, Field(ge=0, le=255)]
 
 
 class GaussianNoise(Plugin):
-    """Adds Gaussian noise of a random strength: `clip(I + sigma / 255 n, 0, 1)`, n ~ N(0, 1).
+    """Adds Gaussian noise of random strength (Real-ESRGAN; Wang et al. 2021, arXiv:2107.10833).
 
-    One sigma an image; with `grey_probability` the channels of an image share one n (Wang et al.
-    2021, Real-ESRGAN, arXiv:2107.10833; the defaults are those of its first stage).
-    Deviation from the published code: there all grey images of a batch share one n as well.
+        clip(I + sigma / 255 n, 0, 1),  n ~ N(0, 1)
+
+    sigma is drawn once per image. With probability `grey_probability` the channels of an image
+    share one n. The defaults are those of Real-ESRGAN's first stage. Deviation from the published
+    code: there, all images of a batch with grey noise share one n as well.
     """
 
     images_only: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Gradient penalty: hold the slope of the critic between real and fake at a target."""
+"""Gradient penalty: keeps the critic's slope between real and fake images near a target."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,14 +13,14 @@ from ganlab import NonNegativeSchedule, PatchReduce, Plugin, Schedule, hookimpl,
 class GradientPenalty(Plugin):
     """Gradient penalty of WGAN-GP (Gulrajani et al. 2017, arXiv:1704.00028).
 
-    Adds `weight * mean over images of (|g| - target)^2`, where g is the gradient of the critic's
-    score at `x = fake + u (real - fake)`, one u ~ U(0, 1) for every image (not for every pixel),
-    and |g| is the L2 norm over C, H and W together. Some codes take the norm over C alone, which
-    is another method. TF-GAN divides by the target, `(|g| / target - 1)^2`; here, as in the paper,
-    it is subtracted; at the paper's target of 1 they agree.
+    Adds `weight * mean over images of (|g| - target)^2`. g is the gradient of the critic's logit at
+    `x = fake + u (real - fake)`, with one u ~ U(0, 1) for every image (not for every pixel). |g| is
+    the L2 norm over C, H and W together. Some codes take the norm over C alone, which is another
+    method. TF-GAN divides by the target, `(|g| / target - 1)^2`; here, as in the paper, the target
+    is subtracted. At the paper's target of 1 both are equal.
 
-    The score of an image is the `patch_reduce` of its patch map. x lies between what the
-    discriminator was shown, so after `augment`. D must judge every image alone: no batch norm.
+    The logit of an image is the `patch_reduce` of its patch map. x lies between the images seen by
+    D, so after `augment`. D must judge every image alone, so it must have no batch norm.
     """
 
     per_sample: ClassVar[bool] = True
@@ -30,16 +30,16 @@ class GradientPenalty(Plugin):
     """The paper's lambda."""
 
     target: float = Field(1.0, ge=0)
-    """The wanted slope, in logits per unit of the images (L2). 0 is the zero-centred penalty,
-    which converges where 1 circles (Mescheder et al. 2018, arXiv:1801.04406)."""
+    """The target slope, in logits per unit of the images (L2). 0 is the zero-centred penalty,
+    which converges where a target of 1 only circles (Mescheder et al. 2018, arXiv:1801.04406)."""
 
     one_sided: bool = False
-    """Punish only slopes above the target (WGAN-LP, arXiv:1709.08894)."""
+    """Penalise only slopes above the target (WGAN-LP, arXiv:1709.08894)."""
 
     patch_reduce: PatchReduce = "mean"
-    """How a patch map becomes one score. `mean` keeps the meaning of `weight` for every map size.
-    `sum` is what BasicSR and MMagic do: the slope grows with the h * w of the map, so the
-    mean logit is held to a slope of target / (h * w), ever flatter for larger crops."""
+    """How a patch map becomes one logit. With `mean`, `weight` means the same for every map size.
+    BasicSR and MMagic use `sum`: the slope then grows with the size h * w of the map. So the slope
+    of the mean logit is held at target / (h * w), which is flatter for larger crops."""
 
     @model_validator(mode="after")
     def _one_sided_needs_a_target(self) -> "GradientPenalty":
@@ -61,7 +61,7 @@ class GradientPenalty(Plugin):
         u = torch.rand(one_per_image, generator=self.rng, device=real.device, dtype=real.dtype)
         between = torch.lerp(fake, real, u)
         gradient = input_gradient(discriminator, between, self.patch_reduce)
-        # vector_norm has gradient 0 at 0; sqrt(sum(g^2)) has NaN, which a flat critic would meet
+        # at 0, where a critic is flat, vector_norm has gradient 0 and sqrt(sum(g^2)) has NaN
         excess = torch.linalg.vector_norm(gradient, dim=1) - self.target
         if self.one_sided:
             excess = excess.relu()

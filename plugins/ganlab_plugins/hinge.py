@@ -1,4 +1,4 @@
-"""Hinge loss: the discriminator is content with a margin of 1 on either side."""
+"""Hinge loss: images beyond a margin of 1 on their side give the discriminator no gradient."""
 
 from typing import ClassVar
 
@@ -10,9 +10,9 @@ from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
 class Hinge(Plugin):
     """Hinge GAN loss (Lim and Ye 2017, arXiv:1705.02894; SNGAN, arXiv:1802.05957).
 
-    With r and f the logits of real and fake images, means over batch and patch map: D minimises
-    `mean(max(0, 1 - r)) + mean(max(0, 1 + f))`, so that it learns nothing more from images beyond
-    the margin; G minimises `-mean(f)`. It reads no labels. Usual with spectral_norm.
+    r and f are the logits of real and fake images; means are over batch and patch map. D minimises
+    `mean(max(0, 1 - r)) + mean(max(0, 1 + f))`, so images beyond the margin teach it nothing more.
+    G minimises `-mean(f)`. The loss reads no labels. It is usually combined with spectral_norm.
     """
 
     judges_by_sign: ClassVar[bool] = True

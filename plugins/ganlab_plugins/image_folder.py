@@ -32,11 +32,11 @@ class ImageFolder(Plugin):
     """Random square crops of the images in a folder, nested folders included.
 
     Every image is equally likely, whatever its size. The images are decoded once, into one file
-    of ganlab's cache folder ($GANLAB_CACHE; 3 bytes a pixel: 7 GB for DIV2K), which is mapped,
-    not loaded, and used again while the folder's files keep their sizes and times.
+    in ganlab's cache folder ($GANLAB_CACHE). It takes 3 bytes a pixel: 7 GB for DIV2K. It is mapped
+    into memory, not loaded, and used again while the folder's files keep their sizes and times.
 
-    PNG, JPEG, WebP, BMP and TIFF; grey images become RGB. Nothing is read before the first crop,
-    so that a finished run can be used without its data.
+    Reads PNG, JPEG, WebP, BMP and TIFF; grey images become RGB. Nothing is read before the first
+    crop, so that a finished run can be used without its data.
     """
 
     path: RecipePath = Field(examples=["photographs"])
@@ -44,7 +44,7 @@ class ImageFolder(Plugin):
     evaluation_path: RecipePath | None = None
     """Folder of held-out images. It may lie inside `path`: its images are not trained on."""
     evaluation_limit: int = Field(8, ge=1)
-    """At most this many held-out images are used, taken evenly from the sorted list."""
+    """Largest number of held-out images. They are spread evenly over the sorted list of files."""
     crop: int = Field(96, ge=8)
     """Side of a training crop in pixels (HR); no image may have a shorter side."""
     flips: bool = True
@@ -52,9 +52,9 @@ class ImageFolder(Plugin):
     turns: bool = True
     """Turn crops by a random multiple of 90 degrees."""
     keep_on_device: Literal["auto", "yes", "no"] = "auto"
-    """Hold all pixels in GPU memory; "auto": when they take at most a quarter of what is free."""
+    """Keep all pixels in GPU memory; "auto": if they take at most a quarter of the free memory."""
     alpha: Literal["white", "black", "refuse"] = "white"
-    """What lies under transparent pixels; "refuse" stops at an image that has any."""
+    """Background of transparent pixels; "refuse" stops with an error at an image that has any."""
 
     _store: ImageStore | None = PrivateAttr(None)
 
@@ -80,11 +80,13 @@ class ImageFolder(Plugin):
         }
 
     def _open(self) -> ImageStore:
-        # listed now, so that a slip shows before the training and not at its first evaluation
+        # listed now, so that a wrong path is reported before training, not at an evaluation
         held_out = set(self._list("evaluation_path"))
         files = [file for file in self._list("path") if file not in held_out]
         if not files:
-            raise self.error("holds out all images of path; choose another.", "evaluation_path")
+            raise self.error(
+                "holds out all images of path; choose another folder.", "evaluation_path"
+            )
         store = self._cached(files)
         name, height, width = store.smallest()
         if self.crop > min(height, width):
@@ -103,7 +105,7 @@ class ImageFolder(Plugin):
         path = cache_folder() / f"{folder}-{_digest(what)}.store"
         new = not path.exists()
         store = ImageStore.cached(path, lambda first: self._decoded(files, first))
-        # of the same folder before it changed; a run that has it mapped keeps it
+        # delete stores of earlier contents of the folder; a run that has one mapped can still read
         kept = {path, path.with_name(path.name + ".lock")}
         for old in set(path.parent.glob(f"{folder}-*.store*")) - kept if new else ():
             with suppress(OSError):
@@ -111,7 +113,7 @@ class ImageFolder(Plugin):
         return store
 
     def _decoded(self, files: list[Path], first: int) -> Iterator[tuple[str, Tensor]]:
-        """From the one of this number on: a process that was killed has decoded those before."""
+        """Decode the images from image number `first` on; a killed process decoded those before."""
         console = Console(stderr=True)
         quiet = not console.is_terminal
         total, files = len(files), files[first:]
@@ -147,7 +149,7 @@ class ImageFolder(Plugin):
     def _list(self, option: Literal["path", "evaluation_path"]) -> list[Path]:
         folder: Path | None = getattr(self, option)
         try:
-            # the folder resolved, not each file: 100,000 of them would take a second
+            # resolve the folder, not each file: for 100,000 files that would take a second
             return [] if folder is None else list_images(folder.resolve())
         except ImageError as fault:
             raise self.error(str(fault), option) from None

@@ -1,4 +1,4 @@
-"""Initial weights: training begins from a file instead of from chance."""
+"""Initial weights: training starts from the weights in a file, not from random ones."""
 
 from pathlib import Path
 
@@ -16,15 +16,15 @@ from ganlab import (
 
 
 class InitialWeights(Plugin):
-    """Weights from a file, with which training begins (Ledig et al. 2017, arXiv:1609.04802).
+    """Starts training from weights in a file, as SRGAN does (Ledig et al. 2017, arXiv:1609.04802).
 
-    So SRGAN begins with a trained SRResNet. A file is .safetensors, such as the weights of another
-    run, or .pth or .pt, such as a published checkpoint; in one with `params_ema`, `params` or
-    `state_dict` the first of these is taken. Every name and every shape must be the network's own.
+    SRGAN starts from a trained SRResNet. A file is .safetensors, such as the weights of another
+    run, or .pth or .pt, such as a published checkpoint. If a file has `params_ema`, `params` or
+    `state_dict`, the first of these is taken. All names and shapes must be those of the network.
     No code in a file is run (`torch.load(weights_only=True)`).
 
-    The weights are in place before any other plugin starts, so `ema` averages from them on. A
-    resumed run reads the files too, and then its checkpoint replaces all.
+    The weights are loaded before any other plugin starts, so the average of `ema` begins with them.
+    A resumed run reads the files too; then its checkpoint replaces all weights.
     """
 
     generator: RecipePath | None = Field(None, examples=["generator.safetensors"])
@@ -36,7 +36,7 @@ class InitialWeights(Plugin):
     @hookimpl(tryfirst=True)
     def run_start(self, run: Run) -> None:
         if self.generator is None and self.discriminator is None:
-            raise self.error("names no file; set generator or discriminator, or drop the plugin")
+            raise self.error("names no file; set generator or discriminator, or remove the plugin")
         if self.generator is not None:
             self._fill(run.G, self.generator, "generator")
         if self.discriminator is not None:
@@ -60,6 +60,6 @@ class InitialWeights(Plugin):
             raise self.error(f"{file}: no such weights file; correct the path", option)
         state = read_weights(self, file)
         try:
-            network.load_state_dict(state)  # which may know older names of its tensors
+            network.load_state_dict(state)  # it may accept older names of its tensors
         except RuntimeError:
             fill_network(self, network, state, file)  # says in one line what differs

@@ -1,4 +1,4 @@
-"""Instance noise: real and fake images are blurred into each other by noise."""
+"""Instance noise: noise makes the distributions of real and fake images overlap."""
 
 from collections.abc import Generator
 
@@ -11,10 +11,11 @@ from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
 class InstanceNoise(Plugin):
     """Gaussian noise on all that the discriminator sees (Sønderby et al. 2017, arXiv:1610.04490).
 
-    `images + sigma * n`, n ~ N(0, 1) drawn anew for every value of every image, real and fake with
-    the same sigma, in the D step and in the G step. The two distributions then overlap, so that D
-    cannot tell them apart perfectly and G's gradient stays useful; as sigma falls to 0 the
-    problem becomes the true one. The result is not clamped: that would change the distribution.
+    D sees `images + sigma * n`, with a new n ~ N(0, 1) for every value of every image. Real and
+    fake images get the same sigma, in the D step and in the G step. The two distributions then
+    overlap, so D cannot tell them apart perfectly, and G's gradient stays useful. As sigma falls
+    to 0, the problem becomes the original one. The result is not clamped, because that would change
+    the distribution.
     """
 
     sigma: NonNegativeSchedule = Schedule.model_validate({"from": 0.1, "to": 0.0, "over": 10_000})

@@ -13,13 +13,14 @@ Quality = Annotated[float, Field(ge=1, le=100)]
 
 
 class Jpeg(Plugin):
-    """Compresses and decompresses each image as JPEG of a random quality.
+    """JPEG compression of random quality (Real-ESRGAN; Wang et al. 2021, arXiv:2107.10833).
 
-    Baseline JPEG with 4:2:0 chroma (ITU-T T.81, 1992) on tensors: what loses information in
-    libjpeg, the DCT of 8 x 8 blocks rounded to multiples of the scaled tables K.1 and K.2 foremost;
-    within 48 dB of Pillow's files. One quality an image, U(range), as in Real-ESRGAN (Wang et al.
-    2021, arXiv:2107.10833), whose own compression is coarser: its tables are not rounded and its
-    chroma is enlarged by repetition. Images of 1 or 3 channels.
+    Compresses and decompresses each image, of 1 or 3 channels, as tensors: baseline JPEG with 4:2:0
+    chroma (ITU-T T.81, 1992). It follows libjpeg in all that loses information, above all the DCT
+    of 8 x 8 blocks, rounded to multiples of the scaled tables K.1 and K.2. The result agrees with
+    Pillow's files to 48 dB. The quality is drawn once per image, U(range), as in Real-ESRGAN.
+    Real-ESRGAN's own compression is coarser: its tables are not rounded, and its chroma is enlarged
+    by repetition.
     """
 
     images_only: ClassVar[bool] = True
@@ -31,9 +32,9 @@ class Jpeg(Plugin):
     """Range of the quality, 1 to 100."""
 
     differentiable: bool = False
-    """Let gradients through: coefficients are rounded by round(x) + (x - round(x))^3 (Shin and
-    Song 2017), and nothing else is rounded. The training steps degrade without gradients; this is
-    for a loss that degrades the generator's image."""
+    """Let gradients pass: coefficients are rounded by round(x) + (x - round(x))^3 (Shin and
+    Song 2017), and nothing else is rounded. The training steps degrade images without gradients;
+    use this option for a loss that degrades the generator's image."""
 
     @hookimpl(wrapper=True)
     def degrade(self) -> Generator[None, Tensor, Tensor]:
