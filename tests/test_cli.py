@@ -285,7 +285,7 @@ def test_upscale_keeps_alpha_and_overwrites_nothing(trained: Path, tmp_path: Pat
     ("changes", "note"),
     [
         ([], None),
-        (["gradient_penalty=false"], "wasserstein wants a critic of bounded slope"),
+        (["gradient_penalty=false"], "wasserstein needs a critic of bounded slope"),
         (["gradient_penalty=false", "weight_clipping={}"], None),
         (["wasserstein=false", "bce={}"], "gradient_penalty holds slopes at 1"),
         (["wasserstein=false", "bce={}", "gradient_penalty.target=0"], None),

@@ -132,14 +132,14 @@ def test_the_plan_runs_nothing_and_tells_what_it_would_cost(recipe: Path, other:
     code, stdout, stderr = run("compare", recipe, other, "--runs", runs, "--plan")
     assert (code, stdout) == (0, "")
     assert "2 recipes x 5 seeds = 10 runs" in stderr
-    assert "from a few iterations timed" in stderr
+    assert "from a few timed iterations" in stderr
     assert not runs.exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["game.toml"], "a comparison wants two recipes or runs at least"),
+        (["game.toml"], "a comparison needs at least two recipes or runs"),
         (["game.toml", "game.toml"], "two recipes are called game"),
         (["game.toml", "nothing"], "nothing: not a run folder"),
         (["game.toml", "other.toml", "--seeds", "4..0"], "--seeds 4..0: write 0..4"),
@@ -194,7 +194,7 @@ def test_options_are_varied_one_value_a_variant(recipe: Path) -> None:
         ("adam={ betas = [0.0, 0.9] }",),
     ]
     # the recipe's own value makes no other recipe
-    assert found.refused == {"game-pixel_loss.kind-l1": "it is game"}
+    assert found.refused == {"game-pixel_loss.kind-l1": "it is the same recipe as game"}
     assert [v.name for v in found.variants[1:3]] == [
         "game-pixel_loss.weight-0.1", "game-pixel_loss.weight-10",
     ]  # fmt: skip
@@ -209,7 +209,7 @@ def test_options_are_varied_one_value_a_variant(recipe: Path) -> None:
         ([], ["pixel_loss.weight=1,]"], "write it as key=value,value"),
         ([], ["pixel_loss.wieght=1,2"], "did you mean 'weight'"),
         ([], ["seed=1,2"], "seeds are paired, not compared; use --seeds"),
-        ([], ["pixel_loss.weight=1,1.0"], "nothing to compare: it is game"),
+        ([], ["pixel_loss.weight=1,1.0"], "nothing to compare: it is the same recipe as game"),
     ],
 )
 def test_a_slip_in_an_ablation_is_refused_before_anything_runs(

@@ -122,9 +122,9 @@ def test_a_page_that_cannot_be_written_is_refused_before_any_run(
 ) -> None:  # fmt: skip
     (recipe.parent / "mine.html").write_text("<p>mine")
     for page, complaint in (
-        (recipe.parent, "is a folder; name the page"),
-        (recipe / "page.html", "is no folder that can be written to"),
-        (recipe.parent / "mine.html", "exists and is no page of ganlab's"),
+        (recipe.parent, "is a folder; name a file"),
+        (recipe / "page.html", "is not a writable folder"),
+        (recipe.parent / "mine.html", "exists and is not a page from ganlab"),
     ):
         code, _, stderr = run("compare", recipe, other, "-o", page, "--runs", recipe.parent / "r")
         assert code == 2 and complaint in stderr and len(stderr.splitlines()) == 1

@@ -260,7 +260,7 @@ def test_unet_discriminator_judges_every_pixel(height, width):
 
 @pytest.mark.parametrize("size", [(36, 32), (32, 36), (7, 8)])
 def test_unet_discriminator_refuses_other_sides_with_a_remedy(size):
-    with pytest.raises(RecipeError, match="not a multiple of 8; use a crop that is"):
+    with pytest.raises(RecipeError, match="not a multiple of 8; use a crop whose sides are"):
         UnetDiscriminator().make_discriminator((3, *size))
 
 

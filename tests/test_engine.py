@@ -288,5 +288,5 @@ def test_a_value_of_some_steps_only_is_logged_as_their_mean(tiny: Path) -> None:
 
 
 def test_pretraining_leaves_something_to_the_game(tiny: Path) -> None:
-    with pytest.raises(RecipeError, match="leaves none of the run's 4 to the game"):
+    with pytest.raises(RecipeError, match="leaves none of the run's 4 iterations"):
         build(tiny, "pretraining={ iterations = 4 }")

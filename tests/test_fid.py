@@ -180,7 +180,7 @@ def test_without_the_weights_file_it_says_where_to_get_it(kind, tmp_path: Path):
 def test_a_file_with_another_digest_is_refused(kind, tmp_path: Path):
     torch.save({}, tmp_path / "inception.pth")
     plugin = kind(weights=tmp_path / "inception.pth", patch=32)
-    with pytest.raises(RecipeError, match="should with 6726825d"):
+    with pytest.raises(RecipeError, match="should begin with 6726825d"):
         plugin.evaluate(CPU, judged())
 
 

@@ -131,7 +131,7 @@ def test_no_crop_at_all_is_a_batch_of_none():
 
 def test_a_crop_larger_than_an_image_is_refused():
     assert ImageStore.of(IMAGES).crops(1, 8, seeded(), CPU).shape == (1, 3, 8, 8)
-    with pytest.raises(ValueError, match="no crop of 9 pixels fits an image of 8"):
+    with pytest.raises(ValueError, match="a crop of 9 pixels does not fit into an image of 8"):
         ImageStore.of(IMAGES).crops(1, 9, seeded(), CPU)
 
 

@@ -136,7 +136,7 @@ def test_the_power_of_white_noise_is_its_variance_at_every_frequency():
 
 @pytest.mark.parametrize("edges", [(0.2, 0.2), (0.3, 0.2), (0.2, 0.22)])
 def test_bands_too_narrow_for_a_ring_are_refused(edges):
-    with pytest.raises(ValidationError, match="move one of them"):
+    with pytest.raises(ValidationError, match="or lower middle_from"):
         RadialSpectrum(middle_from=edges[0], high_from=edges[1])
 
 

@@ -120,7 +120,7 @@ def test_images_that_cannot_be_compared_are_refused(measure):
         measure(image, image[..., 1:], 1)
     with pytest.raises(ValueError, match="uint8"):
         measure(to_float(image), to_float(image), 1)
-    with pytest.raises(ValueError, match="3 channels or 1"):
+    with pytest.raises(ValueError, match="C 3 or 1"):
         measure(image[:, :2], image[:, :2], 1)
 
 

@@ -132,7 +132,7 @@ def test_without_the_file_of_photographs_it_says_where_to_get_it(tmp_path: Path,
     ):
         plugin.score_images(X4, camera)
     np.savez(tmp_path / "photographs.npz", mu_pris_param=np.zeros((1, 36)))
-    with pytest.raises(RecipeError, match="should with 2a7c182a"):
+    with pytest.raises(RecipeError, match="should begin with 2a7c182a"):
         plugin.score_images(X4, camera)
 
 

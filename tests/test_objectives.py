@@ -92,7 +92,7 @@ def test_a_label_lies_between_the_targets_of_least_squares():
 
 
 def test_equal_targets_of_least_squares_are_refused_with_a_remedy():
-    with pytest.raises(ValidationError, match="nothing to tell apart; change one"):
+    with pytest.raises(ValidationError, match="cannot tell real from fake; change one"):
         LSGAN(real_target=0.0)
 
 

@@ -174,7 +174,7 @@ def test_no_layer_is_computed_beyond_the_deepest_named():
 
 
 def test_an_unknown_layer_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"vgg16 has no layer conv3_4; there are conv1_1, relu1_1"):
+    with pytest.raises(ValueError, match=r"no layer conv3_4; its layers are conv1_1, relu1_1"):
         VGGFeatures(["conv3_4"], "vgg16")
     with pytest.raises(ValidationError, match=r"layers of VGG19, conv1_1, .*; not conv5_5"):
         PerceptualLoss(layers={"conv5_5": 1.0})
@@ -281,7 +281,7 @@ def test_features_that_are_all_zero_have_a_finite_gradient(published, plugin, op
 @pytest.mark.parametrize("shape", [(1, 32, 32), (2,)])
 @pytest.mark.parametrize("plugin", [PerceptualLoss, LPIPSLoss, DISTSLoss])
 def test_other_than_colour_images_are_refused(plugin, shape):
-    with pytest.raises(RecipeError, match="wants colour images, and real samples are of shape"):
+    with pytest.raises(RecipeError, match="needs colour images, and real samples are of shape"):
         plugin().run_start(run=run_of(shape))
 
 

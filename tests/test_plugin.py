@@ -1,10 +1,14 @@
 """Schedules and the plugin base class."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from pydantic import ValidationError
 
-from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
+from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl, hookspecs
+from ganlab.recipe.model import load_recipe
+from ganlab.requirements import register
 
 
 class Scaled(Plugin):
@@ -78,3 +82,14 @@ def test_a_hookimpl_is_still_a_plain_method() -> None:
             return {"D/x": 2 * real}
 
     assert Doubling().penalty(torch.ones(()))["D/x"].item() == 2
+
+
+def test_who_still_implements_a_hook_that_will_go_is_told_so_at_its_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    notice = FutureWarning("penalty: will be removed in 9.0; implement discriminator_loss")
+    monkeypatch.setitem(hookspecs.penalty.ganlab_spec, "warn_on_impl", notice)  # type: ignore[attr-defined]
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "wgan_gp.toml")
+    with pytest.warns(FutureWarning, match="will be removed") as told:
+        register(recipe)
+    assert [Path(one.filename).name for one in told] == ["gradient_penalty.py"]

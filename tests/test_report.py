@@ -149,17 +149,17 @@ def test_a_file_that_is_no_page_of_ours_is_not_overwritten(compared: Path, tmp_p
     thesis = tmp_path / "thesis.html"
     thesis.write_text("years of work")
     runs = tuple(read_run(path) for path in sorted((compared / "runs").glob("plain-*")))
-    with pytest.raises(RecipeError, match="no page of ganlab's"):
+    with pytest.raises(RecipeError, match="not a page from ganlab"):
         write_report(Comparison("x", (Arm("plain", runs),)), thesis)
     assert thesis.read_text() == "years of work"
 
 
-def test_a_run_that_was_never_judged_has_a_page_too(compared: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_never_evaluated_has_a_page_too(compared: Path, tmp_path: Path) -> None:
     run = sorted((compared / "runs").glob("plain-*"))[0]
     for name in ("recipe.toml", "manifest.json"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     page = Page(report_run(tmp_path).read_text(encoding="utf-8"))
-    assert "Not watched" in page.text
+    assert "The runs were not watched" in page.text
 
 
 # --- charts --------------------------------------------------------------------------------------

@@ -196,17 +196,17 @@ def test_the_nearest_digit_is_right_as_often_as_documented(stacked: StackedDigit
     ],
 )
 def test_modes_and_kl_of_known_numbers(stacked: StackedDigits, made, modes, kl):
-    assert stacked.judge(numbers(stacked, made)) == pytest.approx(
+    assert stacked.figures(numbers(stacked, made)) == pytest.approx(
         {"modes": modes, "mode_kl": kl}, abs=1e-12
     )
 
 
 def test_the_data_itself_has_all_modes_and_the_kl_that_is_documented(stacked: StackedDigits):
-    figures = stacked.judge(stacked.sample_real(NUM_SAMPLES, CPU))
+    figures = stacked.figures(stacked.sample_real(NUM_SAMPLES, CPU))
     assert figures == pytest.approx({"modes": 1000, "mode_kl": 0.020}, abs=0.002)
 
 
-def test_stacked_digits_are_judged_and_drawn_by_a_run(tmp_path: Path, monkeypatch):
+def test_stacked_digits_are_evaluated_and_drawn_by_a_run(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("ganlab_plugins.stacked_digits.NUM_SAMPLES", 100)
     recipe = tmp_path / "r.toml"
     recipe.write_text(

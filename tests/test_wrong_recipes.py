@@ -261,7 +261,7 @@ def test_a_fault_in_an_extended_file_is_placed_there(folder: Path) -> None:
         ("gradient_penalty", ["key=value"]),
         ("plugins=3", ["one plugin at a time"]),
         ("ema=false", ["ema"]),
-        ("gradient_penalty.weight.from=1", ["no table", "gradient_penalty.weight={ from = 1"]),
+        ("gradient_penalty.weight.from=1", ["not a table", "gradient_penalty.weight={ from = 1"]),
     ],
 )
 def test_a_wrong_override_is_refused_and_named(

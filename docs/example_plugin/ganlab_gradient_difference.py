@@ -1,4 +1,4 @@
-"""Gradient difference: a content loss that asks for the edges of the real image."""
+"""Gradient difference: a content loss that compares the edges of the two images."""
 
 from torch import Tensor
 
@@ -8,9 +8,9 @@ from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
 class GradientDifference(Plugin):
     """Image gradient difference loss (Mathieu et al. 2015, arXiv:1511.05440), with exponent 1.
 
-    Adds `weight * mean ||dx| - |dy||` to the generator's loss, dx and dy the differences of
-    neighbouring pixels in the generated and in the real image, down and to the right; the means
-    over batch, channels and pixels.
+    Adds `weight * mean ||dx| - |dy||` to the generator's loss. dx and dy are the differences of
+    neighbouring pixels in the generated and in the real image, down and to the right. The means
+    are over batch, channels and pixels.
     """
 
     weight: NonNegativeSchedule = Schedule.constant(0.1)

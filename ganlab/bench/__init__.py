@@ -24,11 +24,11 @@ from ganlab.runs.environment import describe_environment
 from ganlab.speed.device import begin_peak_memory, now, peak_memory, pick_device
 from ganlab.system import keep_freed_memory
 
-WARM_UPS = {"cpu": 2, "cuda": 10}  # on CUDA updates are captured meanwhile
+WARM_UPS = {"cpu": 2, "cuda": 10}  # on CUDA, updates are captured during these
 LEAST = 3  # iterations timed, however long they take
-ROUNDS = 7  # of ganlab and the bare loop in turn
+ROUNDS = 7  # ganlab and the bare loop in turn
 TRACED = 3
-MOST_PARTS = 20  # iterations that are taken to pieces: on CUDA each takes many times its time
+MOST_PARTS = 20  # iterations timed part by part; on CUDA this takes many times longer
 
 
 def bench_recipe(
@@ -39,14 +39,14 @@ def bench_recipe(
     vs_plain: bool = False,
     trace: Path | None = None,
 ) -> dict[str, Any]:
-    """Time a recipe's last iterations, when pretraining is over; nothing is written.
+    """Time the last iterations of a recipe, after its pretraining; writes no run folder.
 
-    :param seconds: of each timing; three iterations are timed at the least.
-    :param vs_plain: time a bare loop of the same networks beside it.
+    :param seconds: duration of each timing; at least three iterations are timed.
+    :param vs_plain: also time a bare loop of the same networks, in turn with the recipe.
     :param trace: a file for a Chrome trace of three iterations.
     :returns: "iteration" (ms, images/s, peak memory), "phases" and "plugins" (ms of an iteration),
-        "watched", "operations", "ceilings", "floor"; and "plain" where wanted.
-    :raises RecipeError: when the recipe cannot run here, or the trace exists.
+        "watched", "operations", "ceilings", "floor"; and "plain" with `vs_plain`.
+    :raises RecipeError: when the recipe cannot run here, or the trace file exists.
     """
     if trace and trace.exists():
         raise RecipeError(f"--trace {trace} exists; name another file")
@@ -74,7 +74,7 @@ def bench_recipe(
             _write_trace(run, trace)
             found["trace"] = str(trace)
         operations = count_work(run)
-    ceilings = ceilings.or_higher(measure_ceilings(run))  # others may have been at work
+    ceilings = ceilings.or_higher(measure_ceilings(run))  # the machine may have been busy before
     found["notes"] = list(run.notes)
     found["operations"] = [asdict(one) for one in operations]
     found["ceilings"] = asdict(ceilings)
@@ -83,11 +83,11 @@ def bench_recipe(
 
 
 def floor(operations: list[Operation], ceilings: Ceilings, ms: float) -> dict[str, Any]:
-    """What the counted work must take at the measured ceilings, and where the rest of `ms` goes.
+    """The shortest time of the counted work at the measured ceilings, and where the rest goes.
 
-    The floor is that of an ideal compiler: all that is no matrix product or convolution happens
-    on the way, and reading overlaps with computing. Without overlap, and with every tensor read
-    and written, the work takes "ms without overlap".
+    The floor is that of an ideal compiler: operations other than matrix products and convolutions
+    take no extra time, and memory access overlaps with computing. "ms without overlap" is the time
+    without this overlap, and with every tensor read and written. The rest is that of `ms`.
     """
     matrix = [one for one in operations if one.is_matrix]
     others = [one for one in operations if not one.is_matrix]
@@ -96,7 +96,7 @@ def floor(operations: list[Operation], ceilings: Ceilings, ms: float) -> dict[st
     traffic = [1000 * sum(o.moved for o in some) / ceilings.bytes for some in (matrix, operations)]
     least = max(compute, traffic[0])
     in_matrix, in_others = (1000 * sum(o.seconds for o in some) for some in (matrix, others))
-    # measured in an iteration of its own, which may have been a slower one
+    # measured in another iteration, which may have been slower
     scale = min(1.0, ms / max(in_matrix + in_others, 1e-9))
     in_matrix, in_others = scale * in_matrix, scale * in_others
     calls = sum(one.calls for one in operations)
@@ -116,14 +116,14 @@ def floor(operations: list[Operation], ceilings: Ceilings, ms: float) -> dict[st
 
 
 def _iterations(run: Run, seconds: float) -> list[float]:
-    """Warm up, then time iterations for this long, the last ones of the recipe: ms of each."""
+    """Warm up, then time the recipe's last iterations for this many seconds: ms of each."""
     warm = WARM_UPS.get(run.device.type, WARM_UPS["cpu"])
     run.iteration = max(0, run.recipe.iterations - warm - LEAST)
     _advance(run, warm)
     first = _timed(run, 1)
     count = max(LEAST, int(1000 * seconds / first))
     run.iteration = max(0, run.recipe.iterations - count)
-    if run.device.type == "cuda":  # waited for once: or each would show the time of its launches
+    if run.device.type == "cuda":  # wait once for all: one by one, each would include its launches
         return [_timed(run, count) / count] * count
     return [_timed(run, 1) for _ in range(count)]
 
@@ -153,20 +153,20 @@ def _iteration(run: Run, times: list[float]) -> dict[str, Any]:
 
 
 def _summed(parts: dict[Part, float], which: int) -> dict[str, float]:
-    """Milliseconds by phase, or by plugin: the first or the second half of a part's name."""
+    """Milliseconds by phase (`which` = 0) or by plugin (1): the two halves of a part's name."""
     names = PHASES if which == 0 else tuple(sorted({plugin for _, plugin in parts} - {ENGINE}))
     return {n: sum(ms for part, ms in parts.items() if part[which] == n) for n in names}
 
 
 def _watched(run: Run) -> float:
-    """Milliseconds of an iteration in which every loss's gradient is looked at."""
+    """Milliseconds of an iteration in which every loss's gradient is measured."""
     began = now(run.device)
     iterate(run, attributed)
     return 1000 * (now(run.device) - began)
 
 
 def _beside_plain(run: Run, count: int) -> dict[str, float]:
-    """The run and a bare loop on the same networks, in turn; medians, and ratios within rounds."""
+    """Time the run and a bare loop of its networks in turn: medians, and ratios within rounds."""
     plain, each = PlainLoop(run), max(1, count // ROUNDS)
     plain.iterate()
 
@@ -195,8 +195,8 @@ def _beside_plain(run: Run, count: int) -> dict[str, float]:
 
 
 def _write_trace(run: Run, file: Path) -> None:
-    """A Chrome trace of iterations as the recipe takes them, every hook named."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it complains of a GPU that is not there
+    """Write a Chrome trace of iterations as the recipe takes them, with the name of every hook."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # otherwise it warns about a missing GPU
     activities = [ProfilerActivity.CPU]
     if run.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -208,7 +208,7 @@ def _write_trace(run: Run, file: Path) -> None:
 
 
 class _Named:
-    """A stretch of a trace that is called by its plugin and hook."""
+    """A section of a trace, named after its plugin and hook."""
 
     def __init__(self, hook: str, plugin: str, wraps: bool) -> None:
         self._name = f"{plugin}.{hook}"

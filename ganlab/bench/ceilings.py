@@ -1,4 +1,4 @@
-"""What this machine can do at most: matrix products, copies, and small operations in a row."""
+"""The highest speeds of this machine: matrix products, copies, small operations in a row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ _IN_A_ROW = 200
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """The best of five measurements each."""
+    """The highest speeds, each the best of five measurements."""
 
     flops: float
-    """Of a matrix product a second, in the precision in which the recipe's networks run."""
+    """FLOPs per second of a matrix product, in the precision of the recipe's networks."""
     bytes: float
-    """Read and written a second by a copy."""
+    """Bytes that a copy reads and writes per second."""
     launch_seconds: float
-    """Of one operation on a few numbers: what calling it costs."""
+    """Seconds of one operation on a few numbers: the cost of the call."""
 
     def or_higher(self, other: "Ceilings") -> "Ceilings":
         """The better of two measurements, figure by figure."""
@@ -35,7 +35,7 @@ class Ceilings:
 
 
 def measure_ceilings(run: Run) -> Ceilings:
-    """Measure them on the run's device, in a second or two."""
+    """Measure the ceilings on the run's device; this takes a second or two."""
     device = run.device
     kind = device.type if device.type in _SIDE else "cpu"
     side = _SIDE[kind]

@@ -1,4 +1,4 @@
-"""What a recipe will cost, from a few of its iterations run here: seconds, memory, steps."""
+"""Estimate of a recipe's cost from a few iterations on this machine: seconds, memory, steps."""
 
 import time
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from ganlab.run import discriminators
 from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
 from ganlab.system import keep_freed_memory
 
-POINTS = 7  # the middles of as many equal parts of the run
+POINTS = 7  # the middles of seven equal parts of the run
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """An estimate; `seconds` and `peak_memory` (bytes) of the whole run, evaluations left out."""
+    """Estimated cost: `seconds` and `peak_memory` (bytes) of the whole run without evaluations."""
 
     device: str
     seconds: float
     peak_memory: int
     parameters: dict[str, int]
     d_share: float
-    """Of the points tried, how many had a D step: D rests during pretraining."""
+    """Share of the points tried that had a D step: D does not train during pretraining."""
 
 
 def estimate(recipe: Recipe, device: str) -> Estimate:
-    """Assemble the recipe, and time an iteration at seven points of it.
+    """Assemble the recipe, and time one iteration at each of seven points of its run.
 
-    :raises RecipeError: when it cannot run here, as when its data is not there.
+    :raises RecipeError: when it cannot run here, for example because its data is missing.
     """
     where = pick_device(device)
     begin_peak_memory(where)
@@ -56,7 +56,7 @@ def estimate(recipe: Recipe, device: str) -> Estimate:
 
 
 def clock(seconds: float) -> str:
-    """A duration in the largest unit of which there are two."""
+    """A duration as text, in the largest unit of which it has at least two."""
     for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {name}"

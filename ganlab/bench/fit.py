@@ -17,30 +17,30 @@ from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.speed.device import begin_peak_memory, free_memory, peak_memory, pick_device
 from ganlab.system import keep_freed_memory
 
-ITERATIONS = {"cpu": 2, "cuda": 10}  # on CUDA, until graphs are captured: a peak of its own
-SHARE = 0.9  # of the free memory: the rest is for evaluation, and for what else the machine does
+ITERATIONS = {"cpu": 2, "cuda": 10}  # on CUDA enough to capture graphs, which has its own peak
+SHARE = 0.9  # of the free memory; the rest is for evaluation and other programs
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What was found; memory in bytes."""
+    """The batch size that was found, and how; memory in bytes."""
 
     batch_size: int
     measured: dict[int, int]
     """Peak memory by batch size."""
     available: int
     extrapolated: bool
-    """From the sizes measured, by a straight line; else this very size was run."""
+    """Whether a straight line through the measured sizes gave it; otherwise this size was run."""
 
 
 def largest_batch(file: Path, overrides: Iterable[str], device: str) -> Fit:
     """Find the largest batch size, in steps of the recipe's `accumulate`.
 
-    On CUDA sizes are run, doubled until memory is short and then halved in between. On a CPU,
-    where too large a batch would take the machine with it, the recipe's own size and half of it
-    are run, each in a process, and the line through them is followed to 90 % of the free memory.
+    On CUDA, sizes are run: doubled until memory is short, then by bisection. On a CPU, too large a
+    batch would bring down the machine. So only the recipe's own size and half of it are run, each
+    in its own process, and the line through them is extended to 90 % of the free memory.
 
-    :raises RecipeError: when not even the smallest fits.
+    :raises RecipeError: when not even the smallest size fits.
     """
     changes = tuple(overrides)
     where, recipe = pick_device(device), load_recipe(file, changes)
@@ -79,7 +79,7 @@ def _by_a_line(recipe: Recipe, changes: tuple[str, ...], where: torch.device) ->
     small, large = (n * step for n in (parts // 2, parts))
     measured = {}
     for size in (small, large):
-        # a process of its own: what one has used and freed would be counted for the next
+        # in its own process: memory that one has used and freed would count for the next
         spawned = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=spawned) as pool:
             try:
@@ -87,8 +87,8 @@ def _by_a_line(recipe: Recipe, changes: tuple[str, ...], where: torch.device) ->
                 measured[size] = job.result()
             except BrokenProcessPool:
                 raise RecipeError(
-                    f"{recipe.file}: batch_size = {size} was ended by the system, for want of "
-                    f"memory perhaps; begin from a smaller one, as with --set batch_size={step}"
+                    f"{recipe.file}: the system ended the trial of batch_size = {size}, perhaps "
+                    f"for lack of memory; begin with a smaller one, as in --set batch_size={step}"
                 ) from None
     each = max((measured[large] - measured[small]) / (large - small), 1.0)
     size = int(small + (SHARE * available - measured[small]) / each) // step
@@ -104,7 +104,7 @@ def _at_least_one(file: Path, parts: int) -> int:
 
 
 def peak_of(file: Path, changes: tuple[str, ...], device: str, batch_size: int) -> int:
-    """Bytes at most in use by a few iterations, late in the run, with this batch size."""
+    """Peak memory, in bytes, of a few iterations late in the run with this batch size."""
     where = pick_device(device)
     iterations = ITERATIONS.get(where.type, ITERATIONS["cpu"])
     recipe = load_recipe(file, [*changes, f"batch_size={batch_size}", "watch_every=0"])
@@ -114,6 +114,6 @@ def peak_of(file: Path, changes: tuple[str, ...], device: str, batch_size: int) 
     run.iteration = max(0, recipe.iterations - iterations)
     with run.execution.running():
         for number in range(iterations):
-            # a watched one last: it keeps the gradients of several losses
+            # the last one is watched: it keeps the gradients of several losses
             iterate(run, attributed if number == iterations - 1 else None)
     return peak_memory(where)

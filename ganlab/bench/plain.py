@@ -1,8 +1,8 @@
 """The recipe's step in a bare loop: the same networks, losses and optimizers, and nothing else.
 
-Plugins are called as the functions that they are. There is no hook dispatch, no random stream set
-anew, no log, no check, no schedule, no sharing of D's pass and no graph: what one writes by hand,
-to time the engine against. Steps that a plugin wraps are taken unwrapped.
+Plugins are called as plain functions. There is no hook dispatch, no setting of random streams, no
+log, no check, no schedule, no sharing of D's pass and no graph. The loop is like one written by
+hand; the engine's time is compared with it. Steps that a plugin wraps are taken unwrapped.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Known = dict[str, Any]
 
 
 class PlainLoop:
-    """Iterations on the networks and optimizers of a run, its game already begun."""
+    """A bare loop on the networks and optimizers of a run, after its pretraining."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -78,7 +78,7 @@ class PlainLoop:
         optimizer.step()
 
     def _generator_step(self, batch: Batch) -> Tensor:
-        """:returns: G's images, without gradient."""
+        """Take one G step; returns G's images, without gradient."""
         run, condition = self._run, batch.condition
         networks = discriminators(run)
         for D in networks:
@@ -120,7 +120,7 @@ class PlainLoop:
 
 
 def _functions(caller: HookCaller) -> list[Callable[..., Any]]:
-    """The hookimpls of plugins, in the order of the recipe."""
+    """The hook implementations of plugins, in the order of the recipe."""
     impls = [impl for impl in caller.get_hookimpls() if isinstance(impl.plugin, Plugin)]
     return [_wrapper(impl) if impl.wrapper else _plain(impl) for impl in impls]
 

@@ -1,8 +1,8 @@
-"""Where the time of an iteration goes: every moment belongs to the innermost section that is open.
+"""Where the time of an iteration goes: all time counts for the innermost section that is open.
 
 The parts are those of the loop in `engine.iterate`: hooks by plugin, G and D forward, backward,
-optimizers. On CUDA the device is waited for at each change, so the parts add up to more than an
-iteration takes when nobody looks.
+optimizers. On CUDA every change of section waits for the device, so the parts add up to more than
+the time of an iteration that is not measured.
 """
 
 from collections import defaultdict
@@ -41,14 +41,14 @@ _OF_HOOK = {
     "iteration_end": "events",
 }
 Part = tuple[str, str]
-"""A phase, and the plugin at work in it or "engine"."""
+"""A phase, and the plugin that runs in it, or "engine"."""
 
 
 def time_parts(run: Run, iterations: int) -> dict[Part, float]:
-    """Milliseconds an iteration of each part, the mean over this many from `run.iteration` on.
+    """Milliseconds per iteration of each part: the mean over iterations from `run.iteration` on.
 
-    The backward pass of a penalty is counted as penalty: D's whole backward pass is measured, and
-    shared out by the time that each loss takes alone.
+    The backward pass of a penalty is counted as penalty. For this, D's whole backward pass is
+    measured, and divided in proportion to the time that each loss takes alone.
     """
     watch = _Stopwatch(run)
     with watch.running():
@@ -146,7 +146,7 @@ class _Stopwatch:
 
 
 class _Section:
-    """One call of a hook, and which losses it gave."""
+    """Times one call of a hook, and records which losses it returned."""
 
     def __init__(self, watch: _Stopwatch, hook: str, plugin: str) -> None:
         self._watch, self._hook, self._plugin = watch, hook, plugin
@@ -166,7 +166,7 @@ class _Section:
 
 
 class _TimedUpdate(Eager):
-    """Every update as it is, the networks' own time apart."""
+    """Carries out every update as written, and times the networks separately."""
 
     def __init__(self, watch: _Stopwatch) -> None:
         self.role = "G"

@@ -1,4 +1,4 @@
-"""What `ganlab bench` found, as tables on a terminal."""
+"""Prints the results of `ganlab bench` as tables on a terminal."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,9 +10,9 @@ from rich.text import Text
 from ganlab.bench.fit import Fit
 
 MOST_OPERATIONS = 8
-SHOWN = 0.0005  # of an iteration: what takes less is not worth a line
+SHOWN = 0.0005  # share of an iteration; parts that take less are not printed
 _WAYS = {
-    "Eager": "as it is",
+    "Eager": "as written",
     "Compiled": "networks compiled",
     "Graphs": "CUDA graphs",
 }
@@ -34,14 +34,14 @@ def show(found: dict[str, Any]) -> None:
 
 
 def show_fit(fit: Fit) -> None:
-    """Print the largest batch, and what it was found from."""
+    """Print the largest batch, and the measurements that it was found from."""
     gib = 2**30
     for size, peak in sorted(fit.measured.items()):
         print(f"batch_size = {size}: {peak / gib:.2f} GiB")
-    how = "an estimate by the line through these" if fit.extrapolated else "run here"
+    how = "estimated by a straight line through these" if fit.extrapolated else "run here"
     print(
-        f"largest: batch_size = {fit.batch_size} in 90 % of {fit.available / gib:.1f} GiB "
-        f"free, {how}"
+        f"largest: batch_size = {fit.batch_size} fits into 90 % of the "
+        f"{fit.available / gib:.1f} GiB free ({how})"
     )
 
 
@@ -54,7 +54,7 @@ def _head(found: dict[str, Any]) -> Iterable[str]:
     )
     yield (
         f"{step['ms']:.2f} ms an iteration, {step['images/s']:,.1f} images/s, "
-        f"{step['peak_memory'] / 2**20:,.0f} MiB at most; {step['timed']} iterations timed, "
+        f"{step['peak_memory'] / 2**20:,.0f} MiB peak memory; {step['timed']} iterations timed, "
         f"{_WAYS.get(step['carried out by'], step['carried out by'])}"
         + (", D's pass shared by both steps" if step["shares D's pass"] else "")
     )
@@ -109,9 +109,9 @@ def _floor(found: dict[str, Any]) -> Iterable[str]:
     yield (
         f"the work: {least['flops'] / 1e9:,.1f} GFLOP in {least['calls']:,} calls; at these "
         f"ceilings at least {least['ms']:.2f} ms, {least['ms without overlap']:.2f} ms when every "
-        f"tensor is read and written, {least['ms of launches']:.2f} ms of calling alone"
+        f"tensor is read and written, {least['ms of launches']:.2f} ms for the calls alone"
     )
-    yield f"reached: {least['reached']:.0%} of the floor's speed; the rest goes to"
+    yield f"reached: {least['reached']:.0%} of the floor's speed; the rest of the time goes to"
     for name, ms in least["rest"].items():
         yield f"  {name}: {ms:.2f} ms, {ms / whole:.0%}"
 
@@ -120,14 +120,14 @@ def _watched(found: dict[str, Any]) -> Iterable[str]:
     every, more = found["watched"]["every"], found["watched"]["ms more"]
     if every:
         share = more / every / found["iteration"]["ms"]
-        yield f"a watched iteration takes {more:.0f} ms more, one in {every}: {share:.1%}"
+        yield f"a watched iteration, one in {every}, takes {more:.0f} ms more: {share:.1%} in all"
 
 
 def _plain(found: dict[str, Any]) -> Iterable[str]:
     if plain := found.get("plain"):
         yield (
-            f"beside a bare loop of the same networks: {plain['ms']:.2f} ms against "
-            f"{plain['plain_ms']:.2f} ms, {plain['ratio']:.3f} of its time "
+            f"compared with a bare loop of the same networks: {plain['ms']:.2f} ms against "
+            f"{plain['plain_ms']:.2f} ms, a ratio of {plain['ratio']:.3f} "
             f"({plain['lowest']:.3f} to {plain['highest']:.3f} in {plain['rounds']} rounds)"
         )
 

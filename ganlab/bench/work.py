@@ -24,9 +24,9 @@ class Operation:
     calls: int = 0
     seconds: float = 0.0
     flops: int = 0
-    """2 a multiply-add; of matrix products and convolutions, 0 of all others."""
+    """2 per multiply-add of matrix products and convolutions; 0 for all other operations."""
     moved: int = 0
-    """Bytes of every tensor read and every tensor written, each once a call."""
+    """Bytes of every tensor read and every tensor written, each counted once per call."""
 
     @property
     def is_matrix(self) -> bool:
@@ -34,11 +34,11 @@ class Operation:
 
 
 def count_work(run: Run) -> list[Operation]:
-    """Take one iteration as it is, each operation timed by itself; the costliest first.
+    """Carry out one iteration as written, and time each operation alone; the slowest come first.
 
-    FLOPs are by torch's own formulas (`torch.utils.flop_counter`); unlike its counter this one
-    also sees the second derivative of a gradient penalty. On CUDA the device is waited for after
-    every operation, which makes small ones look larger than they are.
+    FLOPs follow torch's own formulas (`torch.utils.flop_counter`). Unlike torch's counter, this one
+    also counts the second derivative of a gradient penalty. On CUDA every operation is followed by
+    a wait for the device, so small ones look slower than they are.
     """
     counted, before = _Counted(run.device), run.execution
     run.execution = Eager()

@@ -1,7 +1,7 @@
-"""The `ganlab` command. Results go to stdout, progress and complaints to stderr.
+"""The `ganlab` command. Results go to stdout, progress and errors to stderr.
 
 Modules that import torch are imported inside the commands, so that `--help` and shell completion
-answer at once.
+respond at once.
 """
 
 import gc
@@ -16,12 +16,12 @@ from ganlab.cli.options import Group
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ganlab")
 def main() -> None:
-    """Experiments with GANs that you can believe, at home in super-resolution.
+    """Run GAN experiments that you can trust, mainly for super-resolution.
 
     Begin with: ganlab run recipes/wgan_gp.toml
     """
-    # torch makes a million objects that stay; looking through them again and again while it is
-    # imported takes half a second
+    # the import of torch makes a million objects that stay; the garbage collector would spend half
+    # a second on examining them again and again
     gc.set_threshold(100_000, 50, 100)
 
 

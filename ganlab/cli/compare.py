@@ -11,13 +11,13 @@ import click
 from ganlab.cli.options import device_option, json_option, next_is, runs_option
 
 COMPARISON_OPTIONS = (
-    click.option("--seeds", default="0..4", show_default=True, help="0..4, or 0,2,5."),
+    click.option("--seeds", default="0..4", show_default=True, help="As 0..4, or 0,2,5."),
     click.option(
         "--set",
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
-        help="As for `run`, in every recipe.",
+        help="Override a value in every recipe, as in `run`.",
     ),
     click.option(
         "--figure",
@@ -26,15 +26,23 @@ COMPARISON_OPTIONS = (
         help="An evaluation figure to compare; may be repeated.",
     ),
     click.option(
-        "--jobs", type=click.IntRange(min=1), help="Runs at a time; one a CUDA device, else one."
+        "--jobs",
+        type=click.IntRange(min=1),
+        help="Runs at a time; default: one per CUDA device, else one.",
     ),
     device_option,
     runs_option,
     click.option(
-        "-o", "--output", type=click.Path(path_type=Path), help="The page; else beside the runs."
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        help="The page; default: in the runs folder.",
     ),
     click.option(
-        "--plan", "only_plan", is_flag=True, help="Say what would be run and its cost; run nothing."
+        "--plan",
+        "only_plan",
+        is_flag=True,
+        help="Print the runs to make and their cost; run nothing.",
     ),
     json_option,
 )
@@ -52,8 +60,8 @@ def comparison_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def compare(arms: tuple[str, ...], **options: Any) -> None:
     """Compare recipes, or runs, on the same crops, noise and seeds, with intervals.
 
-    The first is the baseline. Each recipe is run once a seed; runs that exist are used, so an
-    interrupted comparison continues, and one more seed costs one more run a recipe. Prints a
+    The first is the baseline. Each recipe is run once per seed. Runs that exist are used: an
+    interrupted comparison continues, and one more seed costs one more run per recipe. Prints a
     table and writes one page.
 
     Example: ganlab compare recipes/wgan_gp.toml recipes/r3gan.toml --seeds 0..4
@@ -65,16 +73,18 @@ def compare(arms: tuple[str, ...], **options: Any) -> None:
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--without", multiple=True, metavar="PLUGIN", help="Leave out this one; repeatable.")
 @click.option(
-    "--vary", multiple=True, metavar="KEY=V1,V2", help="Set an option to each of these; repeatable."
+    "--without", multiple=True, metavar="PLUGIN", help="Leave out this plugin; repeatable."
+)
+@click.option(
+    "--vary", multiple=True, metavar="KEY=V1,V2", help="Set an option to each value; repeatable."
 )
 @comparison_options
 def ablate(recipe: Path, **options: Any) -> None:
-    """Leave out each plugin in turn, or vary options, and say what that changes.
+    """Leave out each plugin in turn, or vary options, and report what that changes.
 
-    With neither --without nor --vary, every plugin that can be left out is. The differences are
-    to the whole recipe, paired by seed.
+    With neither --without nor --vary, every plugin that can be left out is left out once. Each
+    variant is compared with the whole recipe, paired by seed.
 
     Example: ganlab ablate recipes/wgan_gp.toml --seeds 0..2 --plan
     """
@@ -86,12 +96,16 @@ def ablate(recipe: Path, **options: Any) -> None:
 @click.command()
 @click.argument("run_folder", metavar="RUN")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The page; else report.html in the run."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The page; default: report.html in the run.",
 )
 def report(run_folder: str, output: Path | None) -> None:
     """Write the page of one run: scores, curves, gradients, health, pictures, environment.
 
-    It is one file without scripts or pictures from elsewhere. A run writes it at each evaluation.
+    The page is one file; it loads no scripts or pictures from elsewhere. A run writes its page at
+    each evaluation.
 
     Example: ganlab report runs/wgan_gp-1
     """
@@ -103,7 +117,7 @@ def report(run_folder: str, output: Path | None) -> None:
 
 
 def _compared(outcome: Any, as_json: bool) -> None:
-    """End a comparison: its tables, or its plan when nothing was to be run."""
+    """Print the tables of a comparison and exit; do nothing when only its plan was wanted."""
     if outcome is None:
         return
     comparison, page = outcome
@@ -118,5 +132,5 @@ def _compared(outcome: Any, as_json: bool) -> None:
         click.echo(f"page: {page}")
     if comparison.arms:
         next_is(f"ganlab report {comparison.arms[-1].runs[0].folder.path}")
-    # a run that failed leaves its arm without a figure, and the work undone
+    # a failed run leaves its arm without figures, so the command has failed too
     sys.exit(1 if any(run.state == "failed" for arm in comparison.arms for run in arm.runs) else 0)

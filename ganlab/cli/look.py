@@ -1,4 +1,4 @@
-"""Commands that look and keep nothing: `diff`, `explain`, `trace`, `bench`, `plugins`, `runs`."""
+"""Commands that only inspect: `diff`, `explain`, `trace`, `bench`, `plugins`, `runs`."""
 
 import json
 import sys
@@ -24,9 +24,9 @@ from ganlab.errors import RecipeError
 @click.option("--exit-code", is_flag=True, help="Exit with 1 when there is a difference.")
 @json_option
 def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
-    """What differs between two recipes or runs: values, plugins, code, versions.
+    """List the differences between two recipes or runs: values, plugins, code, versions.
 
-    Defaults count, so a value that one states and the other leaves at the same default is none.
+    Defaults count: a value that one recipe sets and the other has by default is no difference.
 
     Example: ganlab diff recipes/wgan_gp.toml runs/wgan_gp-1
     """
@@ -52,7 +52,7 @@ def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("key", required=False)
 @set_option
-@click.option("--cost/--no-cost", default=True, help="Time a few iterations, or do not.")
+@click.option("--cost/--no-cost", default=True, help="Whether to time a few iterations.")
 @device_option
 @json_option
 def explain(
@@ -63,9 +63,9 @@ def explain(
     device: str,
     as_json: bool,
 ) -> None:
-    """Every value of a recipe with where it came from, and what the run will take.
+    """Show every value of a recipe and its origin, and the cost of the run.
 
-    With a KEY, such as gradient_penalty.weight, that value, what it means and its limits.
+    With a KEY, such as gradient_penalty.weight: show that value, its meaning and its limits.
 
     Example: ganlab explain recipes/r3gan.toml adam
     """
@@ -87,7 +87,7 @@ def explain(
     "iterations",
     multiple=True,
     type=click.IntRange(min=0),
-    help="As of this one, counted from 0; repeatable. Else the first and the last.",
+    help="Trace this one, counted from 0; repeatable. Default: the first and the last.",
 )
 @device_option
 @json_option
@@ -98,10 +98,10 @@ def trace(
     device: str,
     as_json: bool,
 ) -> None:
-    """Which plugin runs at which hook in one iteration: order, shapes, dtypes, milliseconds.
+    """Show which plugin runs at which hook in one iteration: order, shapes, dtypes, milliseconds.
 
-    What is called inside is indented; ~ marks a plugin that changes what the others answered, and
-    its time is its own part.
+    A call inside another call is indented. ~ marks a plugin that changes the results of the other
+    plugins; its time does not include theirs.
 
     Example: ganlab trace recipes/wgan_gp.toml --iteration 1200
     """
@@ -129,9 +129,9 @@ def trace(
     type=Duration(),
     default="5s",
     show_default=True,
-    help="How long to time; three iterations at the least.",
+    help="How long to time; at least three iterations.",
 )
-@click.option("--vs", type=click.Choice(["plain"]), help="Time a bare loop of the same networks.")
+@click.option("--vs", type=click.Choice(["plain"]), help="Also time a bare loop of these networks.")
 @click.option(
     "--trace",
     "trace_file",
@@ -139,7 +139,7 @@ def trace(
     metavar="FILE",
     help="Write a Chrome trace of three iterations, for chrome://tracing or Perfetto.",
 )
-@click.option("--fit", is_flag=True, help="Find the largest batch instead.")
+@click.option("--fit", is_flag=True, help="Find the largest batch size, and time nothing.")
 @json_option
 def bench(
     recipe: Path,
@@ -151,11 +151,11 @@ def bench(
     fit: bool,
     as_json: bool,
 ) -> None:
-    """How fast a recipe runs here, where its time goes, and how fast it could be.
+    """Measure how fast a recipe runs here, what takes the time, and how fast it could be.
 
-    Milliseconds by phase, plugin and operation; FLOPs and bytes counted, and what the machine's
-    measured ceilings make of them. Trains for some seconds on the recipe's last iterations; keeps
-    nothing.
+    Prints milliseconds by phase, plugin and operation, and counts FLOPs and bytes, which are
+    compared with the machine's measured ceilings. Trains for some seconds on the recipe's last
+    iterations; stores nothing.
 
     Example: ganlab bench recipes/wgan_gp.toml --vs plain
     """
@@ -166,7 +166,7 @@ def bench(
         from ganlab.bench.text import show_fit
 
         if vs or trace_file:
-            raise RecipeError("--fit times nothing; leave out --vs and --trace")
+            raise RecipeError("--fit measures no time; leave out --vs and --trace")
         found = largest_batch(recipe, overrides, device)
         if as_json:
             click.echo(json.dumps(asdict(found), indent=2))

@@ -1,4 +1,4 @@
-"""What the commands share: how errors end them, their common options, the next command to type."""
+"""Shared parts of the commands: how errors end them, common options, the next command to type."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from ganlab.errors import GanlabError
 
 
 class Group(click.Group):
-    """Turns every error that is meant for the user into one message and an exit code."""
+    """Click group that turns every error meant for the user into one message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -39,13 +39,13 @@ class Duration(click.ParamType):
 
 
 def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    help_text = "auto (CUDA where there is one), cpu, cuda or cuda:N."
+    help_text = "auto (CUDA if there is a device), cpu, cuda or cuda:N."
     return click.option("--device", default="auto", show_default=True, help=help_text)(command)
 
 
 def weights_option(command: Callable[..., Any]) -> Callable[..., Any]:
     choice = click.Choice(["last", "best"])
-    help_text = "The generator as it was last, or when it scored best."
+    help_text = "The last generator, or the one with the best score."
     return click.option(
         "--weights", type=choice, default="last", show_default=True, help=help_text
     )(command)
@@ -53,12 +53,12 @@ def weights_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 runs_option = click.option(
     "--runs", "parent", default="runs", show_default=True, type=click.Path(path_type=Path),
-    help="The folder of run folders.",
+    help="Folder that holds the run folders.",
 )  # fmt: skip
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for `run`."
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, as in `run`."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def run_command(recipe: Path, overrides: tuple[str, ...]) -> str:

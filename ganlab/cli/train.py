@@ -28,20 +28,25 @@ from ganlab.errors import RecipeError
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Override the recipe's seed.")
 @device_option
-@click.option("--name", help="Name of the run folder; else the recipe's name and a number.")
+@click.option("--name", help="Name of the run folder; default: the recipe's name and a number.")
 @runs_option
 @click.option(
     "--max-iterations",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Stop after iteration N, resumable; schedules stay those of the whole run.",
-)
-@click.option("--max-time", type=Duration(), help="Stop after 90s, 3m, 1.5h; resumable.")
-@click.option(
-    "--resume", "resumed", metavar="RUN", help="Continue this run, if it was made by this recipe."
+    help="Stop after iteration N; resumable. Schedules stay those of the whole run.",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Check the recipe and print it resolved; no training."
+    "--max-time", type=Duration(), help="Stop after this time, such as 90s, 3m, 1.5h; resumable."
+)
+@click.option(
+    "--resume",
+    "resumed",
+    metavar="RUN",
+    help="Continue this run, which this recipe must have made.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Check the recipe and print it resolved; do not train."
 )
 def run(
     recipe: Path,
@@ -92,14 +97,14 @@ def run(
 @click.option(
     "--max-iterations", type=click.IntRange(min=1), metavar="N", help="Stop after iteration N."
 )
-@click.option("--max-time", type=Duration(), help="Stop after 90s, 3m, 1.5h.")
+@click.option("--max-time", type=Duration(), help="Stop after this time: 90s, 3m, 1.5h.")
 def resume(
     run_folder: str, device: str, max_iterations: int | None, max_time: float | None
 ) -> None:
-    """Continue a run that was stopped or killed, bit for bit as if it had not been.
+    """Continue a stopped or killed run, bit for bit equal to an uninterrupted one.
 
-    On CUDA bit for bit if the recipe says `deterministic = true`; else the random numbers are the
-    same, and the arithmetic is to rounding.
+    On CUDA this holds if the recipe says `deterministic = true`. Otherwise the random numbers are
+    the same, and the results are equal up to rounding.
 
     Example: ganlab resume runs/wgan_gp-1
     """
@@ -113,7 +118,7 @@ def resume(
 @set_option
 @device_option
 def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
-    """Find everything that can be wrong before any training, with one tiny real step.
+    """Find everything that can be wrong, before any training, with one tiny real step.
 
     Example: ganlab check recipes/wgan_gp.toml
     """
@@ -125,7 +130,7 @@ def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
 
 
 def _report(folder: Any, code: int) -> None:
-    """End a run: what came out, and what to type next."""
+    """Print the result of a run and the next command to type, and exit."""
     from ganlab import session
 
     click.echo(session.summary(folder))

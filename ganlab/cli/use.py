@@ -1,4 +1,4 @@
-"""`ganlab eval` and `upscale`: a finished run put to use."""
+"""`ganlab eval` and `upscale`, which use the generator of a run."""
 
 import json
 from pathlib import Path
@@ -17,10 +17,10 @@ from ganlab.cli.options import device_option, json_option, next_is, weights_opti
 @device_option
 @json_option
 def evaluate(run_folder: str, data: Path, weights: str, device: str, as_json: bool) -> None:
-    """Score a run's generator on a folder of images, bicubic beside it.
+    """Score a run's generator, and bicubic for comparison, on a folder of images.
 
-    The images are degraded as in training. PSNR and SSIM on the Y channel (BT.601, borders of
-    `scale` pixels shaved) and in RGB; LR-consistency; share of fine detail.
+    The images are degraded as in training. The scores: PSNR and SSIM on the Y channel (BT.601,
+    borders of `scale` pixels shaved) and in RGB; LR-consistency; share of fine detail.
 
     Example: ganlab eval runs/wgan_gp-1 --data Set5
     """
@@ -43,14 +43,14 @@ def evaluate(run_folder: str, data: Path, weights: str, device: str, as_json: bo
     default="upscaled",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Folder for the PNG files; none is overwritten.",
+    help="Folder for the PNG files; existing files are not overwritten.",
 )
 @click.option(
     "--tile",
     type=click.IntRange(min=64),
     default=256,
     show_default=True,
-    help="Side of the tiles, in pixels of the image given; less needs less memory.",
+    help="Side of the tiles, in pixels of the input image; smaller tiles need less memory.",
 )
 @weights_option
 @device_option

@@ -46,8 +46,8 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
     if run.held_out:
         name = min(run.held_out, key=lambda name: run.held_out[name].numel())
         with eval_mode(run.hook.evaluation_generator(generator=run.G)) as generator:
-            (judged,) = evaluate_images([(name, run.held_out[name])], generator, run)
-        yield f"{len(run.held_out)} held-out images; {name}: {_shown(judged.scores)}"
+            (evaluated,) = evaluate_images([(name, run.held_out[name])], generator, run)
+        yield f"{len(run.held_out)} held-out images; {name}: {_shown(evaluated.scores)}"
     yield "ok"
 
 

@@ -1,4 +1,4 @@
-"""Which part of a recipe matters: each plugin left out in turn, options varied, seeds paired."""
+"""Ablation: compare a recipe with variants that lack one plugin or have other options."""
 
 import tomllib
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ganlab.speed.device import pick_device
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """The variants of a recipe, the whole one first, and why what is left in cannot be left out."""
+    """The variants of a recipe, the whole recipe first, and why other variants are not compared."""
 
     variants: tuple[Variant, ...]
     refused: dict[str, str]
@@ -27,11 +27,11 @@ class Ablation:
 def ablate_recipe(file: Path, options: dict[str, Any]) -> Outcome | None:
     """`ganlab ablate`: plan, run, compare, and write the page.
 
-    :param options: as of the command line.
+    :param options: those of the command line.
     :returns: None when only the plan was asked for.
     """
     found = plan_ablation(file, options["overrides"], options["without"], options["vary"])
-    words = [f"{name} is left as it is: {reason}" for name, reason in found.refused.items()]
+    words = [f"{name} is not compared: {reason}" for name, reason in found.refused.items()]
     title = f"Ablation of {found.variants[0].name}"
     order = [variant.name for variant in found.variants]
     stem = f"ablate-{found.variants[0].name}"
@@ -41,17 +41,18 @@ def ablate_recipe(file: Path, options: dict[str, Any]) -> Outcome | None:
 def plan_ablation(
     file: Path, overrides: tuple[str, ...], without: Sequence[str], vary: Sequence[str]
 ) -> Ablation:
-    """Leave out each plugin that can be left out, and set options to other values.
+    """Make the variants: without each plugin that can be left out, and with other options.
 
-    What can be left out is found by trying: without it the recipe must still be an experiment,
-    and the same one, with the same shapes and held-out images.
+    Whether a plugin can be left out is found by a trial: without it, the recipe must still be a
+    complete experiment with the same shapes and the same held-out images.
 
-    :param without: only these; each plugin of the recipe when there are neither these nor `vary`.
+    :param without: leave out only these; each plugin of the recipe if this and `vary` are empty.
     :param vary: `key=value,value`, the values in TOML.
-    :raises RecipeError: for a plugin or a key that the recipe has not, or nothing left to compare.
+    :raises RecipeError: for a plugin or a key that is not in the recipe, or if there is nothing to
+        compare.
     """
     if file.is_dir():
-        raise RecipeError(f"{file}: a folder; name a recipe, such as {file / 'recipe.toml'}")
+        raise RecipeError(f"{file}: is a folder; name a recipe, such as {file / 'recipe.toml'}")
     recipe = load_recipe(file, overrides)
     for name in without:
         if name not in recipe.plugins:
@@ -82,18 +83,18 @@ def plan_ablation(
 
 
 def _distinct(variants: Sequence[Variant]) -> tuple[list[Variant], dict[str, str]]:
-    """The first of those that are one recipe, and of which one the others are a repetition."""
+    """The variants without repetitions, and for each repetition which variant it repeats."""
     first: dict[str, Variant] = {}
     alike: dict[str, str] = {}
     for variant in variants:
         same = first.setdefault(resolved(variant.recipe(0)), variant)
         if same is not variant:
-            alike[variant.name] = f"it is {same.name}"
+            alike[variant.name] = f"it is the same recipe as {same.name}"
     return list(first.values()), alike
 
 
 def _fault(variant: Variant, whole: Run) -> str:
-    """Why a variant is no experiment, or another one than the whole recipe; "" when it is fine."""
+    """Why a variant is incomplete, or is not the whole recipe's experiment; "" when it is fine."""
     try:
         run = assemble(load_recipe(variant.file, variant.overrides), whole.device)
     except RecipeError as error:
@@ -103,7 +104,7 @@ def _fault(variant: Variant, whole: Run) -> str:
         if mine != theirs:
             return f"another task: the {what.partition('_')[0]} would be {mine}, not {theirs}"
     if run.held_out.keys() != whole.held_out.keys():
-        return "it would be judged on other images"
+        return "it would be evaluated on other images"
     return ""
 
 
@@ -129,7 +130,7 @@ def _varied(text: str, recipe: Recipe, whole: Variant, run: Run) -> list[Variant
 
 
 def _pieces(values: str) -> list[str]:
-    """The values as they were written, cut at the commas outside brackets and quotes."""
+    """The values as they were written, split at the commas outside brackets and quotes."""
     pieces, depth, quote = [""], 0, ""
     for character in values:
         if quote:
@@ -148,5 +149,5 @@ def _pieces(values: str) -> list[str]:
 
 
 def _plain(value: str) -> str:
-    """A value as a part of a folder's name."""
+    """A value in the form of a part of a folder's name."""
     return "".join(c if c.isalnum() or c in ".-_" else "_" for c in value.strip("'\""))

@@ -25,13 +25,13 @@ Outcome = tuple[Comparison, Path]
 def compare_arms(arguments: Sequence[str], options: dict[str, Any]) -> Outcome | None:
     """`ganlab compare`: plan, run, compare, and write the page.
 
-    :param options: as of the command line.
+    :param options: those of the command line.
     :returns: None when only the plan was asked for.
     """
     variants, arms, names = arms_of(arguments, options["overrides"])
     if len(names) < 2:
         raise RecipeError(
-            "a comparison wants two recipes or runs at least; one alone: ganlab report"
+            "a comparison needs at least two recipes or runs; for one run use ganlab report"
         )
     return carry_through(
         ", ".join(names[:-1]) + f" and {names[-1]}",
@@ -52,14 +52,14 @@ def carry_through(
     options: dict[str, Any],
     words: Sequence[str] = (),
 ) -> Outcome | None:
-    """Make the runs of variants, and compare them and the arms that are there already.
+    """Make the runs of the variants, and compare them with the arms that exist already.
 
     :param order: the names of variants and arms, the baseline first.
-    :param words: lines to say with the plan.
+    :param words: lines to print after the plan.
     """
     device, parent = options["device"], options["parent"]
     page = options["output"] or parent / f"{stem[:80]}.html"
-    check_writable(page)  # before hours of training
+    check_writable(page)  # now, before hours of training
     seeds = parse_seeds(options["seeds"])
     jobs = make_plan(variants, seeds, parent, device) if variants else []
     for line in (*_plan(variants, jobs, device), *words):
@@ -74,10 +74,10 @@ def carry_through(
 
 
 def _changes(arms: Sequence[Arm]) -> dict[str, list[Change]]:
-    """What each recipe has other than the baseline's, by its first run."""
+    """How each arm's recipe differs from the baseline's, according to the first run of each."""
     try:
         sides = [side(arm.runs[0].folder.path) for arm in arms]
-    except GanlabError as error:  # a plugin of the run is no longer installed, say
+    except GanlabError as error:  # such as a plugin of the run that is not installed
         _say(f"the recipes cannot be compared: {error}")
         return {}
     return {
@@ -97,7 +97,7 @@ def _plan(variants: Sequence[Variant], jobs: Sequence[Job], device: str) -> Iter
     )
     for variant in variants:
         have = sum(job.finished for job in jobs if job.variant is variant)
-        yield f"  {variant.name} ({have} there)"
+        yield f"  {variant.name} ({have} exist)"
     seconds, source = cost(jobs, device)
     if missing:
         time = f"about {clock(seconds)} of training" if math.isfinite(seconds) else "time unknown"
@@ -111,11 +111,11 @@ def _say(line: str) -> None:
 def arms_of(
     arguments: Sequence[str], overrides: tuple[str, ...]
 ) -> tuple[list[Variant], list[Arm], list[str]]:
-    """The recipes among the arguments, the arms that run folders make, and all names in order.
+    """The recipes among the arguments, the arms made of run folders, and all names in order.
 
-    Run folders of one recipe and one code but other seeds are one arm.
+    Run folders with the same recipe and code but different seeds are one arm.
 
-    :raises RecipeError: for what is neither, or an arm given twice.
+    :raises RecipeError: for an argument that is neither a recipe nor a run, or an arm given twice.
     """
     variants: list[Variant] = []
     runs: dict[str, list[RunRecord]] = {}
@@ -133,15 +133,15 @@ def arms_of(
     names = Counter(variant.name for variant in variants)
     if twice := [name for name, count in names.items() if count > 1]:
         raise RecipeError(
-            f"two recipes are called {twice[0]}; rename a file, or name one only once"
+            f"two recipes are called {twice[0]}; rename a file, or give each recipe once"
         )
-    # several runs are called as their recipe, and not as the first of them
+    # an arm of several runs has the name of the recipe, not that of its first run
     stems = Counter(_stem(records[0]) for records in runs.values())
     arms: dict[str, Arm] = {}
     for key, records in runs.items():
         seeds = Counter(record.seed for record in records)
         if twice_seen := [seed for seed, count in seeds.items() if count > 1]:
-            raise RecipeError(f"two runs of one recipe have seed {twice_seen[0]}; name one of them")
+            raise RecipeError(f"two runs of one recipe have seed {twice_seen[0]}; name only one")
         alone = len(records) == 1 or stems[_stem(records[0])] > 1
         name = records[0].folder.path.name if alone else _stem(records[0])
         arms[key] = Arm(name, tuple(records))
@@ -153,7 +153,7 @@ def arms_of(
 
 
 def _alike(record: RunRecord) -> str:
-    """Equal for runs of one arm: the recipe but its seed, the plugins' code, ganlab's and torch."""
+    """A key of a run's arm: recipe without seed, code of plugins and ganlab, torch's version."""
     recipe = {key: value for key, value in record.recipe.items() if key != "seed"}
     plugins = {n: entry.get("sha256") for n, entry in record.manifest.get("plugins", {}).items()}
     torch_version = record.manifest.get("versions", {}).get("torch")
@@ -165,10 +165,10 @@ def _stem(record: RunRecord) -> str:
 
 
 def arms_of_jobs(jobs: Iterable[Job]) -> list[Arm]:
-    """The arms of a plan that is carried out, in the order of its variants."""
+    """The arms of a plan that was carried out, in the order of its variants."""
     runs: dict[str, list[RunRecord]] = {}
     for job in jobs:
-        if job.folder is None:  # it failed before it had one
+        if job.folder is None:  # the run failed before it had a folder
             continue
         runs.setdefault(job.variant.name, []).append(read_run(job.folder))
     return [Arm(name, tuple(records)) for name, records in runs.items()]

@@ -1,4 +1,4 @@
-"""What differs between two recipes or runs, every default folded in."""
+"""The differences between two recipes or runs, with all defaults filled in."""
 
 import tomllib
 from collections.abc import Iterator
@@ -17,20 +17,20 @@ from ganlab.runs.folder import open_run_folder, plugin_record, read_json
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A recipe, or a run with the record of what it was made by."""
+    """One side of a difference: a recipe, or a run with its recipe and manifest."""
 
     name: str
     recipe: Recipe
     plugins: dict[str, str]
-    """The sha256 of each plugin's code: of a run as it was then, of a recipe as it is now."""
+    """The sha256 of each plugin's code: as recorded for a run, as it is now for a recipe."""
     environment: dict[str, Any] | None = None
-    """The manifest of a run."""
+    """The manifest of a run; None for a recipe."""
 
 
 def side(argument: Path | str) -> Side:
-    """A recipe file, or a run folder.
+    """Read a recipe file or a run folder.
 
-    :raises RecipeError: when it is neither, or the recipe is wrong.
+    :raises RecipeError: when the argument is neither, or the recipe is wrong.
     """
     path = Path(argument)
     if path.suffix == ".toml" and not path.is_dir():
@@ -43,7 +43,7 @@ def side(argument: Path | str) -> Side:
 
 
 def difference(a: Side, b: Side) -> list[Change]:
-    """Settings, plugins with their options and their order where it matters, code, environment."""
+    """All changes from a to b: settings, plugins, options, order of plugins, code, environment."""
     one, other = (tomllib.loads(resolved(s.recipe)) for s in (a, b))
     mine, theirs = one.pop("plugins"), other.pop("plugins")
     found = list(_changes(one, other, "", "settings"))
@@ -83,7 +83,7 @@ def _changes(a: dict[str, Any], b: dict[str, Any], prefix: str, group: Group) ->
 
 
 def _order(a: Recipe, b: Recipe) -> Iterator[Change]:
-    """Plugins that both have and that come in another order in a chained hook."""
+    """Chained hooks in which the plugins that both recipes have are in different orders."""
     for hook in CHAINED:
         orders = [
             [n for n, p in recipe.plugins.items() if hasattr(type(p), hook) and n in other.plugins]
@@ -113,9 +113,9 @@ def _toml(value: Any) -> str:
 
 
 def check_two(a: Path | str, b: Path | str) -> tuple[Side, Side]:
-    """Both sides of a difference.
+    """Read both sides of a difference.
 
-    :raises RecipeError: naming the one that is neither recipe nor run.
+    :raises RecipeError: naming the argument that is neither a recipe nor a run.
     """
     for argument in (a, b):
         path = Path(argument)

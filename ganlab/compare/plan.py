@@ -1,4 +1,4 @@
-"""The runs that a comparison needs: what exists is used, what was cut goes on, the rest is made."""
+"""The runs of a comparison: finished ones are used, stopped ones continue, the rest are made."""
 
 import math
 import multiprocessing
@@ -34,7 +34,7 @@ from ganlab.session import (
 from ganlab.speed.device import pick_device
 from ganlab.system import STOP_SIGNALS
 
-# diverging is a result too; a run that failed is tried again by the next command
+# a diverged run is a result too; a failed run is tried again by the next command
 _FINISHED = ("done", "diverged")
 
 
@@ -43,7 +43,7 @@ MOST_SEEDS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A recipe as one arm of a comparison runs it."""
+    """A recipe with the overrides of one arm of a comparison."""
 
     name: str
     file: Path
@@ -60,7 +60,7 @@ class Job:
     variant: Variant
     seed: int
     folder: Path | None = None
-    """Where it is, as far as it got; None when it is to be made."""
+    """The folder of the run, finished or not; None when there is no run yet."""
     finished: bool = False
 
     def __str__(self) -> str:
@@ -68,9 +68,9 @@ class Job:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0..4`, `3` or `0,2,5`.
+    """The seeds in a text such as `0..4`, `3` or `0,2,5`.
 
-    :raises RecipeError: for anything else, or a seed given twice.
+    :raises RecipeError: for any other form, or a seed given twice.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -89,10 +89,10 @@ def parse_seeds(text: str) -> list[int]:
 def make_plan(
     variants: Iterable[Variant], seeds: Sequence[int], parent: Path, device: str
 ) -> list[Job]:
-    """A job for every variant and seed, seed after seed, those that exist looked up.
+    """A job for every variant and seed, seed after seed; each finds its run if that exists already.
 
-    A run is the same when the resolved recipe with its seed, the code of its plugins and of
-    ganlab, torch's version and the kind of device are. Of several the furthest counts.
+    Two runs are the same when they have the same resolved recipe with its seed, code of plugins
+    and ganlab, version of torch and kind of device. Of several, the furthest one is taken.
     """
     where = pick_device(device)
     existing: dict[str, list[RunFolder]] = {}
@@ -100,7 +100,7 @@ def make_plan(
         folder = RunFolder(path.parent)
         existing.setdefault(path.read_text(encoding="utf-8"), []).append(folder)
     jobs = []
-    for seed in seeds:  # so that an interrupted comparison has all arms of its first seeds
+    for seed in seeds:  # an interrupted comparison then has all arms of its first seeds
         for variant in variants:
             recipe = variant.recipe(seed)
             same = [
@@ -134,7 +134,7 @@ def _finished(folder: RunFolder) -> bool:
 
 
 class Interrupted(GanlabError):  # noqa: N818  # it names an outcome
-    """A signal came; what was running is saved."""
+    """A signal stopped the comparison; the runs in progress are saved."""
 
     def __init__(self, code: int) -> None:
         super().__init__("interrupted; the same command continues where it stopped")
@@ -146,11 +146,11 @@ def carry_out(
 ) -> list[Job]:
     """Make or finish every run of a plan; returns the jobs with their folders.
 
-    A run that fails does not keep the others from being made: it is said, and its job comes back
+    A run that fails does not stop the others: its error is printed, and its job is returned
     unfinished.
 
-    :param workers: processes that train at a time; on CUDA each has a device of its own.
-    :raises Interrupted: at SIGINT or SIGTERM, when the runs in progress are saved.
+    :param workers: processes that train at a time; on CUDA each has one device.
+    :raises Interrupted: at SIGINT or SIGTERM, after the runs in progress are saved.
     :raises RecipeError: when a run cannot begin.
     """
     if any(job.finished for job in jobs):
@@ -170,7 +170,7 @@ def carry_out(
 
 
 Result = tuple[Job, int, str]
-"""A job with its folder, the exit code of its run, and what went wrong in it."""
+"""A job with its folder, the exit code of its run, and its error, empty if there was none."""
 
 
 def _one_by_one(
@@ -184,7 +184,7 @@ def _one_by_one(
 def _side_by_side(
     jobs: Sequence[Job], parent: Path, device: str, workers: int, say: Callable[[str], None]
 ) -> Generator[Result, None, None]:
-    # spawned, since CUDA does not survive a fork
+    # spawned, because CUDA does not work after a fork
     context = multiprocessing.get_context("spawn")
     numbers, called_off = context.Queue(), context.Event()
     for number in range(workers):
@@ -211,21 +211,21 @@ def _train(job: Job, parent: Path, device: str, limits: Limits) -> Result:
             folder, code = start(recipe, device, limits, parent)
     except Exception as error:
         (found,) = make_plan([job.variant], [job.seed], parent, device)
-        if found.folder is None:  # it never began, and neither would the others
+        if found.folder is None:  # it never began, and the others would not either
             raise
         return found, FAILED, f"{type(error).__name__}: {error}"
     finished = code in (DONE, DIVERGED, UNHEALTHY)
     return replace(job, folder=folder.path, finished=finished), code, ""
 
 
-_device = "cpu"  # of a worker process
+_device = "cpu"  # the device of a worker process
 _called_off: Any = None
 
 
 def _begin_worker(numbers: Any, called_off: Any, device: str, workers: int) -> None:
     global _device, _called_off
     number, _called_off = numbers.get(), called_off
-    # between runs a signal at the terminal is the parent's to heed; a run heeds it itself
+    # a run handles signals itself; between runs only the parent process handles them
     for one in STOP_SIGNALS:
         signal.signal(one, signal.SIG_IGN)
     where = pick_device(device)
@@ -233,7 +233,7 @@ def _begin_worker(numbers: Any, called_off: Any, device: str, workers: int) -> N
     _device = f"cuda:{number % count}" if count else device
     if not count:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # several bars on one line tell nothing
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # no bars of several runs on one line
 
 
 def _train_quietly(job: Job, parent: Path) -> Result:
@@ -242,14 +242,14 @@ def _train_quietly(job: Job, parent: Path) -> Result:
     def called_off() -> bool:
         return bool(_called_off.is_set()) or not (family and family.is_alive())
 
-    if called_off():  # the pool hands out a job more than it has workers
+    if called_off():  # the pool gives out one job more than it has workers
         return job, SIGTERMED, ""
     return _train(job, parent, _device, Limits(called_off=called_off))
 
 
 @contextmanager
 def _calling_off(called_off: Any) -> Iterator[None]:
-    """SIGINT and SIGTERM end the runs in progress, saved, and begin no more."""
+    """Context in which SIGINT and SIGTERM save and end the runs in progress; no others begin."""
     before = {number: signal.signal(number, lambda *_: called_off.set()) for number in STOP_SIGNALS}
     try:
         yield
@@ -259,9 +259,10 @@ def _calling_off(called_off: Any) -> Iterator[None]:
 
 
 def cost(jobs: Sequence[Job], device: str) -> tuple[float, str]:
-    """Seconds that the missing runs of a plan will take, one at a time, and how that is known.
+    """Seconds that the missing runs of a plan will take, one at a time, and the source of that.
 
-    From runs of the plan that exist, else from iterations timed at seven points of it.
+    The source is the finished runs of the plan; if there are none, iterations of the first missing
+    run, timed at seven points of it.
     """
     missing = [job for job in jobs if not job.finished]
     if not missing:
@@ -273,8 +274,8 @@ def cost(jobs: Sequence[Job], device: str) -> tuple[float, str]:
         return len(missing) * median(times), f"from {len(times)} runs that exist"
     first = missing[0].variant.recipe(missing[0].seed)
     try:
-        return len(missing) * estimate(first, device).seconds, "from a few iterations timed"
+        return len(missing) * estimate(first, device).seconds, "from a few timed iterations"
     except RecipeError:
         raise
-    except Exception as error:  # a plugin's own; what becomes of it is told when it is run
+    except Exception as error:  # an error of a plugin; the run itself will report it
         return math.nan, f"an iteration of {missing[0]} fails: {type(error).__name__}: {error}"

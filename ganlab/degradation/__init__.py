@@ -1,8 +1,8 @@
 """Degradations as pure tensor functions, for plugins: `from ganlab import degradation`.
 
-Blur kernels and filters, resizing, noise and JPEG, batched, on any device, in float32 and float64,
-with one draw an image wherever the shapes allow it. The functions `host_...`, `random_mode` and
-`random_scale` draw on the CPU for a whole batch: what uses them cannot be captured.
+Blur kernels and filters, resizing, noise and JPEG, batched, on any device, in float32 and float64.
+Each image has its own draw wherever the shapes allow it. The functions `host_...`, `random_mode`
+and `random_scale` draw on the CPU for a whole batch; a step that uses them cannot be captured.
 """
 
 from ganlab.degradation.draws import (

@@ -1,4 +1,4 @@
-"""Random draws of a degradation: one an image on the device, or one a batch on the host."""
+"""Random draws of a degradation: one per image on the device, or one per batch on the host."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ Range = tuple[float, float]
 
 
 def uniform(bounds: Range, images: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One number U(low, high) an image.
+    """One number U(low, high) per image.
 
     :param images: [N, ...], float; only its length, dtype and device are read.
-    :param generator: on the device of the images; None is torch's own.
+    :param generator: on the device of the images; None: torch's global generator.
     :returns: [N].
     """
     low, high = bounds
@@ -23,14 +23,14 @@ def uniform(bounds: Range, images: Tensor, generator: torch.Generator | None) ->
 def uniform_whole(
     bounds: tuple[int, int], images: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """One whole number an image, low to high inclusive, each equally likely: [N], a float."""
+    """One whole number per image, low to high inclusive, all equally likely: [N], float."""
     low, high = bounds
     # rand() is below 1, but low + (high - low) * rand() may round up to high
     return uniform((float(low), high + 1.0), images, generator).floor().clamp(max=high)
 
 
 def chance(probability: float, images: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Whether it happens to each image: bool [N, 1, 1, 1], for `torch.where` with images."""
+    """True with this probability for each image: bool [N, 1, 1, 1], to use with `torch.where`."""
     return (uniform((0.0, 1.0), images, generator) < probability)[:, None, None, None]
 
 
@@ -39,7 +39,7 @@ def choice(
 ) -> Tensor:
     """The index of one of several kinds for each image: int64 [N].
 
-    Thresholds on one uniform number, since `torch.multinomial` waits for a GPU.
+    One uniform number is compared with thresholds, because `torch.multinomial` waits for a GPU.
     """
     u = uniform((0.0, 1.0), images, generator)
     index = torch.zeros(len(images), dtype=torch.int64, device=images.device)
@@ -67,7 +67,7 @@ def host_order(count: int, generator: torch.Generator | None) -> list[int]:
 
 
 def rising(bounds: Range) -> Range:
-    """Check that a range (low, high) is one; for use as a validator of options."""
+    """Check that low <= high in a range (low, high); for use as a validator of options."""
     if bounds[0] > bounds[1]:
         raise ValueError("must be [low, high], the lower bound first")
     return bounds
@@ -81,7 +81,7 @@ def summing_to_one(probabilities: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _thresholds(probabilities: Sequence[float]) -> list[float]:
-    """Where kind k ends and kind k + 1 begins; above the last possible kind nothing begins."""
+    """The numbers in 0..1 at which kind k ends and kind k + 1 begins; 2 where no kind follows."""
     ends = [sum(probabilities[: k + 1]) for k in range(len(probabilities) - 1)]
     # a sum of 0.9999999999 must not leave room for a kind of probability 0
     return [2.0 if end > 1 - 1e-6 else end for end in ends]

@@ -1,4 +1,4 @@
-"""Filters: a kernel of its own for every image, and unsharp masking."""
+"""Filters: convolution with one kernel per image, and unsharp masking."""
 
 import torch
 from torch import Tensor
@@ -6,22 +6,22 @@ from torch.nn import functional as F
 
 
 def filter_images(images: Tensor, kernels: Tensor) -> Tensor:
-    """Each image correlated with its kernel; the border is reflected, its last pixel not repeated.
+    """Correlate each image with its kernel; borders are reflected, the last pixel is not repeated.
 
         out[n, c, y, x] = sum over (i, j) of kernels[n, i, j] images[n, c, y + i - m, x + j - m]
 
     with m the middle of the kernel. Images may be smaller than the kernel. Differentiable.
 
     :param images: [N, C, H, W], float.
-    :param kernels: [N, k, k] or [N, k, l], k and l odd; or [1, k, l] for all images alike.
+    :param kernels: [N, k, k] or [N, k, l], k and l odd; or [1, k, l], one for all images.
     :returns: [N, C, H, W], not clipped.
     """
     n, c, height, width = images.shape
     rows, columns = kernels.shape[-2:]
     if rows % 2 == 0 or columns % 2 == 0:
         raise ValueError(f"a kernel of {rows} x {columns} has no middle: its sides must be odd")
-    # One channel alone on CUDA is an ordinary convolution, which TF32 may take; the grouped one of
-    # several is computed in float32.
+    # On CUDA a single channel is an ordinary convolution, which may be computed in TF32; a grouped
+    # convolution of several channels is computed in float32.
     alone = images.is_cuda and n * c == 1
     dtype = torch.float64 if alone else images.dtype
     padded = reflected(images, rows // 2, columns // 2).to(dtype)
@@ -41,10 +41,10 @@ def sharpen(
         out = mask clip(I + weight residual, 0, 1) + (1 - mask) I
 
     blur is Gaussian with a side of `radius`, made odd, and OpenCV's sigma for that side,
-    0.3 ((side - 1) / 2 - 1) + 0.8: side 51 and sigma 8 by default. Computed as two passes.
+    0.3 ((side - 1) / 2 - 1) + 0.8: side 51 and sigma 8 by default. It is computed in two passes.
 
     :param images: [N, C, H, W] in 0..1.
-    :param threshold: in grey levels of 255; smaller differences are noise and stay.
+    :param threshold: in grey levels of 255; smaller differences are noise and not sharpened.
     :returns: [N, C, H, W] in 0..1.
     """
     side = radius + (radius + 1) % 2
@@ -63,9 +63,10 @@ def sharpen(
 
 
 def reflected(images: Tensor, rows: int, columns: int) -> Tensor:
-    """Images with so many rows and columns more on each side, reflected at the border pixels.
+    """Images with this many more rows and columns on each side, reflected at the border pixels.
 
-    `F.pad` wants a margin smaller than the image; here it may be any, reflected to and fro.
+    `F.pad` needs a margin smaller than the image. Here the margin may be larger; the image is then
+    reflected several times.
     """
     height, width = images.shape[-2:]
     if rows < height and columns < width:

@@ -1,4 +1,4 @@
-"""JPEG compression as tensor operations: a quality of its own for every image of a batch."""
+"""JPEG compression as tensor operations, with one quality per image of a batch."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _CHROMINANCE = """
     99 99 99 99 99 99 99 99      99 99 99 99 99 99 99 99
 """
 
-# Decides ties, which whole pixels and steps make common, despite the error of float sums
+# Decides ties despite the error of float sums; whole pixels and steps make ties common
 _MARGIN = 1e-4
 
 Rounding = Callable[[Tensor], Tensor]
@@ -28,24 +28,24 @@ Rounding = Callable[[Tensor], Tensor]
 def jpeg(images: Tensor, quality: Tensor, differentiable: bool = False) -> Tensor:
     """Images compressed and decompressed (baseline JPEG, ITU-T T.81, JFIF colours, 4:2:0 chroma).
 
-    Follows libjpeg through all that loses information: 8-bit pixels, Y'CbCr rounded to 8 bits,
-    chroma averaged over 2 x 2 pixels, the DCT of 8 x 8 blocks divided by the tables of K.1 and K.2
-    scaled to the quality and rounded, edges continued by repetition, chroma enlarged by the
-    triangle filter. Entropy coding is lossless and left out.
+    Follows libjpeg in every step that loses information: 8-bit pixels; Y'CbCr rounded to 8 bits;
+    chroma averaged over 2 x 2 pixels; the DCT of 8 x 8 blocks, divided by the tables K.1 and K.2
+    scaled to the quality, and rounded; edge pixels repeated beyond the edges; chroma enlarged by
+    the triangle filter. Entropy coding is lossless and left out.
 
-    `differentiable` rounds nothing but the coefficients, and these by
+    `differentiable` rounds only the coefficients, and with
     `round(x) + (x - round(x))^3` (Shin and Song 2017, JPEG-resistant Adversarial Images), whose
-    slope is that of the cube; clipping to 0..1 stays.
+    derivative is that of the cube; the result is still clipped to 0..1.
 
     :param images: [N, 1 or 3, H, W] in 0..1, any size.
-    :param quality: [N], 1 to 100, also between whole numbers.
+    :param quality: [N], 1 to 100; need not be whole numbers.
     :returns: [N, C, H, W] in 0..1; 8-bit values unless `differentiable`.
     :raises ValueError: for another number of channels.
     """
     channels, height, width = images.shape[1:]
     if channels not in (1, 3):
         raise ValueError(f"JPEG images have 1 or 3 channels, not {channels}")
-    # float64 on CUDA, or TF32 may take the products
+    # float64 on CUDA, because products in float32 may be computed in TF32
     dtype = torch.float64 if images.is_cuda else images.dtype
     to_whole: Rounding = (lambda x: x) if differentiable else _half_up
     levels = to_whole(images.to(dtype).clamp(0, 1) * 255)
@@ -76,7 +76,7 @@ def _cubic_round(x: Tensor) -> Tensor:
 
 
 def _half_away(x: Tensor) -> Tensor:
-    """Rounding of coefficients."""
+    """Round coefficients to the nearest whole number, halves away from 0."""
     return _half_up(x.abs()) * x.sign()
 
 
@@ -97,9 +97,9 @@ def _to_rgb(luma: Tensor, chroma: Tensor, to_whole: Rounding) -> Tensor:
 
 
 def _halved(chroma: Tensor, differentiable: bool) -> Tensor:
-    """Means of 2 x 2 pixels; ties are rounded down and up in turn along a row."""
+    """Means of 2 x 2 pixels; along a row, ties are rounded down and up by turns."""
     height, width = chroma.shape[-2:]
-    # to whole blocks at the right, where the smaller plane is not continued afterwards
+    # pad to whole blocks at the right, because the smaller plane is not padded there afterwards
     chroma = F.pad(chroma, (0, -width % 16, 0, height % 2), mode="replicate")
     means = F.avg_pool2d(chroma, 2)
     if differentiable:
@@ -109,7 +109,7 @@ def _halved(chroma: Tensor, differentiable: bool) -> Tensor:
 
 
 def _doubled(chroma: Tensor, differentiable: bool) -> Tensor:
-    """Enlarged by the triangle filter: weights 9, 3, 3, 1 of 16."""
+    """Chroma enlarged by the triangle filter, with weights 9, 3, 3, 1 of 16."""
     large = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
     if differentiable:
         return large
@@ -118,7 +118,7 @@ def _doubled(chroma: Tensor, differentiable: bool) -> Tensor:
 
 
 def _through_blocks(plane: Tensor, table: Tensor, differentiable: bool) -> Tensor:
-    """What is left of planes [N, C, H, W] in 0..255 after their blocks were quantised.
+    """Planes [N, C, H, W] in 0..255 after the DCT of their blocks was quantised.
 
     :param table: [N, 8, 8].
     :returns: [N, C, H', W'], H' and W' rounded up to multiples of 8.

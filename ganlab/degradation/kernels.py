@@ -1,4 +1,4 @@
-"""Blur kernels, one an image: [N, side, side], each with sum 1."""
+"""Blur kernels, one per image: [N, side, side], each with sum 1."""
 
 import math
 
@@ -21,10 +21,10 @@ def gaussian_kernels(
     with d = (column, row) counted from the middle and U the rotation by `angle`.
 
     :param side: of the kernels, odd.
-    :param sigma_x: [N], in pixels; below 0.001 it counts as 0.001, which blurs nothing.
-    :param sigma_y: [N], across; left out it is `sigma_x`: isotropic.
+    :param sigma_x: [N], in pixels; smaller values count as 0.001, which blurs nothing.
+    :param sigma_y: [N], at right angles to it; default: `sigma_x`, so the kernel is isotropic.
     :param angle: [N], of the axis of `sigma_x`, in radians from the columns towards the rows.
-    :param support: [N], odd sides outside of which each kernel is 0; left out it is `side`.
+    :param support: [N], odd sides outside of which each kernel is 0; default: `side`.
     :param offset: of the centre from the middle, in pixels along both axes.
     :returns: [N, side, side].
     """
@@ -42,7 +42,7 @@ def generalized_gaussian_kernels(
 ) -> Tensor:
     """Generalized Gaussian kernels: `k(d) ~ exp(-q^beta / 2)`, q as in `gaussian_kernels`.
 
-    beta = 1 is the Gaussian, below 1 the peak is sharper and the tail longer, above 1 it is flatter
+    beta = 1 is the Gaussian. Below 1 the peak is sharper and the tail longer; above 1 it is flatter
     (Pascal et al. 2013, arXiv:1302.6498; in Real-ESRGAN, arXiv:2107.10833).
 
     :param beta: [N], above 0.
@@ -63,14 +63,14 @@ def plateau_kernels(
 
     Flat on top, with a tail that falls as a power (Real-ESRGAN, arXiv:2107.10833).
 
-    :param beta: [N], above 0; the larger, the steeper the edge of the plateau.
+    :param beta: [N], above 0; the larger it is, the steeper is the edge of the plateau.
     """
     q = _quadratic_form(side, sigma_x, sigma_y, angle)
     return _normalised(1 / (1 + q ** beta[:, None, None]), support)
 
 
 def sinc_kernels(side: int, cutoff: Tensor, support: Tensor | None = None) -> Tensor:
-    """Ideal low-pass kernels cut to a window: they ring, as sharpened and compressed images do.
+    """Ideal low-pass kernels cut to a window; they cause ringing, as sharpening and JPEG do.
 
         k(d) ~ c J1(c |d|) / (2 pi |d|),  k(0) ~ c^2 / (4 pi)
 
@@ -78,14 +78,14 @@ def sinc_kernels(side: int, cutoff: Tensor, support: Tensor | None = None) -> Te
     be negative.
 
     :param side: of the kernels, odd.
-    :param cutoff: [N], c, in radians a pixel: pi is the highest frequency along an axis.
-    :param support: [N], odd sides outside of which each kernel is 0; left out it is `side`.
+    :param cutoff: [N], c, in radians per pixel; pi is the highest frequency along an axis.
+    :param support: [N], odd sides outside of which each kernel is 0; default: `side`.
     :returns: [N, side, side].
     """
     x, y = _grid(side, cutoff)
     distance = torch.hypot(x, y)
     c = cutoff[:, None, None]
-    # the middle is replaced afterwards; any distance but 0 will do there
+    # the middle is replaced afterwards; its distance only must not be 0
     away = distance.clamp(min=0.5)
     values = c * torch.special.bessel_j1(c * away) / (2 * math.pi * away)
     return _normalised(torch.where(distance > 0, values, c**2 / (4 * math.pi)), support)

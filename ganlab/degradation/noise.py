@@ -1,4 +1,4 @@
-"""Noise: Gaussian, Poisson, speckle, and noise whose channels are correlated."""
+"""Noise: Gaussian, Poisson, speckle, and noise with correlated channels."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def add_gaussian_noise(
 def add_speckle_noise(
     images: Tensor, sigma: Tensor, grey: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """`clip(I (1 + sigma / 255 n), 0, 1)`: noise in proportion to the image.
+    """`clip(I (1 + sigma / 255 n), 0, 1)`: noise proportional to the image.
 
     Parameters as in `add_gaussian_noise`.
     """
@@ -36,8 +36,8 @@ def add_correlated_noise(
 ) -> Tensor:
     """`clip(I + n, 0, 1)`, n normal with this covariance between the channels of a pixel.
 
-    Of a covariance that is not positive semidefinite, the absolute eigenvalues are taken: what
-    numpy's multivariate_normal samples.
+    If a covariance is not positive semidefinite, its absolute eigenvalues are taken, as numpy's
+    multivariate_normal does.
 
     :param covariance: symmetric, [N, C, C], on the CPU; its eigenvectors are computed there.
     """
@@ -46,7 +46,7 @@ def add_correlated_noise(
     n = torch.randn(
         images.shape, generator=generator, device=images.device, dtype=images.dtype
     ).flatten(2)
-    # a sum of products and not a matrix product, which TF32 may take
+    # a sum of products, because a matrix product may be computed in TF32
     noise = (root[..., None] * n[:, None]).sum(2)
     return (images + noise.view_as(images)).clamp(0, 1)
 
@@ -54,13 +54,13 @@ def add_correlated_noise(
 def add_poisson_noise(
     images: Tensor, scale: Tensor, grey: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """Shot noise as Real-ESRGAN makes it (arXiv:2107.10833).
+    """Shot noise as in Real-ESRGAN (arXiv:2107.10833).
 
         out = clip(I + scale (P / v - J), 0, 1),  P ~ Poisson(v J)
 
     J is I rounded to 8 bits and v its `num_photons`; so at scale 1 the variance is J / v. For grey
-    noise J is the rounded luma, and its noise is added to all channels. The rate of every image
-    is counted on the device, so a GPU is not waited for. No gradient passes through the noise.
+    noise J is the rounded luma, and its noise is added to all channels. The rate of every image is
+    counted on the device, so the CPU does not wait for a GPU. No gradient passes through the noise.
 
     :param images: [N, C, H, W] in 0..1.
     :param scale: [N].
@@ -71,7 +71,7 @@ def add_poisson_noise(
 
 
 def num_photons(images: Tensor) -> Tensor:
-    """Real-ESRGAN's Poisson rate of full intensity: 2^ceil(log2(number of levels of 8 bits)).
+    """Real-ESRGAN's Poisson rate of full intensity: 2^ceil(log2(number of 8-bit levels present)).
 
     :param images: [N, C, H, W] in 0..1; levels are counted over all channels together.
     :returns: [N, 1, 1, 1], 1 to 256.
@@ -79,7 +79,7 @@ def num_photons(images: Tensor) -> Tensor:
     levels = to_uint8(images).flatten(1).long()
     present = torch.zeros(len(images), 256, dtype=torch.int64, device=images.device)
     number = present.scatter_(1, levels, 1).sum(1)
-    # ceil(log2(n)) is the number of powers of two below n: no logarithm to round wrongly
+    # ceil(log2(n)) is the number of powers of two below n; this needs no rounded logarithm
     powers = 2 ** torch.arange(8, device=images.device)
     exponent = (number[:, None] > powers).sum(1)
     return _each((2**exponent).to(images.dtype))
@@ -88,7 +88,7 @@ def num_photons(images: Tensor) -> Tensor:
 def random_gaussian_noise(
     images: Tensor, sigma: Range, grey_probability: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Gaussian noise of sigma ~ U(range) grey levels for each image, grey with a probability."""
+    """Gaussian noise with sigma ~ U(range) grey levels per image, grey with a given probability."""
     sigmas, grey = _drawn(images, sigma, grey_probability, generator)
     return add_gaussian_noise(images, sigmas, grey, generator)
 
@@ -96,13 +96,13 @@ def random_gaussian_noise(
 def random_poisson_noise(
     images: Tensor, scale: Range, grey_probability: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Poisson noise of scale ~ U(range) for each image, grey with a probability."""
+    """Poisson noise with scale ~ U(range) per image, grey with a given probability."""
     scales, grey = _drawn(images, scale, grey_probability, generator)
     return add_poisson_noise(images, scales, grey, generator)
 
 
 def luma(images: Tensor) -> Tensor:
-    """BT.601 luma in 0..1, [N, 1, H, W]; of other than three channels, their mean."""
+    """BT.601 luma in 0..1, [N, 1, H, W]; if there are not three channels, their mean."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     red, green, blue = images.split(1, dim=1)
@@ -122,7 +122,7 @@ def _shot_noise(images: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _normal(images: Tensor, grey: Tensor, generator: torch.Generator | None) -> Tensor:
-    """N(0, 1) of the images' shape, the same in all channels where it is grey."""
+    """N(0, 1) noise in the images' shape, the same in all channels where `grey` is true."""
 
     def draw(like: Tensor) -> Tensor:
         return torch.randn(
@@ -133,5 +133,5 @@ def _normal(images: Tensor, grey: Tensor, generator: torch.Generator | None) -> 
 
 
 def _each(values: Tensor) -> Tensor:
-    """One number an image, shaped to multiply images."""
+    """One number per image, shaped to multiply images."""
     return values[:, None, None, None]

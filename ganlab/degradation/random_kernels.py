@@ -1,4 +1,4 @@
-"""Random blur kernels, one an image: the mixtures of Real-ESRGAN (arXiv:2107.10833)."""
+"""Random blur kernels, one per image: the mixtures of Real-ESRGAN (arXiv:2107.10833)."""
 
 import math
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ def random_gaussian_kernels(
 ) -> Tensor:
     """Kernels of a random kind, width, direction and size for each image.
 
-    sigma_x, sigma_y ~ U(sigma), angle ~ U(-pi, pi), beta below 1 and above 1 with equal
-    probability, uniform in each half (so a range from 1 up is 1 half of the time). Sizes are
-    uniform over the odd numbers of the range.
+    sigma_x, sigma_y ~ U(sigma), angle ~ U(-pi, pi). beta is below 1 and above 1 with equal
+    probability, uniform in each part (so if the range begins at 1, beta is 1 half of the time).
+    Sizes are uniform over the odd numbers of the range.
 
-    :param probabilities: of the `KINDS`.
+    :param probabilities: of the `KINDS`, in their order.
     :param sizes: smallest and largest side, odd; kernels are padded to the largest with zeros.
     :returns: [N, sizes[1], sizes[1]], each with sum 1.
     """
@@ -54,7 +54,7 @@ def random_gaussian_kernels(
 
     sigma_y = torch.where(kind % 2 == 0, sigma_x, sigma_y)
     form = (sigma_x, sigma_y, angle, support)
-    # all three shapes for all images: 21 x 21 numbers each, and no branch on a value
+    # all three shapes for all images: 21 x 21 numbers each, so no branch depends on a value
     family = (kind // 2)[:, None, None]
     kernels = gaussian_kernels(sizes[1], *form)
     kernels = torch.where(
@@ -72,8 +72,8 @@ def random_sinc_kernels(
 ) -> Tensor:
     """Sinc kernels of a random cut-off and size for each image.
 
-    :param cutoff: in radians a pixel, uniform.
-    :param large_cutoff: for kernels of side 13 and more, where it differs.
+    :param cutoff: range of the cut-off in radians per pixel, drawn uniformly.
+    :param large_cutoff: range for kernels of side 13 and more; default: `cutoff`.
     :returns: [N, sizes[1], sizes[1]], each with sum 1.
     """
     support = random_sizes(images, sizes, generator)
@@ -95,7 +95,7 @@ def random_kernels(
 ) -> Tensor:
     """The blur of a stage of Real-ESRGAN: a Gaussian-like kernel or, sometimes, a sinc.
 
-    The sinc's cut-off is U(pi/3, pi), for kernels of side 13 and more U(pi/5, pi).
+    The sinc's cut-off is U(pi/3, pi); for kernels of side 13 and more it is U(pi/5, pi).
 
     :returns: [N, sizes[1], sizes[1]], each with sum 1.
     """

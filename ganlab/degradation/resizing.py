@@ -1,4 +1,4 @@
-"""Plain resizing to any size, as degradations use it, and the size that a scale leads to."""
+"""Plain resizing to any size, for degradations, and the size that results from a scale."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -13,16 +13,16 @@ Size = tuple[int, int]
 Mode = Literal["area", "bilinear", "bicubic"]
 
 MODES: tuple[Mode, ...] = ("area", "bilinear", "bicubic")
-"""What the published pipelines choose from, uniformly."""
+"""The modes from which the published pipelines choose, with equal probability."""
 
 
 def resample(images: Tensor, size: Size, mode: Mode) -> Tensor:
     """Resize without antialiasing: the aliases are part of the degradation.
 
-    `area` is the mean of the pixels that a new one touches; `bilinear` and `bicubic` (Keys' cubic
-    with a = -0.75) read 2 or 4 pixels a side, however much is shrunk, as OpenCV and the published
-    pipelines do. For clean shrinking there is `ganlab.resize`. Pixel centres follow the ratio of
-    the sizes, so that the corners of the images coincide.
+    `area` is the mean of the pixels that a new pixel touches. `bilinear` and `bicubic` (Keys' cubic
+    with a = -0.75) read 2 or 4 pixels per axis, however small the result, as OpenCV and the
+    published pipelines do. To shrink without aliases use `ganlab.resize`. Pixel centres follow the
+    ratio of the sizes, so that the corners of the images coincide.
 
     :param images: [N, C, H, W], float.
     :param size: (h, w), each at least 1.
@@ -45,7 +45,8 @@ def random_scale(
 ) -> float:
     """Real-ESRGAN's random scale for a whole batch, drawn on the CPU (arXiv:2107.10833).
 
-    :param probabilities: of up, scale ~ U(1, bounds[1]); of down, U(bounds[0], 1); of keep, 1.
+    :param probabilities: of enlarging, scale ~ U(1, bounds[1]); of shrinking, U(bounds[0], 1); and
+        of keeping the size, scale 1.
     """
     up, down = (1.0, bounds[1]), (bounds[0], 1.0)
     return host_uniform((up, down, (1.0, 1.0))[host_choice(probabilities, generator)], generator)
@@ -60,10 +61,10 @@ def scaled_size(images: Tensor, scale: float) -> Size:
 def shrunk_size(
     images: Tensor, scale: int, error: Callable[[str, str], Exception], option: str = "scale"
 ) -> Size:
-    """The size of the images over a whole scale.
+    """The size of the images divided by a whole scale.
 
     :param error: a plugin's `self.error`, raised when the scale does not divide both sides.
-    :param option: of the plugin, that holds the scale.
+    :param option: the plugin's option that holds the scale.
     """
     height, width = images.shape[-2:]
     if height % scale or width % scale:

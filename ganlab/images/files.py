@@ -1,4 +1,4 @@
-"""Image files in and out: every kind of file becomes 8-bit RGB, or is refused by name."""
+"""Reads and writes image files: a file becomes 8-bit RGB, or an error names it."""
 
 import os
 import struct
@@ -23,7 +23,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 
 AlphaPolicy = Literal["white", "black", "refuse"]
 
-# what Pillow raises for damaged files, by its own fuzzer and by the decoders below it
+# errors that Pillow raises for damaged files, as found by its own fuzzer and in its decoders
 _PILLOW_FAULTS = (
     OSError,
     SyntaxError,
@@ -43,13 +43,13 @@ _PILLOW_FAULTS = (
 
 
 class ImageError(GanlabError):
-    """An image, or a folder of images, that cannot be read or written."""
+    """An image or a folder of images cannot be read or written."""
 
 
 def cache_folder() -> Path:
-    """Where decoded data sets are kept: $GANLAB_CACHE, or the user's cache folder.
+    """The folder of decoded data sets: $GANLAB_CACHE, or the user's cache folder.
 
-    It need not exist; everything in it can be deleted and is made again when needed.
+    It may not exist yet. Everything in it can be deleted; it is made again when needed.
     """
     chosen = os.environ.get("GANLAB_CACHE")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("ganlab"))
@@ -58,7 +58,8 @@ def cache_folder() -> Path:
 def list_images(folder: Path) -> list[Path]:
     """All image files below a folder, nested folders included, sorted by path.
 
-    Chosen by suffix (`SUFFIXES`, any case). Hidden files and folders (".name") are left out.
+    Files are chosen by suffix (`SUFFIXES`, upper or lower case). Hidden files and folders
+    (".name") are left out.
 
     :raises ImageError: when the folder does not exist or holds no image.
     """
@@ -89,10 +90,10 @@ def read_image(path: Path, keep_grey: bool = False, alpha: AlphaPolicy = "white"
     Pillow's limit of decoded pixels.
 
     :param keep_grey: return one channel when the file is grey.
-    :param alpha: what lies under transparent pixels. "refuse" refuses images that have any; alpha
-        that is opaque everywhere is dropped in any case.
+    :param alpha: the colour behind transparent pixels; "refuse" raises an error for images that
+        have such pixels. An alpha channel that is opaque everywhere is always dropped.
     :returns: uint8 [3, H, W], or [1, H, W] for a grey file when `keep_grey`.
-    :raises ImageError: naming file, fault and remedy.
+    :raises ImageError: with file, fault and remedy.
     """
     colour, opacity = _decode(path)
     if opacity is not None:
@@ -108,10 +109,10 @@ def read_image(path: Path, keep_grey: bool = False, alpha: AlphaPolicy = "white"
 
 
 def split_alpha(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Read one image file as colour and alpha, for work that must keep its transparency.
+    """Read one image file as colour and alpha, for callers that keep the transparency.
 
-    :returns: uint8 [3, H, W], the colours as stored, also under transparent pixels; and uint8
-        [1, H, W], 255 = opaque, or None when there is no alpha or all of it is opaque.
+    :returns: uint8 [3, H, W], the colours as stored, also under transparent pixels; and alpha,
+        uint8 [1, H, W], 255 = opaque, or None when there is no alpha or it is opaque everywhere.
     :raises ImageError: as `read_image`.
     """
     colour, opacity = _decode(path)
@@ -121,9 +122,9 @@ def split_alpha(path: Path) -> tuple[Tensor, Tensor | None]:
 
 
 def write_png(image: Tensor, path: Path) -> None:
-    """Write uint8 [C, H, W] (C: 1 grey, 3 RGB, 4 RGB and alpha) as PNG, all of it or nothing.
+    """Write uint8 [C, H, W] (C: 1 grey, 3 RGB, 4 RGB and alpha) as PNG, completely or not at all.
 
-    :raises ImageError: when the file cannot be written; what was there before is then kept.
+    :raises ImageError: when the file cannot be written; an older file at `path` is then kept.
     """
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3, 4):
         raise ValueError(
@@ -136,9 +137,9 @@ def write_png(image: Tensor, path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` once it is complete, and never before.
+    """Context with an open temporary file; it replaces `path` only when it is complete.
 
-    :raises ImageError: when the disk or the folder's rights do not let it be written.
+    :raises ImageError: when the disk or the rights of the folder do not allow writing.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -184,7 +185,7 @@ def _refuse_unfit(image: Image.Image, path: Path) -> None:
             f"{path}: {image.width} x {image.height} pixels are more than {limit:,}; "
             "cut it into smaller images."
         )
-    # a second picture in a JPEG (MPO) is a depth map or a preview, the first is the photograph
+    # in a JPEG with more than one picture (MPO) the first is the photo, the second depth or preview
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         raise ImageError(
@@ -193,10 +194,10 @@ def _refuse_unfit(image: Image.Image, path: Path) -> None:
 
 
 def _to_pixels(image: Image.Image, path: Path) -> tuple[Pixels, Pixels | None]:
-    # a 16-bit file may open as I, which has 32
+    # Pillow may open a 16-bit file in mode I, which has 32 bits
     if image.mode == "F" or (image.mode == "I" and not _fits_16_bits(image)):
         raise ImageError(
-            f"{path}: its pixels are of mode {image.mode} (float or 32 bits), which have no fixed "
+            f"{path}: its pixels have mode {image.mode} (float or 32 bits), which has no fixed "
             "white; save it with 8 or 16 bits per channel."
         )
     if image.mode.startswith("I"):

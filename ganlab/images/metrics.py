@@ -1,6 +1,6 @@
-"""Full-reference measures of images: PSNR, SSIM, and how much fine detail there is.
+"""Full-reference measures of images: PSNR, SSIM, and the amount of fine detail.
 
-All take 8-bit images, as a file would hold them, and answer in float64, one number an image.
+All take 8-bit images, as stored in a file, and return float64, one number for each image.
 """
 
 import math
@@ -14,21 +14,21 @@ Channel = Literal["y", "rgb"]
 PEAK = 255
 WINDOW = 11  # of SSIM, in pixels
 SIGMA = 1.5
-TILE_PERIODS = 8  # of `stride_power`, enough to tell a period from the picture
+TILE_PERIODS = 8  # for `stride_power`: enough to distinguish a periodic pattern from the picture
 ROUNDING_POWER = 1 / 12  # variance of rounding to whole levels: the floor of any 8-bit spectrum
 
 
 def luma(images: Tensor) -> Tensor:
-    """The luma of ITU-R BT.601 in 16..235, not rounded; a grey image is its own.
+    """The luma of ITU-R BT.601 in 16..235, not rounded; a grey image is returned unchanged.
 
         Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255
 
-    Grey is left in 0..255 because the evaluators of the SR literature do so: sent through the
-    formula, the one grey image of Set14 would add 0.09 dB to the mean of the set.
+    Grey stays in 0..255, as in the evaluation code of the SR literature. With the formula, the only
+    grey image of Set14 would add 0.09 dB to the mean of the set.
 
     :param images: uint8 [N, 3, H, W] or [N, 1, H, W].
     :returns: float64 [N, 1, H, W].
-    :raises ValueError: when the images are of another kind.
+    :raises ValueError: when the images have another dtype or shape.
     """
     _check(images)
     planes = images.to(torch.float64)
@@ -43,10 +43,10 @@ def psnr(image: Tensor, reference: Tensor, shave: int, channel: Channel = "y") -
 
         PSNR = 10 log10(255^2 / mean((image - reference)^2))
 
-    `channel` "y" is the protocol of the SR literature (SRCNN, arXiv:1501.00092; EDSR,
-    arXiv:1707.02921) with `shave` = scale: on `luma`, borders cut. "rgb" takes the mean over the
-    three channels and is lower, by 20 log10(255 / 219) = 1.32 dB where their errors are equal:
-    never compare the one with the other.
+    With `channel` "y" and `shave` = scale it is the protocol of the SR literature (SRCNN,
+    arXiv:1501.00092; EDSR, arXiv:1707.02921): on `luma`, with the borders cut. "rgb" takes the mean
+    over the three channels. It is lower, by 20 log10(255 / 219) = 1.32 dB where the channels have
+    equal errors: never compare "y" with "rgb".
 
     :param image, reference: uint8 [N, C, H, W], C 3 or 1.
     :param shave: pixels to cut from every side.
@@ -63,9 +63,9 @@ def ssim(image: Tensor, reference: Tensor, shave: int, channel: Channel = "y") -
 
         SSIM = (2 m1 m2 + c1)(2 s12 + c2) / ((m1^2 + m2^2 + c1)(s1 + s2 + c2))
 
-    Local means m, variances s1 and s2 and covariance s12 under an 11x11 Gaussian of sigma 1.5,
-    only where the window fits; c1 = (0.01 255)^2, c2 = (0.03 255)^2; population variances, no
-    downsampling. "rgb" is the mean over the channels.
+    m1 and m2 are local means, s1 and s2 variances, s12 the covariance, under an 11x11 Gaussian
+    window of sigma 1.5, only where the window fits; c1 = (0.01 255)^2, c2 = (0.03 255)^2;
+    population variances, no downsampling. "rgb" is the mean over the channels.
 
     :param image, reference: uint8 [N, C, H, W], C 3 or 1.
     :param shave: pixels to cut from every side.
@@ -77,10 +77,10 @@ def ssim(image: Tensor, reference: Tensor, shave: int, channel: Channel = "y") -
 
 
 def ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The two factors of `ssim`: agreement of the local means, and of contrast with structure.
+    """The two factors of `ssim`: luminance (local means), and contrast with structure.
 
     :param a, b: planes in 0..255, float [N, C, H, W], at least 11x11.
-    :returns: [N, C, H - 10, W - 10] each.
+    :returns: two tensors [N, C, H - 10, W - 10].
     """
     mean_a, mean_b, square_a, square_b, product = (
         _blur(maps) for maps in (a, b, a * a, b * b, a * b)
@@ -94,14 +94,14 @@ def ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def high_frequency_ratio(image: Tensor, reference: Tensor, scale: int) -> Tensor:
-    """Detail that LR cannot hold, in the image as a share of that in the reference.
+    """The power of the detail that LR cannot hold: the image's, divided by the reference's.
 
         ratio = sum |F(w (Y - mean Y))|^2 of the image / the same of the reference,
                 over the frequencies farther than 0.5 / scale cycles a pixel from zero
 
     Y is `luma`, w a Hann window over both sides, F the discrete Fourier transform. 1 is right;
     below 1 the image is too smooth (a network trained for PSNR alone), above 1 it is too sharp or
-    noisy. It asks whether there is as much detail, not whether it is in the right place.
+    noisy. The ratio measures the amount of detail, not whether it is in the right place.
 
     :param image, reference: uint8 [N, C, H, W], C 3 or 1.
     :param scale: HR side / LR side, so that 0.5 / scale is the Nyquist frequency of LR.
@@ -113,12 +113,12 @@ def high_frequency_ratio(image: Tensor, reference: Tensor, scale: int) -> Tensor
 
 
 def stride_power(images: Tensor, stride: int) -> Tensor:
-    """Spectral power at the multiples of 1 / stride: that of a pattern with this period.
+    """Spectral power at the multiples of 1 / stride: the power of a pattern with this period.
 
         P = 1/12 + mean over tiles and over (k, l) != (0, 0) of |F(v Y)(k / s, l / s)|^2 / sum v^2
 
-    Y is `luma` less its mean, in whole tiles of 8 s x 8 s pixels under a Hann window v, k and l are
-    0 .. s - 1; 1/12 is the power of rounding to 8 bits.
+    s is the stride. Y is `luma` minus its mean, in whole tiles of 8 s x 8 s pixels under a Hann
+    window v; k and l are 0 .. s - 1; 1/12 is the power of rounding to 8 bits.
 
     :param images: uint8 [N, C, H, W], each side at least 4 strides.
     :returns: float64 [N].
@@ -136,7 +136,7 @@ def stride_power(images: Tensor, stride: int) -> Tensor:
 
 
 def _power_beyond(planes: Tensor, frequency: float) -> Tensor:
-    """Spectral power farther from zero than a frequency in cycles a pixel: [N]."""
+    """Spectral power [N] beyond a distance from frequency zero, in cycles per pixel."""
     height, width = planes.shape[-2:]
     window = _hann(height, planes.device)[:, None] * _hann(width, planes.device)
     centred = planes - planes.mean(dim=(2, 3), keepdim=True)
@@ -148,7 +148,7 @@ def _power_beyond(planes: Tensor, frequency: float) -> Tensor:
 
 
 def _hann(size: int, device: torch.device) -> Tensor:
-    # without its two zeros, which would lose the outermost pixels
+    # without the two zeros at its ends, which would remove the outermost pixels
     return torch.hann_window(size + 2, periodic=False, dtype=torch.float64, device=device)[1:-1]
 
 
@@ -168,11 +168,11 @@ def _blur(planes: Tensor) -> Tensor:
 def _planes(
     image: Tensor, reference: Tensor, shave: int, channel: Channel, smallest: int
 ) -> tuple[Tensor, Tensor]:
-    """The planes to compare, float64, borders cut; at least `smallest` pixels a side are left."""
+    """The planes to compare, float64, with borders cut; each side keeps at least `smallest`."""
     if image.shape != reference.shape:
         raise ValueError(f"the images differ in shape: {[*image.shape]} and {[*reference.shape]}")
     if channel not in ("y", "rgb"):
-        raise ValueError(f"channel is 'y' or 'rgb', not {channel!r}")
+        raise ValueError(f"channel must be 'y' or 'rgb', not {channel!r}")
     _check(image)
     _check(reference)
     height, width = image.shape[-2:]
@@ -189,6 +189,6 @@ def _planes(
 
 def _check(images: Tensor) -> None:
     if images.dtype != torch.uint8:
-        raise ValueError(f"the measures want uint8 images, not {images.dtype}: see to_uint8")
+        raise ValueError(f"the measures take uint8 images, not {images.dtype}; use to_uint8")
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images are [N, C, H, W] with 3 channels or 1, not {[*images.shape]}")
+        raise ValueError(f"images must be [N, C, H, W], C 3 or 1, not {[*images.shape]}")

@@ -1,4 +1,4 @@
-"""Bicubic resampling as MATLAB's imresize does it, and the ways to and from 8 bit."""
+"""Bicubic resampling as in MATLAB's imresize, and conversion to and from 8 bits."""
 
 import math
 from functools import cache
@@ -15,13 +15,14 @@ def resize(images: Tensor, size: Size, antialias: bool = True) -> Tensor:
         out = R images C^T,  R [h, H] over the rows (first), C [w, W] over the columns
 
     The kernel is Keys' cubic with a = -0.5 (IEEE TASSP 29(6), 1981), stretched by H / h when
-    shrinking with `antialias`; indices beyond the edge take the edge pixel. That is MATLAB's
-    imresize, not `F.interpolate(antialias=True)`, which drops the taps beyond the edge: up to 0.03
-    apart in the outermost 2 pixels of the smaller image, equal elsewhere. For the same reason a
-    crop shrunk differs at its border from the same crop of the shrunk image.
+    shrinking with `antialias`; beyond the edge the edge pixel is repeated. This is MATLAB's
+    imresize. `F.interpolate(antialias=True)` drops the taps beyond the edge instead: it differs by
+    up to 0.03 in the outermost 2 pixels of the smaller image and is equal elsewhere. For the same
+    reason a shrunk crop differs at its border from the same crop of the shrunk image.
 
-    Differentiable, neither rounded nor clipped (it overshoots 0..1 at sharp edges). Computed in
-    at least float32, also under autocast. The matrices are kept: H h + W w numbers a size.
+    The result is differentiable, and neither rounded nor clipped (it overshoots 0..1 at sharp
+    edges). It is computed in at least float32, also under autocast. The matrices stay in memory:
+    H h + W w numbers for each pair of sizes.
 
     :param images: [N, C, H, W], any float dtype, any device.
     :param size: (h, w), each at least 1; the two sides may have different factors.
@@ -29,8 +30,8 @@ def resize(images: Tensor, size: Size, antialias: bool = True) -> Tensor:
     :raises ValueError: when the images are not floating point or a side is less than 1.
     """
     if not images.is_floating_point():
-        raise ValueError(f"resize wants float images, not {images.dtype}: see resize_exact")
-    # where TF32 may take a product of float32 matrices: errors of 0.2 grey levels
+        raise ValueError(f"resize takes float images, not {images.dtype}; use resize_exact")
+    # where torch may compute float32 products in TF32, with errors of 0.2 grey levels
     coarse = images.is_cuda and torch.get_float32_matmul_precision() != "highest"
     precision = torch.float64 if coarse or images.dtype == torch.float64 else torch.float32
     rows = _weights(images.shape[-2], size[0], antialias, precision, images.device)
@@ -40,11 +41,12 @@ def resize(images: Tensor, size: Size, antialias: bool = True) -> Tensor:
 
 
 def resize_exact(images: Tensor, size: Size) -> Tensor:
-    """Shrink or enlarge 8-bit images as the published LR files were made, bit for bit.
+    """Shrink or enlarge 8-bit images; the result equals the published LR files in every bit.
 
-    The bicubic of `resize`, but the result of each of its two passes, rows first, is rounded half
-    up and clipped to 0..255. The weights are integers over a common denominator, so ties round as
-    they should (exact up to sides of 10 000 pixels). Within 0.02 dB of `resize` rounded once.
+    This is the bicubic interpolation of `resize`, but each of the two passes, rows first, is
+    rounded half up and clipped to 0..255. The weights are integers over a common denominator, so
+    ties are rounded correctly (exact up to sides of 10 000 pixels). The result is within 0.02 dB of
+    `resize` rounded once.
 
     :param images: uint8 [..., H, W].
     :param size: (h, w), each at least 1.
@@ -52,7 +54,7 @@ def resize_exact(images: Tensor, size: Size) -> Tensor:
     :raises ValueError: when the images are not uint8 or a side is less than 1.
     """
     if images.dtype != torch.uint8:
-        raise ValueError(f"resize_exact wants uint8 images, not {images.dtype}: see to_uint8")
+        raise ValueError(f"resize_exact takes uint8 images, not {images.dtype}; use to_uint8")
     if images.device.type == "mps":  # which has no float64
         return resize_exact(images.cpu(), size).to(images.device)
     rows = _taps(images.shape[-2], size[0], True, images.device)
@@ -62,9 +64,9 @@ def resize_exact(images: Tensor, size: Size) -> Tensor:
 
 
 def round_to_8_bits(images: Tensor) -> Tensor:
-    """Images with the values an 8-bit file can hold: the nearest k / 255, half up, in 0..1.
+    """Round images to the values of an 8-bit file: the nearest k / 255, half up, in 0..1.
 
-    The gradient is zero everywhere: not for use between a generator and its loss.
+    The gradient is zero everywhere, so do not use it between a generator and its loss.
 
     :param images: float, any shape.
     :returns: the same shape and dtype.
@@ -78,9 +80,9 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Float32 images in 0..1 from 8-bit ones, to the last bit alike on every device."""
+    """Float32 images in 0..1 from 8-bit images, with the same bits on every device."""
     levels = images.to(torch.float32, copy=True)
-    # by a number CUDA multiplies with its reciprocal, by a tensor it divides
+    # CUDA divides by a tensor, but for a plain number it multiplies by the reciprocal
     return levels.div_(torch.full((), 255.0, device=images.device))
 
 
@@ -103,8 +105,8 @@ def _weights(
     return _MATRICES[key]
 
 
-# for good: a captured CUDA graph reads a matrix by its address; a plain dict, since torch.compile
-# looks through functools.cache and would make the matrix anew at each call
+# Kept for ever: a captured CUDA graph reads a matrix by its address. A plain dict: torch.compile
+# ignores functools.cache and would make the matrix again at each call.
 _MATRICES: dict[tuple[int, int, bool, torch.dtype, torch.device], Tensor] = {}
 
 
@@ -119,14 +121,14 @@ def _new_weights(
 @cache
 @torch.inference_mode(False)
 def _taps(old: int, new: int, antialias: bool, device: torch.device) -> Tensor:
-    """The same matrix before division by the sums of its rows: integers, in float64.
+    """The matrix of `_weights` before division by the sums of its rows: integers, in float64.
 
-    Output pixel i lies at u = (i + 1/2) old / new - 1/2 and weighs the input pixel j by
-    cubic((u - j) min(1, new / old)): a cubic polynomial of a fraction whose denominator is known,
-    so an integer over a common denominator.
+    Output pixel i lies at u = (i + 1/2) old / new - 1/2, and input pixel j has the weight
+    cubic((u - j) min(1, new / old)). This is a cubic polynomial of a fraction with a known
+    denominator, so it is an integer over a common denominator.
     """
     if min(old, new) < 1:
-        raise ValueError(f"cannot resize a side of {old} pixels to {new}: must be at least 1")
+        raise ValueError(f"cannot resize a side of {old} pixels to {new}: both must be at least 1")
     common = math.gcd(old, new)
     p, q = old // common, new // common
     beyond = 2 * math.ceil(max(1, p / q)) + 1
@@ -140,7 +142,7 @@ def _taps(old: int, new: int, antialias: bool, device: torch.device) -> Tensor:
 
 
 def _cubic(numerator: Tensor, d: int) -> Tensor:
-    """Keys' cubic, a = -0.5, of |numerator / d|, times 2 d^3: an integer."""
+    """Keys' cubic with a = -0.5 at |numerator / d|, times 2 d^3, which is an integer."""
     t = numerator.abs().clamp(max=2 * d)  # it is zero from 2 on
     inner = 3 * t**3 - 5 * d * t**2 + 2 * d**3
     outer = -(t**3) + 5 * d * t**2 - 8 * d**2 * t + 4 * d**3

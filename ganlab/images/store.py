@@ -1,4 +1,4 @@
-"""Many images as one block of bytes, from which crops are cut by index arithmetic."""
+"""A store of many images as one block of bytes; crops are cut by index arithmetic."""
 
 import hashlib
 import json
@@ -26,15 +26,15 @@ _HASHED_BYTES = 64 * 2**20
 _PIECE = 256 * 2**20
 
 Images = Callable[[int], Iterable[tuple[str, Tensor]]]
-"""Named images, each uint8 [3, H, W], from the one of this number on."""
+"""A function that gives named images, each uint8 [3, H, W], from the image of a number on."""
 
 
 class ImageStore:
     """RGB images of any sizes, kept as 8-bit pixels in RAM, in a mapped file or on a device.
 
-    A crop costs the same from a hundred images and from a hundred thousand, and from a mapped
-    file reads only its own pixels. Pixels lie as [H, W, 3], image after image, so that a crop of
-    a mapped file touches one piece of the disk per row.
+    A crop takes the same time from a hundred images and from a hundred thousand. In a mapped file
+    a crop reads only its own pixels. Pixels are stored as [H, W, 3], image after image, so each row
+    of a crop is one piece of the disk.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ImageStore:
     ) -> None:
         """:param pixels: the concatenation of all images, each [H, W, 3], flattened.
 
-        :param sizes: (H, W) of each.
+        :param sizes: (H, W) of each image.
         """
         self.names = names
         self.sizes = torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)
@@ -66,7 +66,7 @@ class ImageStore:
 
     @classmethod
     def open(cls, path: Path) -> "ImageStore":
-        """Map a saved store; nothing but its index is read (and its hash, below 64 MiB).
+        """Map a saved store; only its index is read (below 64 MiB all of it, to check the hash).
 
         :raises ImageError: when the file is missing, incomplete or damaged.
         """
@@ -80,9 +80,9 @@ class ImageStore:
 
     @classmethod
     def cached(cls, path: Path, images: Images) -> "ImageStore":
-        """The store saved at `path`; made by `save` first when missing or damaged.
+        """The store saved at `path`; `save` makes it first if it is missing or damaged.
 
-        Of several processes one builds and the others wait.
+        Among several processes one makes it and the others wait.
         """
         try:
             return cls.open(path)
@@ -104,10 +104,10 @@ class ImageStore:
 
     @staticmethod
     def save(path: Path, images: Images) -> None:
-        """Write named images, each uint8 [3, H, W], as a file for `open`; all of it or nothing.
+        """Write named images, each uint8 [3, H, W], as a file for `open`, completely or not at all.
 
-        Images are written as they come, never all held in RAM. What was written before a process
-        was killed is used by the next one.
+        Images are written one by one and never all held in RAM. If the process is killed, the next
+        one continues from the images already written.
         """
         part, notes = path.with_name(path.name + ".part"), path.with_name(path.name + ".notes")
         known, digest = _written_before(part, notes)
@@ -118,10 +118,10 @@ class ImageStore:
                 known.append({"name": name, "size": [*image.shape[1:]], "crc": zlib.crc32(row)})
                 file.write(row)
                 file.flush()
-                # after its pixels: a note says that they are there
+                # after the pixels: a note means that they are written
                 lines.write(json.dumps(known[-1]) + "\n")
                 lines.flush()
-            # the index comes last, as sizes are known only then
+            # the index comes last, because the sizes are known only then
             sizes, names = ([note[key] for note in known] for key in ("size", "name"))
             index = {"sizes": sizes, "names": names, "sha256": digest.hexdigest()}
             text = json.dumps(index).encode()
@@ -140,7 +140,7 @@ class ImageStore:
 
     @property
     def device(self) -> torch.device:
-        """Where crops are cut."""
+        """The device on which crops are cut."""
         return torch.device("cpu") if self._resident is None else self._resident.device
 
     def image(self, index: int) -> Tensor:
@@ -157,12 +157,12 @@ class ImageStore:
         return self.names[index], height, width
 
     def to(self, device: torch.device) -> "ImageStore":
-        """Keep the pixels on this device from now on, so that crops are cut there. Returns self."""
+        """Copy the pixels to a device, so that crops are cut there. Returns self."""
         if device.type == "cpu":
             return self
         self._resident = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
         for piece, start in zip(self._resident.split(_PIECE), count(0, _PIECE), strict=False):
-            # piece by piece, so that a mapped file is never whole in RAM
+            # in pieces, so that a mapped file is never completely in RAM
             piece.copy_(torch.from_numpy(np.array(self._pixels[start : start + len(piece)])))
         return self
 
@@ -177,17 +177,19 @@ class ImageStore:
     ) -> Tensor:
         """Cut random square crops.
 
-        Every image is equally likely, whatever its size; so is every position in it, and every
-        one of the 2 (flips), 4 (turns) or 8 (both) ways to lay the crop down.
+        Every image is equally likely, whatever its size. So is every position in it, and each of
+        the 2 (flips), 4 (turns) or 8 (both) orientations of the crop.
 
         :param size: side in pixels.
-        :param generator: on the CPU; None draws from torch's own. The draws do not depend on
-            `device` nor on `flips` and `turns`.
+        :param generator: a generator on the CPU; None uses torch's default one. The draws do not
+            depend on `device`, `flips` or `turns`.
         :returns: float32 [batch_size, 3, size, size] in 0..1, on `device`.
         :raises ValueError: when an image (`smallest()`) has a side shorter than `size`.
         """
         if size > self._shortest:
-            raise ValueError(f"no crop of {size} pixels fits an image of {self._shortest}")
+            raise ValueError(
+                f"a crop of {size} pixels does not fit into an image of {self._shortest}"
+            )
         which = torch.randint(len(self), (batch_size,), generator=generator)
         # float64, so that every position of the largest image can be reached
         place = torch.rand(2, batch_size, generator=generator, dtype=torch.float64)
@@ -200,7 +202,7 @@ class ImageStore:
     def _windows(self, which: Tensor, place: Tensor, pose: Tensor, size: int) -> Tensor:
         """First byte, step per row and step per column of each crop, int64 [3, N].
 
-        A flip is a negative step, a transposition swaps the two steps; bit 0 of `pose` mirrors,
+        A flip is a negative step; a transposition swaps the two steps. Bit 0 of `pose` mirrors;
         bits 1 and 2 together turn by 0, 90, 180 or 270 degrees.
         """
         height, width = self.sizes[which].unbind(1)
@@ -217,7 +219,7 @@ class ImageStore:
         return torch.stack([start, torch.where(up, -row, row), torch.where(back, -column, column)])
 
     def _cut_on_host(self, windows: Tensor, size: int) -> Tensor:
-        # a strided view per crop: three times faster than gathering pixels by their indices
+        # a strided view for each crop: three times faster than collecting pixels by index
         crops = np.empty((windows.shape[1], 3, size, size), np.uint8)
         for crop, (start, row, column) in zip(crops, windows.t().tolist(), strict=True):
             crop[:] = np.ndarray(crop.shape, np.uint8, self._pixels, start, (1, row, column))
@@ -232,16 +234,16 @@ class ImageStore:
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
+    """The tensor on the device; the CPU does not wait for the copy."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _written_before(part: Path, notes: Path) -> tuple[list[dict[str, Any]], Any]:
-    """The images of an unfinished store that are whole, and the sha256 of their pixels so far.
+    """The complete images of an unfinished store, and the sha256 of their pixels.
 
-    What comes after them is cut off.
+    Everything after them is cut off.
     """
     known: list[dict[str, Any]] = []
     digest, length = hashlib.sha256(), 0
@@ -272,18 +274,18 @@ def _flat(name: str, image: Tensor) -> NDArray[np.uint8]:
 
 
 def _read_index(path: Path) -> tuple[dict, int]:
-    """The index of a saved store, and how many bytes of pixels come before it."""
+    """The index of a saved store, and the number of bytes of pixels before it."""
     with path.open("rb") as file:
         end = file.seek(0, 2) - _TAIL.size
         file.seek(max(end, 0))
         length, magic = _TAIL.unpack(file.read())
         if magic != _MAGIC or not 0 < length <= end:
-            raise ValueError("it does not end as one")
+            raise ValueError("its end is missing or damaged")
         file.seek(end - length)
         index = json.loads(file.read(length))
         pixels = end - length
         if pixels <= _HASHED_BYTES:
             file.seek(0)
             if hashlib.sha256(file.read(pixels)).hexdigest() != index["sha256"]:
-                raise ValueError("its pixels are not those that were saved")
+                raise ValueError("its pixels have changed since it was saved")
     return index, pixels

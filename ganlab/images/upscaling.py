@@ -1,4 +1,4 @@
-"""A generator applied to images of any size, tile by tile, without seams."""
+"""Applies a generator to images of any size, tile by tile, without seams."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
@@ -20,26 +20,26 @@ def upscale(
     overlap: int = 16,
     multiple: int = 8,
 ) -> Tensor:
-    """Enlarge images by the generator, in tiles that fit into memory.
+    """Enlarge images with the generator, in tiles that fit into memory.
 
-    The right and bottom edge pixels are repeated up to a multiple of `multiple`, and what was
-    made of them is cut off again, so a network that halves its input needs no even sizes. Every
-    tile sees `overlap` more pixels than it is kept for, on each side that is not an edge of the
-    image. A network whose receptive field reaches no further gives the same numbers as in one
-    piece; one that reaches further gives a difference that fades with the distance. An image
-    that fits into one tile is never cut. Tiles of equal size are shown together, up to the pixels
-    of one whole tile, so the generator must not mix the images of a batch, and `tile` bounds the
-    memory however many images there are. Neither clamped nor rounded; no gradient.
+    The right and bottom edge pixels are repeated up to a multiple of `multiple`, and their part of
+    the result is cut off again, so a network that halves its input does not need even sizes. On
+    each side that is not an edge of the image, a tile has `overlap` more pixels than are kept. A
+    network whose receptive field reaches no further gives the same numbers as for the whole image;
+    one that reaches further gives a difference that fades with the distance. An image that fits
+    into one tile is never cut. Tiles of equal size form batches, up to the pixels of one whole
+    tile. So the generator must not mix the images of a batch, and `tile` limits the memory for any
+    number of images. The result is neither clamped nor rounded, and has no gradient.
 
     :param generator: a module in eval mode, from [N, C, h, w] to [N, c, scale h, scale w].
     :param images: LR, [N, C, h, w], at least 1x1, on the device of the generator.
-    :param tile: the largest side the generator is shown, in LR pixels; rounded down to a
+    :param tile: the largest side of the generator's input, in LR pixels; rounded down to a
         multiple of `multiple`.
     :param overlap: in LR pixels.
-    :param multiple: of the sides that the generator takes; 1 for one that takes any. Tiles begin
-        at multiples of it.
+    :param multiple: the generator takes sides that are multiples of this number; 1 means any
+        side. Tiles begin at multiples of it.
     :returns: [N, c, scale h, scale w].
-    :raises ValueError: when 2 overlap is no multiple of `multiple`, or not smaller than a tile.
+    :raises ValueError: when 2 overlap is not a multiple of `multiple`, or not smaller than a tile.
     """
     tile -= tile % multiple
     if 2 * overlap % multiple or not 0 <= 2 * overlap < tile:
@@ -65,7 +65,7 @@ def upscale(
         if result is None:
             result = made.new_empty(len(images), made.shape[1], *(scale * side for side in shape))
         for (number, top, left), picture in zip(several, made, strict=True):
-            # the far margins that this tile leaves behind are overwritten by its neighbours, later
+            # the right and bottom margins of this tile are later overwritten by its neighbours
             margin_y, margin_x = (scale * overlap if start else 0 for start in (top, left))
             y, x = scale * top + margin_y, scale * left + margin_x
             kept = picture[:, margin_y:, margin_x:]
@@ -77,9 +77,9 @@ def upscale(
 def of_one_size(
     items: Iterable[Item], size: Callable[[Item], tuple[int, ...]], pixels: int
 ) -> Iterator[list[Item]]:
-    """Neighbours of one size, as many at a time as have `pixels` pixels together; at least one.
+    """Groups of consecutive items of one size, with up to `pixels` pixels; at least one item each.
 
-    When taking an item fails, those before it come first.
+    When an item raises an error, the items before it are yielded first.
 
     :param items: taken one by one, as they are needed.
     :param size: (..., height, width) of an item.
@@ -103,6 +103,6 @@ def of_one_size(
 
 
 def _starts(side: int, tile: int, overlap: int) -> range:
-    """Where tiles begin along a side: they cover it, each 2 overlap over the one before."""
+    """Where tiles begin along a side: they cover it, and neighbours share 2 overlap pixels."""
     step = tile - 2 * overlap
     return range(0, max(side - 2 * overlap, 1), step)

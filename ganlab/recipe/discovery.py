@@ -1,7 +1,7 @@
-"""From the name of a plugin, or a .py file beside the recipe, to its class.
+"""Finds the class of a plugin, from its name or from a .py file beside the recipe.
 
-The entry-point group `ganlab` is the registry: whatever distribution is installed adds to it.
-Only what a recipe names is imported.
+The entry-point group `ganlab` is the registry: every installed distribution can add to it. Only
+the plugins that a recipe names are imported.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ GROUP = "ganlab"
 
 @dataclass(frozen=True, slots=True)
 class PluginSource:
-    """Where a plugin's code came from, as a run records it."""
+    """The origin of a plugin's code, as the manifest records it."""
 
     name: str
     distribution: str
@@ -51,10 +51,10 @@ def installed() -> dict[str, EntryPoint]:
 
 
 def find_plugin(use: str, origin: Origin, folder: Path) -> tuple[type[Plugin], PluginSource]:
-    """The class that a recipe's `use` means: an installed name, or './file.py' beside the recipe.
+    """The class for a recipe's `use`: an installed name, or './file.py' beside the recipe.
 
-    :param folder: of the recipe; code is run from there only, and said to be on stderr.
-    :raises RecipeError: when there is none, or it is not one Plugin class.
+    :param folder: the recipe's folder. Files are run only from there, and reported on stderr.
+    :raises RecipeError: when the plugin does not exist, or is not exactly one Plugin class.
     """
     if use.endswith(".py"):
         return _from_file(use, origin, folder.resolve())
@@ -111,7 +111,7 @@ def _from_file(use: str, origin: Origin, folder: Path) -> tuple[type[Plugin], Pl
     return classes[0], PluginSource(file.stem, "", "", file, digest, beside_recipe=True)
 
 
-@cache  # a plan reads the same recipes many times
+@cache  # once per line: a comparison reads the same recipes many times
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
 

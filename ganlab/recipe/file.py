@@ -1,4 +1,4 @@
-"""Recipe files as tables: TOML, `extends` merged, the file and line of every value kept."""
+"""Reads recipe files (TOML): merges `extends`, and keeps the file and line of every value."""
 
 import difflib
 import math
@@ -39,30 +39,30 @@ class Origin:
 
     @property
     def folder(self) -> Path:
-        """What a relative path written there is relative to."""
+        """The folder to which a relative path in this value refers."""
         return self.file.parent if self.file else Path.cwd()
 
 
 @dataclass(slots=True)
 class RecipeTable:
-    """A merged recipe, not yet validated, that knows where each of its values came from."""
+    """A merged recipe, not yet validated, with the origin of each value."""
 
     file: Path
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[Key, Origin] = field(default_factory=dict)
 
     def origin(self, *key: str) -> Origin:
-        """Of the value at this key, or of the nearest table around it."""
+        """The origin of the value at this key, or of the nearest table around it."""
         return _nearest(self.origins, key) or Origin(self.file)
 
     def states(self, key: Key) -> bool:
-        """Whether the recipe has a value at this key, so that it is no default."""
+        """Whether the recipe has a value at this key; if not, the default applies."""
         return _holds(self.values, key)
 
     def merge(self, values: dict[str, Any], origins: dict[Key, Origin], at: Key = ()) -> None:
-        """Lay values over these: tables merge, `plugins.x = false` drops, all else replaces.
+        """Merge new values in: tables merge, `plugins.x = false` drops x, all else is replaced.
 
-        :param origins: of the values laid over; a key without one is where its table is.
+        :param origins: of the new values; a key without an origin has that of its table.
         """
         target = self.values
         for part in at:
@@ -74,8 +74,8 @@ class RecipeTable:
             if value is False and at == ("plugins",):
                 if name not in target:
                     raise RecipeError(
-                        f"{where}: {name} = false drops nothing: no plugin of that name is "
-                        f"inherited{did_you_mean(name, target)}"
+                        f"{where}: {name} = false drops nothing: the recipe inherits no plugin of "
+                        f"this name{did_you_mean(name, target)}"
                     )
                 del target[name]
                 self._forget(key)
@@ -93,9 +93,9 @@ class RecipeTable:
 
 
 def read_recipe(path: Path, overrides: Iterable[str] = ()) -> RecipeTable:
-    """Read a recipe file with all that it extends, and lay `--set` overrides over it.
+    """Read a recipe file and the files that it extends, then apply the `--set` overrides.
 
-    :raises RecipeError: naming file and line, for everything that is wrong in the text itself.
+    :raises RecipeError: with file and line, for every fault in the text itself.
     """
     table = RecipeTable(path)
     for file, values, origins in _lineage(path):
@@ -110,7 +110,7 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> RecipeTable:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean 'x'?' when a known word is near, else nothing."""
+    """The text "; did you mean 'x'?" when a known word x is similar, else an empty text."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 
@@ -180,7 +180,7 @@ def _read_text(path: Path) -> str:
 
 
 def _locate(text: str, values: dict[str, Any]) -> dict[Key, int]:
-    """The line of each key that begins a line. Keys of an inline table are on their table's."""
+    """The line of each key that begins a line. A key in an inline table has its table's line."""
     lines: dict[Key, int] = {}
     table: Key = ()
     for number, line in enumerate(text.splitlines(), 1):
@@ -189,7 +189,7 @@ def _locate(text: str, values: dict[str, Any]) -> dict[Key, int]:
             lines.setdefault(table, number)
         elif entry := _ENTRY.match(line):
             key = (*table, *_split(entry[1]))
-            if _holds(values, key):  # not a line of a multi-line string
+            if _holds(values, key):  # else it is a line of a multi-line string
                 lines.setdefault(key, number)
     return lines
 
@@ -227,7 +227,7 @@ def _leaves(value: Any, key: Key) -> Iterator[tuple[Key, Any]]:
 
 
 def _refuse_nonsense(values: Any, key: Key, place: Any) -> None:
-    """TOML has values that no option takes: nan, inf, dates."""
+    """Refuse the TOML values that no option takes: nan, inf, dates."""
     for where, value in _leaves(values, key):
         if isinstance(value, float) and not math.isfinite(value):
             raise RecipeError(f"{place(where)}: {where[-1]} = {value} is not a finite number")
@@ -238,7 +238,7 @@ def _refuse_nonsense(values: Any, key: Key, place: Any) -> None:
 
 
 def _set(table: RecipeTable, override: str) -> None:
-    """Apply one `--set key=value`; the value is TOML, or else text as it stands."""
+    """Apply one `--set key=value`; a value that is not valid TOML is taken as text."""
     dotted, equals, written = override.partition("=")
     origin = Origin(None, text=override)
     try:
@@ -265,7 +265,7 @@ def _set(table: RecipeTable, override: str) -> None:
         inner = inner.get(part, {})
         if not isinstance(inner, dict):
             raise RecipeError(
-                f"{origin}: {part} is {inner!r}, no table; set it whole, such as "
+                f"{origin}: {part} is {inner!r}, not a table; set the whole table, such as "
                 f"{'.'.join(key[:-1]).removeprefix('plugins.')}={{ from = 1, to = 0, over = 100 }}"
             )
     table.merge({name: value}, {key: origin}, tuple(tables))
@@ -279,7 +279,7 @@ def _value(written: str) -> Any:
 
 
 def _shown(path: Path) -> str:
-    """A path as the user would type it from here."""
+    """A path as the user would type it in the current folder."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -1,4 +1,4 @@
-"""From a recipe file to checked settings and plugins; complaints about options are worded here."""
+"""Makes checked settings and plugins from a recipe file, with clear messages for wrong options."""
 
 import json
 import os
@@ -29,7 +29,7 @@ class Recipe(BaseModel):
     )
 
     iterations: int = Field(ge=1)
-    """How many iterations the run has; the step is the clock, there are no epochs."""
+    """How many iterations the run has; there are no epochs."""
     batch_size: int = Field(16, ge=1)
     """Samples in each step's batch."""
     d_steps: int = Field(1, ge=0)
@@ -37,46 +37,49 @@ class Recipe(BaseModel):
     g_steps: int = Field(1, ge=1)
     """Generator updates an iteration, each on a fresh batch."""
     first: Literal["discriminator", "generator"] = "discriminator"
-    """Who moves first. "generator" (ESRGAN's code): one step each on one batch, and the
-    discriminator learns from the images that the generator made before it moved."""
+    """Which network takes its step first. "generator" (ESRGAN's code): one step each on one batch,
+    and the discriminator learns from the images that the generator made before its own step."""
     share_forward: bool = True
-    """With `first = "generator"`: run D once on these images for both steps, where plugins allow
-    it. Off changes nothing but time and memory."""
+    """With `first = "generator"`: run D once on G's images for both steps, where plugins allow it.
+    It changes only time and memory."""
     accumulate: int = Field(1, ge=1)
-    """Parts that a batch is cut into, taken one after another, their gradients summed: the same
-    step in less memory."""
+    """Number of parts that a batch is cut into. They are taken one after another and their
+    gradients summed: the same step in less memory."""
     activation_checkpointing: bool = False
-    """Compute what the blocks of the networks would keep for the backward pass once more there:
-    the same step in less memory, for the time of about one more forward pass."""
+    """Compute the activations inside the networks' blocks again in the backward pass: the same
+    step in less memory, for the time of about one more forward pass."""
     num_discriminators: int = Field(1, ge=1)
-    """How many plugins make a discriminator; every loss is the mean over them."""
+    """How many plugins make a discriminator; every loss is the mean over the discriminators."""
     seed: int = Field(0, ge=0)
-    """Every random stream is a function of it."""
+    """The number from which every random stream is computed."""
     compile: Literal["auto", "off", "networks", "graphs"] = "auto"
     """How steps are made quicker: "networks" by torch.compile, "graphs" as captured CUDA graphs,
-    "auto" graphs on CUDA and nothing on a CPU. What cannot be is named."""
+    "auto": graphs on CUDA and nothing on a CPU. A note names the steps where it is impossible."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Of the networks; bfloat16 is autocast on CUDA (float32 elsewhere), losses stay float32."""
+    """Precision of the networks. bfloat16 is autocast on CUDA (float32 elsewhere), and losses stay
+    float32."""
     tf32: bool = True
     """On CUDA: compute float32 convolutions in TF32, which keeps 10 bits of each factor, as torch
-    does by default. Off is full float32, and slower."""
+    does by default. `false` is full float32, and slower."""
     deterministic: bool = False
-    """On CUDA: the same numbers in every run, to the bit, as on a CPU; so a resumed run too. Takes
-    torch's deterministic algorithms, no search for quick ones, and no TF32."""
+    """On CUDA: the same numbers to the bit in every run, also in a resumed one, as on a CPU. It
+    uses torch's deterministic algorithms, no search for quick ones, and no TF32."""
     evaluate_every: int = Field(1000, ge=1)
-    """Iterations between evaluations, each with a sample picture; one more at the end."""
+    """Iterations between evaluations, each with a sample picture; there is one more at the end."""
     checkpoint_every: int = Field(1000, ge=1)
-    """Iterations between checkpoints; one more at the end."""
+    """Iterations between checkpoints; there is one more at the end."""
     report_every: int = Field(50, ge=1)
-    """Iterations between reading the losses from the device, and between plain log lines."""
+    """Iterations between two readings of the losses from the device, and between log lines."""
     watch_every: int = Field(50, ge=0)
-    """Iterations between looks at each loss's gradient and the game's health; 0 is never."""
+    """Iterations between measurements of each loss's gradient and of the game's health; 0 means
+    never."""
     on_verdict: Literal["carry on", "stop", "roll back"] = "carry on"
-    """When training is seen to fail: say so; stop; or go back to before it began, and stop."""
+    """What to do at a verdict: report it and carry on; stop; or go back to before the failure
+    began, and stop."""
     best_metric: str = "psnr_y"
     """The evaluation figure by which the best generator is kept."""
     best_is: Literal["highest", "lowest"] = "highest"
-    """Which value of that figure is the best: PSNR wants the highest, LPIPS the lowest."""
+    """Which value of that figure is the best: the highest for PSNR, the lowest for LPIPS."""
 
     _plugins: dict[str, Plugin] = PrivateAttr(default_factory=dict)
     _sources: dict[str, PluginSource] = PrivateAttr(default_factory=dict)
@@ -86,7 +89,7 @@ class Recipe(BaseModel):
 
     @property
     def plugins(self) -> dict[str, Plugin]:
-        """By instance name, in the order of the file."""
+        """The plugins by instance name, in the order of the file."""
         return self._plugins
 
     @property
@@ -95,7 +98,7 @@ class Recipe(BaseModel):
         return self._sources
 
     def origin(self, *key: str) -> str:
-        """Where the value at a key was written: file and line, `--set ...`, or "default"."""
+        """The place of the value at a key: file and line, `--set ...`, or "default"."""
         if self._table is None or not self._table.states(key):
             return "default"
         return str(self._table.origin(*key))
@@ -106,7 +109,7 @@ class Recipe(BaseModel):
 
     @property
     def name(self) -> str:
-        """What its runs are called: the file's name, unless it is a variant of that."""
+        """The name for its runs: the variant's name if it has one, else the file's name."""
         return self._name or self._file.stem
 
 
@@ -114,7 +117,7 @@ def load_recipe(file: Path | str, overrides: Iterable[str] = (), name: str = "")
     """Read, merge and validate a recipe; build its plugins.
 
     :param overrides: `key=value` strings, as given to `--set`.
-    :param name: of this variant of the file; its runs are called by it.
+    :param name: of this variant of the file; its runs get this name.
     :raises RecipeError: with file, line, fault and remedy.
     """
     table = read_recipe(Path(file), overrides)
@@ -129,9 +132,9 @@ def load_recipe(file: Path | str, overrides: Iterable[str] = (), name: str = "")
 
 
 def resolved(recipe: Recipe, copied: bool = True) -> str:
-    """The recipe as TOML with every value spelled out; running it again is the same run.
+    """The recipe as TOML with every value, defaults included; running it repeats the run.
 
-    :param copied: plugin files stand beside it as `<instance name>.py`, as in a run folder.
+    :param copied: whether plugin files lie beside it as `<instance name>.py`, as in a run folder.
     """
     document = tomlkit.document()
     document.add(tomlkit.comment("Every value spelled out, defaults too."))
@@ -172,11 +175,13 @@ def _settings(table: RecipeTable) -> Recipe:
 def _plugin(table: RecipeTable, name: str, options: Any) -> tuple[Plugin, PluginSource]:
     place = table.origin("plugins", name)
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", name):
-        raise RecipeError(f"{place}: '{name}' is no name: letters, digits, _ and - only")
+        raise RecipeError(
+            f"{place}: '{name}' is not a name: a letter, then at most 63 letters, digits, _ and -"
+        )
     if not isinstance(options, dict):
         shown = json.dumps(options)
         raise RecipeError(
-            f"{place}: plugins.{name} = {shown}: a plugin is a table of options: {name} = {{}}"
+            f"{place}: plugins.{name} = {shown}: a plugin has a table of options: {name} = {{}}"
         )
     options = dict(options)
     use = options.pop("use", name)
@@ -224,13 +229,13 @@ _BOUNDS = {
 
 
 def _worst(error: ValidationError) -> ErrorDetails:
-    """The one to complain of: an unknown key explains a missing one."""
+    """The error to report: an unknown key first, since it often explains a missing one."""
     found = error.errors(include_url=False)
     return next((e for e in found if e["type"] == "extra_forbidden"), found[0])
 
 
 def _complaint(error: ErrorDetails, model: type[BaseModel], kind: str) -> str:
-    """One sentence in the recipe's own words for what pydantic found."""
+    """An error of pydantic as one sentence, in the words of the recipe."""
     path = [part for part in error["loc"] if isinstance(part, str)]
     model = _innermost(model, path)
     key = ".".join(str(part) for part in error["loc"])
@@ -239,7 +244,7 @@ def _complaint(error: ErrorDetails, model: type[BaseModel], kind: str) -> str:
     match error["type"]:
         case "extra_forbidden":
             near = did_you_mean(path[-1], known)
-            return f"no {kind} '{key}'{near or '; there are: ' + ', '.join(known)}"
+            return f"no {kind} '{key}'{near or '; allowed: ' + ', '.join(known)}"
         case "missing":
             fields = model.model_fields.items()
             info = next((field for name, field in fields if path[-1] in (name, field.alias)), None)

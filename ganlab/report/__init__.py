@@ -1,4 +1,4 @@
-"""Reports: one self-contained page of a run or of a comparison."""
+"""Reports: one self-contained page about a run or a comparison."""
 
 import os
 from pathlib import Path
@@ -14,23 +14,23 @@ _OURS = '<meta name="generator" content="ganlab '
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a page that could not be written, or would overwrite what is not ganlab's.
+    """Check that a page can be written to this path, and overwrites only a page from ganlab.
 
-    :raises RecipeError: when it is so.
+    :raises RecipeError: when it cannot be written, or another file is in the way.
     """
     if path.is_dir():
-        raise RecipeError(f"{path} is a folder; name the page: -o {path / 'page.html'}")
+        raise RecipeError(f"{path} is a folder; name a file, as in -o {path / 'page.html'}")
     place = next(folder for folder in path.absolute().parents if folder.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise RecipeError(f"{path}: {place} is no folder that can be written to; choose another -o")
+        raise RecipeError(f"{path}: {place} is not a writable folder; choose another -o")
     if path.exists() and _OURS not in path.read_text(encoding="utf-8", errors="replace")[:4096]:
-        raise RecipeError(f"{path} exists and is no page of ganlab's; choose another -o")
+        raise RecipeError(f"{path} exists and is not a page from ganlab; choose another -o")
 
 
 def write_report(comparison: Comparison, path: Path) -> Path:
-    """Write the page of a comparison; only a page of ganlab's is overwritten.
+    """Write the page of a comparison; only a page from ganlab is overwritten.
 
-    :raises RecipeError: when another file is in the way, or it cannot be written.
+    :raises RecipeError: when the page cannot be written, or another file is in the way.
     """
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,9 +39,9 @@ def write_report(comparison: Comparison, path: Path) -> Path:
 
 
 def report_run(run: Path | str, path: Path | None = None) -> Path:
-    """Write the page of one run; into its folder, over the one before, when no path is given.
+    """Write the page of one run; without a path into its folder, over the page that is there.
 
-    :raises RecipeError: when it is no run folder.
+    :raises RecipeError: when `run` is not a run folder.
     """
     record = read_run(run)
     arm = Arm(record.folder.path.name, (record,))

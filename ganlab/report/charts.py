@@ -1,4 +1,4 @@
-"""Small charts as plain numbers in a box of 420 x 230, for the template to draw as SVG."""
+"""Small charts as plain numbers in a box of 420 x 230; the template draws them as SVG."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,15 +12,15 @@ from ganlab.runs.records import RunRecord, Series
 
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 8, 8, 36
-MOST_POINTS = 300  # of a line
-MARKED = 40  # points of a line that tell their value
+MOST_POINTS = 300  # in a line
+MARKED = 40  # points of a line that show their value
 
 Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A point that tells its value."""
+    """A point with a text that gives its value."""
 
     x: float
     y: float
@@ -29,7 +29,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A curve in the colour of its arm; bold is the mean over seeds."""
+    """A curve in the colour of its arm; a bold one is the mean over seeds."""
 
     arm: int
     bold: bool
@@ -67,7 +67,7 @@ class Chart:
 
 
 class Axis:
-    """Numbers to places along a side of the box, with round ticks; logarithmic when told."""
+    """One side of the box: maps numbers to places and has round ticks; logarithmic with `log`."""
 
     def __init__(
         self, values: Iterable[float], begin: float, end: float, log: bool = False
@@ -86,7 +86,7 @@ class Axis:
         return round(self.begin + share * (self.end - self.begin), 1)
 
     def ticks(self) -> tuple[Tick, ...]:
-        """Four to eight round numbers."""
+        """Ticks at four to eight round numbers."""
         step = 10 ** math.floor(math.log10((self.high - self.low) / 4))
         step *= next(m for m in (1, 2, 5, 10) if (self.high - self.low) / (step * m) <= 7)
         if self.log:
@@ -99,7 +99,7 @@ class Axis:
 
 
 def number(value: float) -> str:
-    """A number for people: thousands with commas, millions as powers of ten, few digits."""
+    """A number as text: thousands with commas, millions as powers of ten, few digits."""
     if 1000 <= abs(value) < 1e6 and value == round(value):
         return f"{value:,.0f}"
     return f"{value:.4g}".replace("e+0", "e").replace("e-0", "e-")
@@ -108,9 +108,9 @@ def number(value: float) -> str:
 def curves(
     title: str, unit: str, arms: Sequence[Arm], series: Sequence[list[Series]]
 ) -> Chart | None:
-    """A figure over iterations: each seed a thin line, an arm's mean over its seeds a bold one.
+    """Chart of a figure over iterations: thin lines for seeds, a bold one for an arm's mean.
 
-    :param series: of each arm, one a seed; missing ones left out.
+    :param series: for each arm, one series per seed; missing ones are left out.
     """
     every = [one for several in series for one in several if len(one.values)]
     if not every:
@@ -143,9 +143,9 @@ def curves(
 def plane(
     title: str, labels: tuple[str, str], points: Sequence[tuple[int, str, list[float], list[float]]]
 ) -> Chart | None:
-    """Two figures against each other, a point an arm with intervals over its seeds.
+    """Chart of two figures: one point per arm, with intervals over its seeds.
 
-    :param points: number of the arm (-1: bicubic), name, its values on x and on y, one a seed.
+    :param points: number of the arm (-1: bicubic), name, its values on x and on y, one per seed.
     """
     found = [(arm, name, interval(xs), interval(ys)) for arm, name, xs, ys in points if xs and ys]
     if not found:
@@ -171,7 +171,7 @@ def _between(found: Interval, axis: Axis) -> tuple[float, float] | None:
 
 
 def series_of(record: RunRecord, name: str) -> Series | None:
-    """A logged figure of a run, or one of its evaluations ("evaluation/psnr_y")."""
+    """Values of a run's logged figure, or of a figure of its evaluations ("evaluation/psnr_y")."""
     if not name.startswith("evaluation/"):
         return record.series.get(name)
     figure = name.removeprefix("evaluation/")
@@ -183,7 +183,7 @@ def series_of(record: RunRecord, name: str) -> Series | None:
 
 
 def _mean(several: Sequence[Series]) -> Series | None:
-    """Over the seeds that have a value at an iteration."""
+    """Mean over the seeds, at the iterations where all of them have a finite value."""
     several = [one for one in several if len(one.values)]
     if len(several) <= 1:
         return several[0] if several else None
@@ -194,12 +194,12 @@ def _mean(several: Sequence[Series]) -> Series | None:
         where = np.searchsorted(iterations, one.iterations[finite])
         np.add.at(sums, where, one.values[finite])
         np.add.at(counts, where, 1)
-    whole = counts == len(several)  # else the mean jumps where a seed ends
+    whole = counts == len(several)  # otherwise the mean jumps where a seed ends
     return Series(iterations[whole], sums[whole] / len(several)) if whole.any() else None
 
 
 def _thinned(one: Series) -> Series:
-    """At most so many points, each the mean of its stretch of iterations."""
+    """No more than `MOST_POINTS` points, each the mean of neighbouring ones."""
     size = math.ceil(len(one.values) / MOST_POINTS)
     if size <= 1:
         return one

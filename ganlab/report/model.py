@@ -1,4 +1,4 @@
-"""What a report shows: arms of runs, tables of differences, scores image by image."""
+"""The data of a report: arms with their runs, tables of differences, scores of each image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ Group = Literal["settings", "plugins", "code", "environment"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One difference; a value that a side has not is None."""
+    """One difference between two sides; None stands for a value that a side does not have."""
 
     kind: Literal["added", "removed", "changed"]
     key: str
@@ -24,7 +24,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One recipe of a comparison with its runs, one a seed."""
+    """One recipe of a comparison with its runs, one per seed."""
 
     name: str
     runs: tuple[RunRecord, ...]
@@ -36,31 +36,31 @@ class Row:
 
     arm: str
     value: Interval | None
-    """None when no seed of the arm got so far."""
+    """None when no seed of the arm got that far."""
     difference: Interval | None = None
-    """To the baseline, paired by seed; None for the baseline itself."""
+    """Difference from the baseline, paired by seed; None for the baseline itself."""
     unpaired: Interval | None = None
-    """The same as if the seeds had nothing in common."""
+    """The same difference, with an interval that ignores the pairing."""
     visible: float | None = None
-    """The smallest true effect that as many seeds would have detected, four times in five."""
+    """The smallest true effect that this number of seeds would detect in four of five cases."""
     words: str = ""
-    """"better", "no measurable effect", ...; "baseline" for that."""
+    """"better", "no measurable effect", ...; "baseline" for the baseline itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One figure of every arm, looked at in one way."""
+    """One figure of every arm, in one view: one choice of an evaluation for each run."""
 
     figure: str
     view: str
-    """"after 1,400 iterations", "after 93 s of training", "best checkpoint (chosen on ...)"."""
+    """"equal iterations, 1,400", "equal training time, 93 s", "best checkpoint of each run"."""
     higher_is_better: bool | None
     rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an arm cost: medians over its seeds."""
+    """The cost of an arm: medians over its seeds."""
 
     arm: str
     states: str
@@ -74,7 +74,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One held-out image: scores of each arm and differences to the baseline, over the seeds."""
+    """One held-out image: each arm's score and difference from the baseline, over the seeds."""
 
     image: str
     bicubic: float | None
@@ -84,20 +84,20 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """The images that an arm won and lost against the baseline, by their means over the seeds."""
+    """How many images an arm won and lost against the baseline, by means over the seeds."""
 
     won: int
     lost: int
     tied: int
     difference: Interval
-    """Over images."""
+    """Mean difference over images."""
     p: float | None
-    """Wilcoxon's signed-rank test over images; None for fewer than 6."""
+    """p value of Wilcoxon's signed-rank test over images; None for fewer than 6."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageTable:
-    """One figure image by image, the worst images of the last arm first."""
+    """One figure of every image; the worst images of the last arm come first."""
 
     figure: str
     higher_is_better: bool | None
@@ -107,7 +107,7 @@ class ImageTable:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All that the page and the terminal show. The first arm is the baseline."""
+    """Everything that the page and the terminal show. The first arm is the baseline."""
 
     title: str
     arms: tuple[Arm, ...]
@@ -115,7 +115,7 @@ class Comparison:
     costs: tuple[Cost, ...] = ()
     images: ImageTable | None = None
     chosen: Callable[[RunRecord], Evaluation | None] = lambda record: record.last
-    """The evaluation of a run that the first view compares."""
+    """Gives the evaluation of a run that the first view compares."""
     changes: dict[str, Sequence[Change]] = field(default_factory=dict)
-    """Of each arm's recipe against the baseline's."""
+    """Differences of each arm's recipe from the baseline's."""
     notes: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ from ganlab.runs.pictures import picture
 from ganlab.runs.records import RunRecord, Scores
 
 MOST_PICTURES = 8
-Section = tuple[str, str, str, list[Chart]]  # id, title, what the charts are
+Section = tuple[str, str, str, list[Chart]]  # id, title, explanation, charts
 TITLES = {"lr": "LR", "bicubic": "bicubic", "hr": "original"}
 
 
@@ -36,11 +36,11 @@ def _template() -> Template:
 
 
 def render(comparison: Comparison) -> str:
-    """The page, UTF-8 text; equal comparisons give equal pages.
+    """Render the page as UTF-8 text; equal comparisons give equal pages.
 
-    All text goes through jinja's escaping. The one style sheet and the one script are our own and
-    named by their hashes in the Content-Security-Policy, which allows nothing else but pictures
-    inside the page.
+    All text goes through jinja's escaping. The one style sheet and the one script are ganlab's
+    own. The Content-Security-Policy names them by their hashes. Apart from them, it allows only
+    pictures inside the page.
     """
     records = [run for arm in comparison.arms for run in arm.runs]
     css, js = (_own(name) for name in ("page.css", "page.js"))
@@ -55,7 +55,7 @@ def render(comparison: Comparison) -> str:
         comparison=comparison,
         version=__version__,
         policy=policy,
-        css=Markup(css),  # ours, and without </style>
+        css=Markup(css),  # ganlab's own, without </style>
         js=Markup(js),
         lead=_lead(comparison),
         contents=_contents(comparison, sections, bool(of_plane), bool(pictures)),
@@ -82,7 +82,7 @@ def render(comparison: Comparison) -> str:
 
 
 def _look(arm: int) -> str:
-    """The class of an arm's colour and dashes: seven, and once more with other dashes."""
+    """The CSS class of an arm's colour and dashes: seven, then the same with other dashes."""
     return "bicubic" if arm < 0 else f"arm{arm % 7}" + (" again" if arm > 6 else "")
 
 
@@ -96,20 +96,20 @@ def _hash(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """Control characters and marks that turn the writing direction, made visible."""
+    """Make control characters visible, and marks that change the writing direction."""
     hidden = {*range(32), 127, *range(0x80, 0xA0), 0x200E, 0x200F, 0x2028, 0x2029}
     hidden |= {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-    hidden |= {*range(0xD800, 0xE000)}  # of file names that are not UTF-8
+    hidden |= {*range(0xD800, 0xE000)}  # from file names that are not UTF-8
     hidden -= {9, 10}
     return text.translate({code: f"\\u{code:04x}" for code in hidden})
 
 
 def _lead(comparison: Comparison) -> str:
-    """The outcome in a sentence: the first figure of the first view."""
+    """One sentence with the outcome: the first figure of the first view."""
     if len(comparison.arms) == 1:
         return _of_one_run(comparison.arms[0].runs[0])
     if not comparison.tables:
-        return "No run has been judged yet."
+        return "No run has been evaluated yet."
     table = comparison.tables[0]
     parts = [
         f"{row.arm}: {row.words}" + (f" ({shown(row.difference, True)})" if row.difference else "")
@@ -154,7 +154,7 @@ def _views(comparison: Comparison) -> list[tuple[str, list[Table]]]:
 
 
 def _bars(table: Table) -> list[dict[str, float] | None]:
-    """The interval of each row's difference in a box of 120, zero in it, one scale a table."""
+    """Each row's interval of the difference, and zero, as places in a box of width 120."""
 
     def ends(row: Row) -> list[float]:
         d = row.difference
@@ -186,7 +186,7 @@ def _curves(comparison: Comparison) -> Iterator[Section]:
     records = [run for arm in comparison.arms for run in arm.runs]
     logged = list(dict.fromkeys(name for run in records for name in run.series))
     figures = dict.fromkeys(n for run in records for e in run.evaluations for n in e.figures)
-    judged = [f"evaluation/{name}" for name in figures]
+    evaluated = [f"evaluation/{name}" for name in figures]
 
     def charts(names: Sequence[str], kind: str = "") -> list[Chart]:
         found = []
@@ -202,15 +202,20 @@ def _curves(comparison: Comparison) -> Iterator[Section]:
     def prefixed(*prefixes: str) -> list[str]:
         return [name for name in logged if name.startswith(prefixes)]
 
-    thin = "Thin lines are seeds, the bold one their mean. " if len(records) > 1 else ""
-    yield "curves", "Scores over training", f"{thin}On held-out images.", charts(judged)
-    yield "losses", "Losses", f"{thin}As logged, already weighted.", charts(prefixed("D/", "G/"))
+    thin = "Thin lines are seeds; the bold line is their mean. " if len(records) > 1 else ""
+    yield "curves", "Scores over training", f"{thin}Measured on held-out images.", charts(evaluated)
+    yield (
+        "losses",
+        "Losses",
+        f"{thin}As logged, with their weights applied.",
+        charts(prefixed("D/", "G/")),
+    )
     yield (
         "gradients",
-        "Pull of each loss",
+        "Gradient of each loss",
         "The norm of each loss's gradient on its own network, before the step; its share of the "
-        "sum of norms; and the cosine between two losses, 1 where they pull alike, -1 where one "
-        "undoes the other.",
+        "sum of norms; and the cosine between the gradients of two losses: 1 when they have the "
+        "same direction, -1 when they are opposite.",
         charts(prefixed("gradient/"), "norm of")
         + charts(prefixed("share/"), "share of")
         + charts(prefixed("cosine/"), "cosine of"),
@@ -218,26 +223,27 @@ def _curves(comparison: Comparison) -> Iterator[Section]:
     yield (
         "monitors",
         "Health monitors",
-        "update: |step| / |weights|. accuracy: of D's verdicts, where its sign is one. saturation: "
-        "share of logits of which D is 99 % sure. spread: how much G's answers vary, as a multiple "
-        "of the real images'. held_out_gap: 0 where D judges unseen images as those it trains on.",
+        "update: |step| / |weights|. accuracy: of D's decisions, where the sign of a logit is one. "
+        "saturation: share of logits of which D is 99 % sure. spread: how much G's images vary, as "
+        "a multiple of the real images' variation. held_out_gap: 0 when D judges unseen images "
+        "like the ones it trains on.",
         charts(prefixed("health/")),
     )
 
 
 def _detail(comparison: Comparison) -> str:
-    """The figure that stands for perception: the recipe's own choice, else fine detail."""
+    """The figure for perception: `best_metric`, or fine detail if that one measures distortion."""
     chosen = str(comparison.arms[0].runs[0].recipe["best_metric"])
     return "hf_ratio" if chosen.startswith(("psnr", "ssim", "lr_psnr")) else chosen
 
 
 def _ideal(comparison: Comparison) -> str:
     of_detail = _detail(comparison) == "hf_ratio"
-    return "fine detail as in the originals is 1" if of_detail else ""
+    return "1 means as much fine detail as in the originals" if of_detail else ""
 
 
 def _plane(comparison: Comparison) -> Chart | None:
-    """Distortion against perception (Blau and Michaeli 2018, arXiv:1711.06077)."""
+    """Chart of distortion and perception (Blau and Michaeli 2018, arXiv:1711.06077)."""
     detail = _detail(comparison)
     points = []
     for number, arm in enumerate(comparison.arms):
@@ -254,7 +260,7 @@ def _plane(comparison: Comparison) -> Chart | None:
 
 
 def _means(scores: Scores) -> dict[str, float]:
-    """Over images, of each figure that all of them have."""
+    """Means over images, for each figure that all images have."""
     rows = list(scores.values())
     names = set.intersection(*(set(row) for row in rows)) if rows else set()
     return {name: fmean(row[name] for row in rows) for name in sorted(names)}
@@ -278,7 +284,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The crops of one image, side by side; `left` and `right` are those the slider begins with."""
+    """The crops of one image, side by side; the slider begins with cells `left` and `right`."""
 
     name: str
     width: int
@@ -308,7 +314,7 @@ def _pictures(comparison: Comparison) -> list[Picture]:
                 cells.append(_cell(run, run.crops.index(crop), "sr", arm.name, text))
         cells.append(_cell(base, number, "hr", TITLES["hr"], ""))
         whole = [cell for cell in cells if cell]
-        # the baseline against the last arm; of a single run, bicubic against it
+        # the baseline and the last arm; for a single run, bicubic and that run
         right = len(whole) - 2
         left = min(right - 1, 2 if len(comparison.arms) > 1 else 1)
         found.append(Picture(crop.name, crop.width, crop.height, whole, max(left, 0), right))
@@ -331,7 +337,7 @@ def _recipe(record: RunRecord) -> str:
 
 
 def _environment(comparison: Comparison) -> Iterator[tuple[str, str, bool]]:
-    """What results depend on beside the recipe, and whether the runs differ in it."""
+    """What results depend on besides the recipe: title, values, whether the runs differ in it."""
     manifests = [run.manifest for arm in comparison.arms for run in arm.runs]
     for title, values in (*_tables_of(manifests, "versions"), *_entries(manifests)):
         distinct = list(dict.fromkeys(values))
@@ -358,7 +364,7 @@ def _entries(manifests: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]
 def _tables_of(
     manifests: list[dict[str, Any]], table: str, key: str = ""
 ) -> Iterator[tuple[str, list[str]]]:
-    """Each name in a table of the manifests, with its values in those that have it."""
+    """Each name in a table of the manifests, with its values in the manifests that have it."""
     for name in dict.fromkeys(name for manifest in manifests for name in manifest.get(table, {})):
         found = [m[table][name] for m in manifests if name in m.get(table, {})]
         yield name, [str(value[key] if key else value) for value in found]

@@ -1,10 +1,10 @@
-"""What a handful of training runs can tell: intervals over seeds, paired differences, blind spots.
+"""Statistics over a few training runs: intervals, paired differences, smallest visible effects.
 
 The unit is the seed: one whole training run. Two recipes that share their seeds share crops, noise
 and initial weights, so their differences are taken seed by seed.
 
-Over seeds the interval is Student's t. Measured on 600 to 4000 samples, the share of nominal 95 %
-intervals that hold the true mean:
+Over seeds the interval is Student's t. The table shows the share of nominal 95 % intervals that
+contain the true mean, measured on 600 to 4000 samples:
 
     n     normal: t  BCa    exponential: t  BCa
     3           .95  .73               .89  .70
@@ -12,8 +12,8 @@ intervals that hold the true mean:
     10          .95  .88               .90  .88
     20          .95  .94               .92  .92
 
-so the bootstrap (BCa) claims too much for a few seeds, and is used over images, where there are at
-least 20; over fewer, t again.
+So the intervals of the bootstrap (BCa) are too narrow for a few seeds. It is used over images,
+where there are at least 20; over fewer images the interval is t again.
 """
 
 import math
@@ -27,17 +27,17 @@ from scipy import optimize, stats
 LEVEL = 0.95
 POWER = 0.8
 FEWEST_FOR_BCA = 20
-FEWEST_FOR_WILCOXON = 6  # with fewer pairs no outcome at all has p < 0.05
+FEWEST_FOR_WILCOXON = 6  # with fewer pairs no outcome has p < 0.05
 RESAMPLES = 9999
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate of a mean, with its confidence interval where there is one."""
+    """An estimate of a mean, with its confidence interval if there is one."""
 
     mean: float
     low: float | None
-    """None where the values say nothing of the spread: one alone, or all the same."""
+    """None when the values do not show a spread: one value only, or all equal."""
     high: float | None
     count: int
     method: str
@@ -55,11 +55,11 @@ class Interval:
 def interval(values: Sequence[float]) -> Interval:
     """Student's 95 % interval of a mean: mean +- t(n - 1) s / sqrt(n).
 
-    None of one value, nor of equal ones but 0: that seeds agree to the last digit says that the
-    figure is coarse (a count of modes), not that every seed would. Differences that are all 0 are
-    of runs that are the same.
+    There is no interval for one value, or for equal values other than 0. Seeds that agree to the
+    last digit show that the figure is coarse (a count of modes), not that every seed would agree.
+    Differences that are all 0 come from runs that are the same.
 
-    :raises ValueError: without values, or for one that is not finite.
+    :raises ValueError: when there are no values, or one is not finite.
     """
     x = _finite(values)
     mean = float(x.mean())
@@ -70,15 +70,15 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def paired_difference(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Interval | None:
-    """Ours minus the baseline's, over the seeds that both have; None when they share none."""
+    """Ours minus the baseline's, over the seeds that both have; None when they share no seed."""
     seeds = sorted(ours.keys() & baseline.keys())
     return interval([ours[s] - baseline[s] for s in seeds]) if seeds else None
 
 
 def unpaired_difference(ours: Sequence[float], baseline: Sequence[float]) -> Interval:
-    """The same as if the seeds had nothing in common: Welch's interval (Biometrika 34, 1947).
+    """The same difference without pairing: Welch's interval (Biometrika 34, 1947).
 
-    Shown beside the paired one, for what common random numbers earn.
+    Shown beside the paired one, to show the gain from common random numbers.
     """
     x, y = _finite(ours), _finite(baseline)
     mean = float(x.mean() - y.mean())
@@ -95,7 +95,7 @@ def unpaired_difference(ours: Sequence[float], baseline: Sequence[float]) -> Int
 
 
 def over_images(differences: Sequence[float]) -> Interval:
-    """The interval of a mean over images: how far other images of the kind might say otherwise.
+    """The interval of a mean over images: how much it could differ for other images of the kind.
 
     BCa bootstrap (Efron 1987, JASA 82), always with the same resamples; t below 20 images.
     """
@@ -110,19 +110,19 @@ def over_images(differences: Sequence[float]) -> Interval:
 
 
 def wilcoxon(differences: Sequence[float]) -> float | None:
-    """p of the signed-rank test that differences lie evenly about zero; None below 6 of them."""
+    """p value of the signed-rank test for symmetry about zero; None below 6 differences not 0."""
     x = _finite(differences)
     x = x[x != 0]
     return float(stats.wilcoxon(x).pvalue) if len(x) >= FEWEST_FOR_WILCOXON else None
 
 
 def smallest_visible(differences: Sequence[float]) -> float | None:
-    """The smallest true effect that as many seeds would have detected, four times in five.
+    """The smallest true effect that this number of seeds would detect in four of five cases.
 
-    The effect d for which a two-sided 5 % t test of n differences with the deviation of these has
-    a power of 0.8: noncentral t with n - 1 degrees of freedom at d sqrt(n) / s.
+    It is the effect d at which a two-sided 5 % t test has a power of 0.8, for n differences with
+    the deviation s of these: noncentral t with n - 1 degrees of freedom at d sqrt(n) / s.
 
-    :returns: in the unit of the differences; None of one alone, or of equal ones.
+    :returns: in the unit of the differences; None for a single one, or for equal ones.
     """
     x = _finite(differences)
     deviation, freedom = _deviation(x), len(x) - 1
@@ -139,7 +139,7 @@ def smallest_visible(differences: Sequence[float]) -> float | None:
 
 
 def effect(difference: Interval | None, higher_is_better: bool | None = None) -> str:
-    """The difference in words; a figure of unknown direction merely differs."""
+    """The difference in words; only "higher" or "lower" when the better direction is unknown."""
     if difference is None:
         return "no seed in common"
     if difference.low is None:
@@ -158,10 +158,10 @@ def effect(difference: Interval | None, higher_is_better: bool | None = None) ->
 def _finite(values: Sequence[float]) -> Any:
     x = np.asarray(values, float)
     if not len(x) or not np.isfinite(x).all():
-        raise ValueError(f"statistics want at least one value, all finite, not {list(values)}")
+        raise ValueError(f"statistics need at least one value, all finite, not {list(values)}")
     return x
 
 
 def _deviation(x: Any) -> float:
-    """Sample standard deviation; exactly 0 of equal values, whose mean may be off by a rounding."""
+    """Sample standard deviation; exactly 0 for equal values, whose mean may be rounded."""
     return 0.0 if len(x) < 2 or x.min() == x.max() else float(x.std(ddof=1))

@@ -1,4 +1,4 @@
-"""The tables of a comparison: what runs scored, how they differ, and how surely."""
+"""The tables of a comparison: figures of the runs, differences, and their intervals."""
 
 import math
 from collections import Counter
@@ -30,7 +30,7 @@ from ganlab.report.statistics import (
 from ganlab.runs.records import Evaluation, RunRecord
 
 FIGURES = ("psnr_y", "ssim_y", "hf_ratio", "lr_psnr")
-# hf_ratio has its best at 1, so neither
+# without hf_ratio: it is best at 1, so neither higher nor lower is better
 _HIGHER_IS_BETTER = {
     "psnr_y": True,
     "ssim_y": True,
@@ -48,10 +48,10 @@ def compare(
     figures: Sequence[str] = (),
     changes: Mapping[str, Sequence[Change]] | None = None,
 ) -> Comparison:
-    """All tables of a comparison; the first arm is the baseline.
+    """Make all tables of a comparison; the first arm is the baseline.
 
     :param figures: evaluation figures to compare; the usual ones when left out.
-    :param changes: of each arm's recipe against the baseline's, for the page.
+    :param changes: differences of each arm's recipe from the baseline's, for the page.
     :raises RecipeError: for a figure that no run has.
     """
     records = [run for arm in arms for run in arm.runs]
@@ -78,16 +78,16 @@ def compare(
 
 
 def _views(arms: Sequence[Arm]) -> Iterator[tuple[str, Chosen]]:
-    """The evaluation of each run to compare: at equal iterations, at equal time, the best."""
-    judged = [r for arm in arms for r in arm.runs if r.last and r.counts]
-    # a run that a verdict stopped counts as far as it got, and does not hold the others back
-    whole = [record for record in judged if record.state == "done"] or judged
+    """Views: which evaluation of each run to compare, at equal iterations, equal time, or best."""
+    evaluated = [r for arm in arms for r in arm.runs if r.last and r.counts]
+    # a run stopped by a verdict counts up to its end, and does not limit the others
+    whole = [record for record in evaluated if record.state == "done"] or evaluated
     if not whole:
         return
     first = _at_equal_iterations(whole)
     yield first
     of_time = _at_equal_time(arms, whole) if len(arms) > 1 else None
-    if of_time and any(of_time[1](record) is not first[1](record) for record in judged):
+    if of_time and any(of_time[1](record) is not first[1](record) for record in evaluated):
         yield of_time
     yield "best checkpoint of each run", lambda r: r.best if r.counts else None
 
@@ -105,14 +105,15 @@ def _at_equal_iterations(whole: Sequence[RunRecord]) -> tuple[str, Chosen]:
     if common:
         return f"equal iterations, {iterations:,}", chosen
     found = sorted({e.iteration for record in whole if (e := chosen(record))})
-    return f"the evaluations next to {iterations:,} iterations: at {_and(found)}", chosen
+    return f"the last evaluations up to {iterations:,} iterations: at {_and(found)}", chosen
 
 
 def _at_equal_time(arms: Sequence[Arm], whole: Sequence[RunRecord]) -> tuple[str, Chosen] | None:
-    """What each arm had reached when the quickest one was done, by the median pace of its runs.
+    """View of what each arm had reached when the quickest one was done.
 
-    So one number of iterations an arm: a run that a busy machine slowed down is not punished for
-    that. Paces that agree to 5 % count as equal. None when an arm was not judged so early.
+    The time of an arm follows from the median pace of its runs. So all runs of an arm get the same
+    number of iterations, even one that a busy machine slowed down. Paces that agree to 5 % count
+    as equal. None when a run was not evaluated that early.
     """
     seconds: dict[str, list[float]] = {}
     paces: dict[str, list[float]] = {}
@@ -142,7 +143,7 @@ def _and(numbers: Sequence[int]) -> str:
 
 
 def _latest(record: RunRecord, wanted: Callable[[Evaluation], bool]) -> Evaluation | None:
-    """The last evaluation of a run that is early enough; none of a run that came to nothing."""
+    """The last evaluation that is wanted; None for a run that diverged or failed."""
     if not record.counts:
         return None
     return next((e for e in reversed(record.evaluations) if wanted(e)), None)
@@ -226,23 +227,25 @@ def _cost(arm: Arm) -> Cost:
 
 
 def _images(arms: Sequence[Arm], figures: Sequence[str], chosen: Chosen) -> ImageTable | None:
-    """One figure image by image, over the images that all runs have; arms without any left out.
+    """Table of one figure for the images that all runs have; leaves out arms without images.
 
-    :param figures: the first that images have is taken, else PSNR.
+    :param figures: the first one that the images have is taken, or PSNR if they have none.
     """
     found = {
         arm.name: {run.seed: e.images for run in arm.runs if (e := chosen(run)) and e.images}
         for arm in arms
     }
     found = {name: runs for name, runs in found.items() if runs}
-    judged = [images for runs in found.values() for images in runs.values()]
-    if not judged:
+    evaluated = [images for runs in found.values() for images in runs.values()]
+    if not evaluated:
         return None
     for figure in (*figures, "psnr_y"):
         names = [
             name
-            for name in judged[0]
-            if all(math.isfinite(images.get(name, {}).get(figure, math.nan)) for images in judged)
+            for name in evaluated[0]
+            if all(
+                math.isfinite(images.get(name, {}).get(figure, math.nan)) for images in evaluated
+            )
         ]
         if names:
             break
@@ -268,7 +271,7 @@ def _images(arms: Sequence[Arm], figures: Sequence[str], chosen: Chosen) -> Imag
         )
     worst = list(scores)[-1]
     rows.sort(key=lambda row: row.scores[worst].mean * (-1 if higher is False else 1))
-    # a figure of which neither more nor less is better has no winner
+    # without a better direction there is no winner
     tallies = {} if higher is None else {arm: _tally(rows, arm, higher) for arm in others}
     return ImageTable(figure, higher, tuple(rows), {k: v for k, v in tallies.items() if v})
 
@@ -288,9 +291,9 @@ def _tally(rows: Sequence[ImageRow], arm: str, higher: bool) -> Tally | None:
 
 
 def _notes(arms: Sequence[Arm], tables: Sequence[Table]) -> Iterator[str]:
-    """What a reader must know before believing a number."""
+    """Notes that a reader must know before trusting a number."""
     if len(arms) > 1 and all(len(arm.runs) == 1 for arm in arms):
-        yield "One seed an arm: no interval, and no telling a difference from chance."
+        yield "Each arm has one seed: there are no intervals, and any difference may be chance."
     for arm in arms:
         yield from _lost_runs(arm)
     yield from _differences([run for arm in arms for run in arm.runs])
@@ -298,18 +301,18 @@ def _notes(arms: Sequence[Arm], tables: Sequence[Table]) -> Iterator[str]:
                    for table in tables for row in table.rows)  # fmt: skip
     if compared > 1:
         yield (
-            f"Of {compared} differences with a 95 % interval, about {compared / 20:.1f} would miss "
-            "zero by chance alone."
+            f"Of {compared} differences with a 95 % interval, about {compared / 20:.1f} would "
+            "exclude zero by chance alone."
         )
     if any(table.view.startswith("best") for table in tables):
         yield (
             "The best checkpoint is chosen on the images that it is scored on, so its score is a "
-            "little flattered; the last one is not."
+            "little too good; the score of the last checkpoint is not."
         )
 
 
 def _lost_runs(arm: Arm) -> Iterator[str]:
-    """Runs of an arm that gave no figure, or not the last one."""
+    """Notes on the runs of an arm that have no figure, or did not run to the end."""
     for state in ("diverged", "failed"):
         lost = [str(run.seed) for run in arm.runs if run.state == state]
         rest = "" if len(lost) == len(arm.runs) else "; the means are over the others"
@@ -321,11 +324,11 @@ def _lost_runs(arm: Arm) -> Iterator[str]:
     ended = ("done", "diverged", "failed")
     unfinished = [run.folder.path.name for run in arm.runs if run.state not in ended]
     if unfinished:
-        yield f"{arm.name}: not run to the end: {', '.join(unfinished)}."
+        yield f"{arm.name}: these runs did not reach the end: {', '.join(unfinished)}."
 
 
 def _differences(records: Sequence[RunRecord]) -> Iterator[str]:
-    """What the runs differ in beside their recipes' ideas."""
+    """Notes on what the runs differ in besides the methods that are compared."""
     for key in ("iterations", "batch_size", "d_steps", "g_steps", "precision"):
         values = {run.recipe[key] for run in records}
         if len(values) > 1:
@@ -343,8 +346,8 @@ def _differences(records: Sequence[RunRecord]) -> Iterator[str]:
 
 _MADE_WITH = {
     "threads": (
-        "The runs were made with different numbers of CPU threads: sums are rounded otherwise, "
-        "and a game amplifies that, so that equal recipes and seeds differ."
+        "The runs were made with different numbers of CPU threads: sums are rounded "
+        "differently, and a game amplifies that, so equal recipes and seeds give other results."
     ),
     "device_name": ("The runs were made on different devices: their times cannot be compared."),
     "code": "The runs were made by different states of ganlab's own code.",

@@ -1,4 +1,4 @@
-"""A comparison on the terminal."""
+"""Prints a comparison on the terminal."""
 
 import sys
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from rich.table import Table as RichTable
 from ganlab.report.model import Comparison, Cost, Table
 from ganlab.report.wording import decimals, narrowing, shown
 
-WIDTH = 160  # into a file or a pipe, where there is no width to fit
+WIDTH = 160  # columns in a file or a pipe, which have no width of their own
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print a comparison: scores, costs, verdicts, and what to know before believing them.
+    """Print a comparison: scores, costs, verdicts, and notes.
 
-    All figures at the last checkpoint; of the other views the first figure alone, for the page has
-    them all.
+    The first view is printed with all figures, the others with the first figure only. The page has
+    all of them.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(f"{comparison.title}", markup=False, style="bold")
@@ -37,7 +37,9 @@ def print_comparison(comparison: Comparison) -> None:
                 markup=False, soft_wrap=True,
             )  # fmt: skip
     if first and any(row.visible is not None for row in first.rows):
-        console.print(f"\nhow sharply {first.figure} is seen: half-widths of 95 %", markup=False)
+        console.print(
+            f"\nprecision of {first.figure}: half-widths of the 95 % intervals", markup=False
+        )
         console.print(_sight(first))
     console.print()
     console.print(_costs(comparison.costs))
@@ -56,7 +58,7 @@ def _scores(table: Table) -> RichTable:
 
 
 def _sight(table: Table) -> RichTable:
-    """What pairing earned, and what would have gone unseen."""
+    """Table of the gain from pairing, and of the smallest effect that could be seen."""
     result = _columns("", "paired", "unpaired", "pairing narrows", "smallest effect visible")
     for row in table.rows:
         if row.difference and row.difference.half_width is not None:
@@ -104,5 +106,5 @@ def _health(comparison: Comparison) -> Iterator[str]:
 
 
 def _text(name: str) -> str:
-    """A name that may hold what rich would take for markup."""
+    """Escape a name, so that rich does not take parts of it for markup."""
     return name.replace("[", r"\[")

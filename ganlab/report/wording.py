@@ -1,4 +1,4 @@
-"""Numbers with their intervals as text, alike on the page and on the terminal."""
+"""Numbers with their intervals as text, the same on the page and on the terminal."""
 
 import math
 from dataclasses import asdict
@@ -9,14 +9,14 @@ from ganlab.report.statistics import Interval
 
 
 def narrowing(row: Row) -> float | None:
-    """How many times narrower pairing by seed has made an interval."""
+    """The factor by which pairing by seed makes an interval narrower; None if it is unknown."""
     paired = row.difference.half_width if row.difference else None
     unpaired = row.unpaired.half_width if row.unpaired else None
     return unpaired / paired if paired and unpaired else None
 
 
 def shown(value: Interval | None, signed: bool = False) -> str:
-    """`28.21 [28.15, 28.27]`, two digits of the interval; the mean alone where there is none."""
+    """`28.21 [28.15, 28.27]`, to two digits of the half-width; without interval the mean alone."""
     if value is None:
         return "-"
     size = value.half_width or abs(value.mean) / (10 if signed else 100)
@@ -28,12 +28,12 @@ def shown(value: Interval | None, signed: bool = False) -> str:
 
 
 def decimals(size: float) -> int:
-    """Decimals that show a number of this size with two significant digits, 6 at most."""
+    """Number of decimals that show two significant digits of this size, no more than 6."""
     return min(6, max(0, 1 - math.floor(math.log10(size)))) if size > 0 else 2
 
 
 def as_data(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as plain data for JSON, the runs by their folders."""
+    """A comparison as plain data for JSON; runs are given by their folders."""
     return {
         "title": comparison.title,
         "arms": {

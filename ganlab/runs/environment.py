@@ -1,4 +1,4 @@
-"""What a result depends on beside its recipe: versions, device, code. For the manifest."""
+"""The environment of a run, for the manifest; a result depends on it as well as on the recipe."""
 
 import hashlib
 import platform
@@ -12,12 +12,12 @@ import torch
 from ganlab.system import processor_name
 
 _PACKAGES = ("ganlab", "torch", "torchvision", "numpy", "pillow", "scikit-image", "pluggy")
-# what shows results, or makes runs, and changes none
+# parts that show results or start runs, and change no result
 _WITHOUT_EFFECT = ("bench", "cli", "commands", "compare", "report", "testing.py", "__main__.py")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and threads."""
+    """Versions, device, threads and code."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "versions": {"python": platform.python_version()} | {n: version(n) for n in _PACKAGES},
@@ -42,7 +42,7 @@ def code_digest() -> str:
 
 
 def _git_commit() -> str | None:
-    """Of the folder in which the run was started, with '+' when files differ from it."""
+    """The commit of the folder in which the run was started, with '+' when files differ from it."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, cwd=Path.cwd())

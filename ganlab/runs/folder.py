@@ -1,4 +1,4 @@
-"""The run folder: made once, never overwritten, held by one process at a time."""
+"""The run folder: created once, never overwritten, used by one process at a time."""
 
 import json
 import os
@@ -39,9 +39,9 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder; the lock goes with the process, however that ends.
+        """Lock the folder; the lock is freed when the process ends, also after a crash.
 
-        :raises GanlabError: when another process holds it.
+        :raises GanlabError: when another process has locked it.
         """
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
@@ -62,11 +62,11 @@ class RunFolder:
 
 @contextmanager
 def new_run_folder(recipe: Recipe, parent: Path, name: str | None = None) -> Iterator[RunFolder]:
-    """Make the folder of a new run, with its resolved recipe and plugin files beside it.
+    """Create the folder of a new run, with the resolved recipe and its plugin files.
 
-    What fails inside the `with` block takes the folder away again.
+    An error inside the `with` block removes the folder again.
 
-    :raises RecipeError: when `name` is taken or not a plain name.
+    :raises RecipeError: when `name` exists already or is not a plain name.
     """
     if name is not None and (Path(name).name != name or name in ("", ".", "..")):
         raise RecipeError(f"--name {name}: it must be a plain folder name")
@@ -84,15 +84,15 @@ def new_run_folder(recipe: Recipe, parent: Path, name: str | None = None) -> Ite
     except BaseException:
         shutil.rmtree(folder.path)
         if not found:
-            with suppress(OSError):  # another run has begun in it
+            with suppress(OSError):  # not empty: another run has begun there
                 parent.rmdir()
         raise
 
 
 def open_run_folder(path: Path | str) -> RunFolder:
-    """A folder that a run left: a path, or a name under runs/.
+    """Open the folder of a run, given as a path or as a name under runs/.
 
-    :raises RecipeError: when it is none.
+    :raises RecipeError: when it is not a run folder.
     """
     for candidate in (Path(path), Path("runs") / path):
         if (candidate / "recipe.toml").is_file():
@@ -101,7 +101,7 @@ def open_run_folder(path: Path | str) -> RunFolder:
 
 
 def _claim(parent: Path, name: str | None, stem: str) -> Path:
-    """Make a folder that did not exist; of two processes that try one name, one wins."""
+    """Create a folder that did not exist; if two processes try one name, only one gets it."""
     if name is not None:
         try:
             (parent / name).mkdir()
@@ -131,7 +131,7 @@ def plugin_record(recipe: Recipe) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file whole or not at all."""
+    """Write a file completely or not at all; an existing one is replaced."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -1,4 +1,4 @@
-"""The journal of a run: stats.jsonl, timing.jsonl, and what the person at the terminal sees."""
+"""The journal of a run: its .jsonl files, and the lines and progress bar on the terminal."""
 
 import json
 import math
@@ -23,14 +23,15 @@ PLAIN_SECONDS = 5.0  # between two plain lines, when stderr is not a terminal
 
 
 class Journal:
-    """Losses stay on the device until a report is due, then come over in one transfer.
+    """Writes the losses, evaluations and verdicts of a run, and reports them on the terminal.
 
-    stats.jsonl holds numbers that a resumed run repeats to the byte; wall-clock times are apart,
-    in timing.jsonl.
+    Losses stay on the device until a report is due; then one transfer copies them. stats.jsonl
+    holds numbers that a resumed run repeats to the byte. Wall-clock times are in a separate file,
+    timing.jsonl.
     """
 
     def __init__(self, folder: RunFolder, total: int, images: int, report_every: int) -> None:
-        """:param images: that G learns from in one iteration, for the images/s shown."""
+        """:param images: number that G learns from in one iteration, for the reported images/s."""
         self.folder = folder
         self.history = History()
         self.verdicts: dict[str, str] = {}
@@ -40,13 +41,13 @@ class Journal:
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._progress: _Bar | None = None
         self.on_evaluation: Callable[[], None] = lambda: None
-        """Called when an evaluation has been written."""
+        """Called after each evaluation."""
         self._began = self._reported = self._spoke = time.monotonic()
         self._first = self._last = 0
         self._seconds_before = 0.0
 
     def begin(self, iteration: int) -> None:
-        """Drop what was written after this iteration by a run that was killed; start the clock."""
+        """Drop lines that a killed run wrote after this iteration; start the clock."""
         for path in (
             self.folder.stats,
             self.folder.timing,
@@ -79,16 +80,19 @@ class Journal:
             self._progress.stop()
 
     def say(self, line: str) -> None:
-        """A line for the person: above the bar, or in the log."""
+        """Print a line for the user: above the progress bar, or in the log."""
         self.console.print(line, highlight=False, markup=False)
 
     @property
     def seconds(self) -> float:
-        """Spent on this run, earlier sittings counted in."""
+        """Time spent on this run, earlier sittings included."""
         return self._seconds_before + time.monotonic() - self._began
 
     def record(self, iteration: int, losses: dict[str, Tensor]) -> None:
-        """Note the losses of an iteration (counted from 1 here: the number now completed)."""
+        """Note the losses of an iteration.
+
+        :param iteration: counted from 1: how many iterations are now completed.
+        """
         self._pending.append((iteration, losses))
         if self._progress:
             self._progress.update(self._task, completed=iteration)
@@ -126,7 +130,7 @@ class Journal:
         self._report(last, figures)
 
     def sync(self) -> None:
-        """Have all lines on the disk before a checkpoint says that they are."""
+        """Put all lines on the disk, before a checkpoint that relies on them is written."""
         self.flush()
         with self.folder.stats.open("a") as file:
             os.fsync(file.fileno())
@@ -139,7 +143,11 @@ class Journal:
         health: dict[str, float],
         written: bool = True,
     ) -> None:
-        """Say an evaluation's figures; write them and each image's scores when it was planned."""
+        """Report an evaluation's figures.
+
+        :param written: whether to write the figures and each image's scores too; False for an
+            extra evaluation of a run that was stopped early.
+        """
         self.flush()
         if written:
             named = {f"evaluation/{name}": value for name, value in figures.items()} | health
@@ -152,7 +160,7 @@ class Journal:
         self.on_evaluation()
 
     def verdict(self, iteration: int, verdict: Verdict, action: str) -> None:
-        """Say that training fails, and write it."""
+        """Report a verdict, and write it to verdicts.jsonl."""
         self.verdicts[verdict.name] = verdict.sentence
         line = {"iteration": iteration, **asdict(verdict), "action": action}
         self._append(self.folder.verdicts, [json.dumps(line)])
@@ -193,7 +201,7 @@ class _Bar(Progress):
 
 
 def read_lines(path: Any) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file that are whole."""
+    """The complete lines of a .jsonl file."""
     return [json.loads(line) for line in _whole_lines(path)]
 
 
@@ -210,12 +218,12 @@ def _scores_line(iteration: int, scores: dict[str, dict[str, dict[str, float]]])
 
 
 def _rounded(figures: dict[str, float]) -> dict[str, float | None]:
-    """9 significant digits, enough to tell two float32 numbers apart; null what is not finite."""
+    """9 significant digits, enough to distinguish float32 numbers; null if not finite."""
     return {k: float(f"{v:.9g}") if math.isfinite(v) else None for k, v in figures.items()}
 
 
 def _rounded_as_written(figures: dict[str, float]) -> dict[str, float]:
-    """What a resumed run will read back, so that it comes to the same verdicts."""
+    """The figures as a resumed run reads them from the file, so that its verdicts are the same."""
     return _without_null(_rounded(figures))
 
 
@@ -229,7 +237,7 @@ def _whole_lines(path: Any) -> list[str]:
 
 
 def _keep_until(path: Any, iteration: int) -> None:
-    """Cut a .jsonl file after an iteration, or where a crash has garbled it."""
+    """Cut a .jsonl file after an iteration, or at the first line that a crash has damaged."""
     kept = []
     for line in _whole_lines(path):
         try:

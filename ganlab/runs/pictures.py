@@ -1,4 +1,4 @@
-"""The crops of held-out images that a run keeps for reports: LR, bicubic, SR and HR as files."""
+"""Crops of held-out images that a run keeps for reports: LR, bicubic, SR and HR as files."""
 
 import json
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from ganlab.images.files import write_png
 from ganlab.plugin import EvaluatedImage
 from ganlab.runs.folder import write_text
 
-SIDE = 192  # HR pixels of a crop
-KEPT = 24  # images; of more, those that bicubic enlarges worst
+SIDE = 192  # of a crop, in HR pixels
+KEPT = 24  # images; if there are more, those with the lowest bicubic scores
 KINDS = ("lr", "bicubic", "sr", "hr")
 
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """Where a kept picture was cut: HR pixels, a multiple of the scale each."""
+    """The place of a kept crop in its image, in HR pixels; each number a multiple of the scale."""
 
     name: str
     top: int
@@ -29,18 +29,18 @@ class Crop:
     scale: int
 
 
-def keep_pictures(folder: Path, judged: Sequence[EvaluatedImage], scale: int) -> None:
-    """Write the crops of the last evaluation over those of the one before.
+def keep_pictures(folder: Path, images: Sequence[EvaluatedImage], scale: int) -> None:
+    """Write the crops of the last evaluation; they replace those of the evaluation before.
 
-    Which images and where is decided once, by the images alone, so that two runs on the same
-    images keep the same crops: `index.json` lists them, `<number>-<kind>.png` holds each.
+    Images and places are chosen once, from the images alone, so two runs on the same images keep
+    the same crops. `index.json` lists the crops; `<number>-<kind>.png` are their files.
     """
     folder.mkdir(exist_ok=True)
     crops = read_crops(folder)
     if not crops:
-        crops = [_crop(item, scale) for item in _hardest(judged)]
+        crops = [_crop(item, scale) for item in _hardest(images)]
         write_text(folder / "index.json", json.dumps([asdict(c) for c in crops], indent=2) + "\n")
-    known = {item.name: item for item in judged}
+    known = {item.name: item for item in images}
     for number, crop in enumerate(crops):
         item = known.get(crop.name)
         for kind in KINDS:
@@ -50,7 +50,7 @@ def keep_pictures(folder: Path, judged: Sequence[EvaluatedImage], scale: int) ->
 
 
 def read_crops(folder: Path) -> list[Crop]:
-    """The crops that a run has kept; none when it has not been judged yet."""
+    """The crops that a run has kept; an empty list before its first evaluation."""
     try:
         return [Crop(**entry) for entry in json.loads((folder / "index.json").read_text())]
     except (OSError, ValueError, TypeError):
@@ -62,11 +62,11 @@ def picture(folder: Path, number: int, kind: str) -> Path:
     return folder / f"{number:02d}-{kind}.png"
 
 
-def _hardest(judged: Sequence[EvaluatedImage]) -> list[EvaluatedImage]:
-    if len(judged) <= KEPT:
-        return list(judged)
-    # a run resumed without its pictures no longer scores bicubic; then the first will do
-    ranked = sorted(judged, key=lambda item: item.bicubic_scores.get("psnr_y", 0.0))
+def _hardest(images: Sequence[EvaluatedImage]) -> list[EvaluatedImage]:
+    if len(images) <= KEPT:
+        return list(images)
+    # a run resumed without its pictures has no bicubic scores: it keeps the first images
+    ranked = sorted(images, key=lambda item: item.bicubic_scores.get("psnr_y", 0.0))
     return ranked[:KEPT]
 
 

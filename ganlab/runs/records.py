@@ -1,4 +1,4 @@
-"""What a run folder tells of its run, read back for tables and pages; no network is built."""
+"""Reads the files of a run folder, for tables and pages; no network is built."""
 
 import json
 import math
@@ -20,7 +20,7 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A figure over the iterations that gave one."""
+    """The values of one figure, and the iterations at which it was written."""
 
     iterations: NDArray[np.int64]
     values: NDArray[np.float64]
@@ -28,18 +28,18 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One judgement of the generator: figures of the held-out set, and each image's scores."""
+    """One evaluation of the generator: figures of the held-out set, and each image's scores."""
 
     iteration: int
     seconds: float
-    """Of training until then, all sittings together; the evaluations themselves counted in."""
+    """Training time until then, all sittings together, with the time of the evaluations."""
     figures: dict[str, float]
     images: Scores = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as its folder has it. What was not finite when written is nan here."""
+    """The contents of a run folder. A figure that was not finite is nan here."""
 
     folder: RunFolder
     recipe: dict[str, Any]
@@ -48,12 +48,12 @@ class RunRecord:
     status: dict[str, Any]
     series: dict[str, Series]
     """Losses ("D/...", "G/..."), gradients ("gradient/...", "share/...", "cosine/...") and
-    "health/..."; by log name, as in stats.jsonl."""
+    "health/...", each under its name in stats.jsonl."""
     seconds: Series
     """Training time at each report."""
     evaluations: list[Evaluation]
     bicubic: Scores
-    """Of each held-out image, enlarged by bicubic alone."""
+    """Scores of each held-out image enlarged by bicubic interpolation."""
     verdicts: list[dict[str, Any]]
     crops: list[Crop]
 
@@ -63,12 +63,12 @@ class RunRecord:
 
     @property
     def state(self) -> str:
-        """done, stopped, diverged, failed or running, as status.json has it."""
+        """The state in status.json: done, stopped, diverged, failed or running."""
         return str(self.status.get("state", "unknown"))
 
     @property
     def counts(self) -> bool:
-        """Whether it has come to something: a run that diverged or failed has no figure."""
+        """Whether the run's figures are used: not when it diverged or failed."""
         return self.state not in ("diverged", "failed")
 
     @property
@@ -79,8 +79,8 @@ class RunRecord:
     def best(self) -> Evaluation | None:
         """The best evaluation by the recipe's metric."""
         metric, sign = self.recipe["best_metric"], self.sign
-        judged = [e for e in self.evaluations if math.isfinite(e.figures.get(metric, math.nan))]
-        return max(judged, key=lambda e: sign * e.figures[metric], default=None)
+        evaluated = [e for e in self.evaluations if math.isfinite(e.figures.get(metric, math.nan))]
+        return max(evaluated, key=lambda e: sign * e.figures[metric], default=None)
 
     @property
     def sign(self) -> int:
@@ -91,7 +91,7 @@ class RunRecord:
 def read_run(path: Path | str) -> RunRecord:
     """Read a run folder, finished or not.
 
-    :raises RecipeError: when it is no run folder.
+    :raises RecipeError: when it is not a run folder.
     :raises GanlabError: when its recipe cannot be read.
     """
     import tomllib
@@ -103,7 +103,7 @@ def read_run(path: Path | str) -> RunRecord:
         raise GanlabError(f"{folder.recipe}: cannot be read: {error}") from None
     seconds = _series(folder.timing).get("seconds", _EMPTY)
     series = _series(folder.stats)
-    judged = {name: series.pop(name) for name in list(series) if name.startswith("evaluation/")}
+    evaluated = {name: series.pop(name) for name in list(series) if name.startswith("evaluation/")}
     scores = read_lines(folder.scores)
     return RunRecord(
         folder,
@@ -112,7 +112,7 @@ def read_run(path: Path | str) -> RunRecord:
         read_json(folder.status),
         series,
         seconds,
-        list(_evaluations(judged, seconds, scores)),
+        list(_evaluations(evaluated, seconds, scores)),
         next((_finite(line["bicubic"]) for line in scores if "bicubic" in line), {}),
         read_lines(folder.verdicts),
         read_crops(folder.pictures),
@@ -123,7 +123,7 @@ _EMPTY = Series(np.empty(0, np.int64), np.empty(0))
 
 
 def _series(path: Path) -> dict[str, Series]:
-    """Every figure of a .jsonl file, without holding its lines."""
+    """Every figure of a .jsonl file; the file is read line by line, never all in memory."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     if not path.is_file():
         return {}
@@ -141,10 +141,10 @@ def _series(path: Path) -> dict[str, Series]:
 
 
 def _evaluations(
-    judged: dict[str, Series], seconds: Series, scores: list[dict[str, Any]]
+    evaluated: dict[str, Series], seconds: Series, scores: list[dict[str, Any]]
 ) -> Iterator[Evaluation]:
     figures: dict[int, dict[str, float]] = {}
-    for name, series in judged.items():
+    for name, series in evaluated.items():
         for iteration, value in zip(series.iterations, series.values, strict=True):
             figures.setdefault(int(iteration), {})[name.removeprefix("evaluation/")] = float(value)
     images = {line["iteration"]: _finite(line["images"]) for line in scores}
@@ -155,7 +155,7 @@ def _evaluations(
 
 
 def seconds_at(seconds: Series, iteration: int) -> float:
-    """Training time at an iteration, between the reports around it; nan without reports."""
+    """Training time at an iteration, interpolated between reports; nan without reports."""
     if not len(seconds.iterations):
         return math.nan
     return float(np.interp(iteration, [0, *seconds.iterations], [0, *seconds.values]))

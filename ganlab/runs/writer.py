@@ -1,4 +1,4 @@
-"""Files written beside the training, one after another, by a thread of their own."""
+"""Files are written during training, one after another, in a separate thread."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,9 +6,9 @@ from typing import Any
 
 
 class Writer:
-    """Carries out what it is given in order, while training goes on.
+    """Calls functions in a second thread, in the order given, while training goes on.
 
-    What is given must hold copies: nothing that training changes. A failure is raised by the next
+    Their arguments must be copies: nothing that training changes. A failure is raised by the next
     `later` or `wait`.
     """
 
@@ -17,9 +17,9 @@ class Writer:
         self._last: Future[None] | None = None
 
     def later(self, write: Callable[..., Any], *arguments: Any) -> Future[None]:
-        """Have `write(*arguments)` done after what was given before.
+        """Call `write(*arguments)` in the thread, after all calls given before.
 
-        :returns: done when it is; its `result()` waits, and raises the failure if it is one.
+        :returns: a future of this call; its `result()` waits, and raises if the call failed.
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, "writer")
@@ -30,16 +30,16 @@ class Writer:
         return self._last
 
     def wait(self) -> None:
-        """Until all is done.
+        """Wait until all calls are done.
 
-        :raises Exception: that of the first failure; what was given after it is not done.
+        :raises Exception: the first failure; calls given after it are not carried out.
         """
         last, self._last = self._last, None
         if last is not None:
             last.result()
 
     def close(self) -> None:
-        """Wait, and let the thread go; failures are raised."""
+        """Wait, and end the thread; failures are raised."""
         try:
             self.wait()
         finally:
@@ -50,5 +50,5 @@ class Writer:
 
 def _after(before: Future[None] | None, write: Callable[..., Any], arguments: Any) -> None:
     if before is not None:
-        before.result()  # done by now; what failed ends what comes after it
+        before.result()  # done by now; if it failed, this call is not carried out either
     write(*arguments)

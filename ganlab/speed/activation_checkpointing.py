@@ -1,16 +1,16 @@
-"""Activation checkpointing: what a network would keep for its backward pass is made again there.
+"""Activation checkpointing: activations are not kept but computed again in the backward pass.
 
-Less memory for about one more forward pass (Chen et al. 2016, arXiv:1604.06174). Where to begin
-again is read off the network:
+It takes less memory, for the time of about one more forward pass (Chen et al. 2016,
+arXiv:1604.06174). The parts that are computed again are found in the network:
 
-- Four blocks or more of one class in an `nn.Sequential` or `nn.ModuleList`, as the trunk of a
-  residual network, keep just what each is given. Of trunks within trunks the innermost counts.
-- Two layers with weights or more in an `nn.Sequential` that is in no such block, as in many a
-  discriminator, are cut into about sqrt(n) parts, which keep just what each is given.
+- Four or more blocks of one class in an `nn.Sequential` or `nn.ModuleList`, as in the trunk of a
+  residual network: each block keeps only its input. Of nested trunks the innermost counts.
+- Two or more layers with weights in an `nn.Sequential` that is in no such block, as in many
+  discriminators: they are cut into about sqrt(n) parts, and each part keeps only its input.
 
-Modules keep their names, so weights and checkpoints are the same with and without. What is made
-again is the same to the last bit: modules are as they were the first time, buffers and all, and so
-are the random streams; afterwards both are as if nothing had happened.
+Modules keep their names, so weights and checkpoints are the same with and without it. The second
+computation gives the same bits: it begins with the modules (buffers too) and the random streams as
+they were the first time. Afterwards both are set back, as if there had been no second computation.
 """
 
 from collections import Counter
@@ -28,14 +28,14 @@ from torch.utils.checkpoint import checkpoint
 from ganlab.run import Run, discriminators
 from ganlab.streams import Streams
 
-BLOCKS = 4  # fewer of one class may be the parts of a block
+BLOCKS = 4  # fewer modules of one class may be the parts of a single block
 LAYERS = 2
 
 
 def checkpoint_activations(run: Run, condition: Tensor, shown: Tensor) -> None:
-    """Have the networks of a run recompute, and note where that changes nothing.
+    """Make the networks of a run recompute activations; note the networks that it cannot change.
 
-    :param condition, shown: a batch that G takes, and one that D takes.
+    :param condition, shown: a batch that G takes, and a batch that D takes.
     """
     players = [("generator", run.G, condition)]
     players += [("discriminator", D, shown) for D in discriminators(run)]
@@ -46,12 +46,13 @@ def checkpoint_activations(run: Run, condition: Tensor, shown: Tensor) -> None:
 
 
 def recompute(network: nn.Module, images: Tensor, streams: Streams, compiled: bool = False) -> str:
-    """Have a network recompute, in place: a change of its inner modules' classes.
+    """Make a network recompute activations, in place: the classes of its inner modules change.
 
-    :param images: a batch that it takes; it is asked once, to see what it calls and draws.
-    :param streams: all that it may draw from.
-    :param compiled: whether torch.compile, which would move buffers such as batch norm's
-        statistics twice, is to have it; then modules with buffers stay as they are.
+    :param images: a batch that the network takes. The network runs on it once, to find out which
+        modules it calls and whether it draws random numbers.
+    :param streams: all random streams that it may draw from.
+    :param compiled: whether the network will be compiled by torch.compile. That would update
+        buffers such as batch norm's statistics twice, so modules with buffers are not changed.
     :returns: why nothing was changed; "" when something was.
     """
     chosen = dict(_places(network))
@@ -65,14 +66,14 @@ def recompute(network: nn.Module, images: Tensor, streams: Streams, compiled: bo
         if not chosen:
             return 'with compile = "networks" what has buffers or draws numbers cannot recompute'
     for module, kind in chosen.items():
-        # a class of its own, as torch's parametrizations make one: a deep copy is of it too
+        # a new class for each module, as torch's parametrizations do: a deep copy keeps it
         bases, name = (kind, type(module)), type(module).__name__
         module.__class__ = type(name, bases, {"_drawn_from": drawn_from, "__module__": __name__})
     return ""
 
 
 def _places(network: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
-    """The modules to begin again at, none within another, and what to make of them."""
+    """The modules that keep only inputs, none inside another, and the class that each one gets."""
     blocks = _blocks(network)
     within = {part for block in blocks for part in block.modules()}
     rows = {module for module in network.modules() if _is_row(module)} - within
@@ -99,19 +100,19 @@ def _is_composed(module: nn.Module) -> bool:
 
 
 def _is_row(module: nn.Module) -> bool:
-    """Whether it is layers one after another, two or more of them with weights."""
+    """Whether a module is a sequence of layers, two or more of them with weights."""
     if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
         return False
     return sum(_has_weights(layer) for layer in module) >= LAYERS
 
 
 def _has_weights(layer: nn.Module) -> bool:
-    """Whether it is a convolution or the like; norms and activations have vectors at the most."""
+    """Whether a layer has a weight matrix, as a convolution has; norms have vectors only."""
     return any(p.dim() > 1 for p in layer.parameters())
 
 
 def _parts(row: nn.Sequential) -> Iterator[list[nn.Module]]:
-    # before a layer with weights, since a norm or an activation may overwrite what it is given
+    # cut before a layer with weights: a norm or an activation may overwrite its input
     layers = list(row)
     begins = [number for number, layer in enumerate(layers) if _has_weights(layer)]
     cuts = [0, *begins[:: ceil(sqrt(len(begins)))][1:], len(layers)]
@@ -122,10 +123,10 @@ def _parts(row: nn.Sequential) -> Iterator[list[nn.Module]]:
 def _tried(
     network: nn.Module, images: Tensor, streams: Streams, modules: list[nn.Module]
 ) -> tuple[set[nn.Module], bool]:
-    """Which of the modules are called in training, and whether random numbers are drawn."""
+    """The modules that are called in training, and whether random numbers are drawn."""
     called: set[nn.Module] = set()
     handles = [m.register_forward_hook(lambda module, *_: called.add(module)) for m in modules]
-    # not a copy of the network, which would draw from copies of the streams
+    # no copy of the network: it would draw from copies of the streams
     with torch.no_grad(), _AsBegun([network], streams):
         before = streams.state()
         network.train()(images)
@@ -139,7 +140,7 @@ def _tried(
 
 
 class _Block(nn.Module):
-    """In front of the class of a block."""
+    """Base class put before a block's own class: the block keeps only its input."""
 
     _drawn_from: ClassVar[Streams | None]
 
@@ -151,7 +152,7 @@ class _Block(nn.Module):
 
 
 class _Layers(nn.Sequential):
-    """In front of the class of a row of layers."""
+    """Base class put before the class of a row of layers: each part keeps only its input."""
 
     _drawn_from: ClassVar[Streams | None]
 
@@ -170,10 +171,10 @@ class _Layers(nn.Sequential):
 
 
 def _keeps(module: nn.Module) -> bool:
-    """Whether this pass would keep anything, and nobody listens, who would hear it twice.
+    """Whether this pass would keep activations, and has no forward hook, which would run twice.
 
-    torch.func takes no part in checkpointing; where it differentiates a gradient once more, as for
-    a gradient penalty, that keeps everything anyway.
+    torch.func does not support checkpointing. Where it differentiates a gradient again, as for a
+    gradient penalty, everything is kept anyway.
     """
     if not (module.training and torch.is_grad_enabled()):
         return False
@@ -196,7 +197,7 @@ def _recomputed(
 
 
 class _AsBegun(AbstractContextManager[None]):
-    """Within it, as often as need be, modules and streams are as when it was made."""
+    """Context in which modules and streams are as when it was created; it can be entered again."""
 
     def __init__(self, modules: list[nn.Module], drawn_from: Streams | None) -> None:
         self._modules = [part for module in modules for part in module.modules()]
@@ -207,7 +208,7 @@ class _AsBegun(AbstractContextManager[None]):
     def __enter__(self) -> None:
         self._now = [vars(module).copy() for module in self._modules]
         for module, begun in zip(self._modules, self._begun, strict=True):
-            # a copy each time: batch norm moves its statistics once more
+            # a copy each time: batch norm updates its statistics again
             vars(module).update(begun, _buffers=_copied(begun["_buffers"]))
         if self._streams:
             self._drawn_now = self._streams.state()
@@ -221,7 +222,7 @@ class _AsBegun(AbstractContextManager[None]):
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
-    """Buffers, and flags such as the one by which batch norm leaves its statistics alone."""
+    """Buffers, and flags such as the one that makes batch norm keep its statistics unchanged."""
     return vars(module) | {"_buffers": _copied(module._buffers)}
 
 

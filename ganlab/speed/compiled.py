@@ -12,10 +12,10 @@ from ganlab.speed.trial import InTheWayError, tried
 
 
 class Compiled(Eager):
-    """Networks compiled by torch.compile; losses, penalties and optimizers as they are.
+    """Networks compiled by torch.compile; losses, penalties and optimizers are not compiled.
 
-    A penalty that differentiates D twice asks the network itself, which torch cannot compile for
-    that; so does a step in which a plugin listens at the network's layers.
+    A penalty that differentiates D twice uses the uncompiled network, because torch cannot compile
+    this. So does a step in which a plugin has hooks on the network's layers.
     """
 
     def __init__(self, backend: str = "inductor") -> None:
@@ -38,9 +38,9 @@ class Compiled(Eager):
         import torch._functorch.config as functorch
 
         with (
-            # for each way a network is called: frozen or not, with gradient or without
+            # one compilation for each kind of call: frozen or not, with gradient or without
             dynamo.patch(recompile_limit=64),
-            # or the backward pass would write over what D's step is to go through again
+            # else the backward pass would overwrite tensors that D's step goes through again
             functorch.patch(donated_buffer=False),
         ):
             yield
@@ -51,7 +51,7 @@ class Compiled(Eager):
         if update in self._tried:
             return self._quick(run, update, batch)
         self._tried.add(update)
-        self.keeps_graphs = True  # a shared pass of D is gone through twice
+        self.keeps_graphs = True  # the backward pass goes through a shared pass of D twice
         try:
             return tried(
                 run, update, lambda: update(run, batch), lambda: self._quick(run, update, batch)

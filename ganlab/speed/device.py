@@ -1,4 +1,4 @@
-"""Where a run computes, and in which precision."""
+"""The device and the precision in which a run computes."""
 
 import os
 import time
@@ -13,9 +13,9 @@ from ganlab.errors import RecipeError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1` or `mps`.
+    """The device for a name: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1` or `mps`.
 
-    :raises RecipeError: when there is no such device here.
+    :raises RecipeError: when this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,21 +31,21 @@ def pick_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
         raise RecipeError(f"--device {name}: this machine has {count} CUDA devices; use auto")
-    torch.cuda.init()  # its random generators and its counts of memory do not exist before
+    torch.cuda.init()  # before it CUDA has no random generators and no memory counters
     return torch.device("cuda", int(index or 0))
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Context of bfloat16 where the recipe asks for it and the device is fast at it: CUDA."""
+    """Context of bfloat16 where the recipe asks for it and the device is fast at it, as CUDA is."""
     if precision == "bfloat16" and device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16)
     return nullcontext()
 
 
 def wants_channels_last(precision: str, device: torch.device) -> bool:
-    """Whether networks lay their weights channels last, as the matrix units of CUDA want them.
+    """Whether networks store their weights channels last, the layout for CUDA's matrix units.
 
-    On a CPU that is slower: 0.8 to 0.95 times the speed on an AMD EPYC, torch 2.15.
+    On a CPU it is slower: 0.8 to 0.95 times the speed on an AMD EPYC, torch 2.15.
     """
     return precision == "bfloat16" and device.type == "cuda"
 
@@ -56,13 +56,13 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 
 def choose_numerics(device: torch.device, tf32: bool, deterministic: bool) -> None:
-    """Set torch, for this process, to how a recipe wants numbers computed on CUDA.
+    """Set, for this process, how torch computes on CUDA, as the recipe asks.
 
-    TF32 applies to convolutions only, as is torch's default; matrix products stay in float32.
+    TF32 applies to convolutions only, which is torch's default; matrix products stay in float32.
     """
     if device.type != "cuda":
         return
-    # cuBLAS wants it, and reads it when first used
+    # cuBLAS needs this to be deterministic, and reads it at its first use
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.allow_tf32 = tf32 and not deterministic
@@ -81,7 +81,7 @@ def full_float32() -> Iterator[None]:
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, read when the device has done all work that it was given."""
+    """Seconds on a clock, read after the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -90,7 +90,7 @@ def now(device: torch.device) -> float:
 
 
 def begin_peak_memory(device: torch.device) -> None:
-    """Count the peak memory from here on."""
+    """Start a new measurement of the peak memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -98,9 +98,9 @@ def begin_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes in use at most since `begin_peak_memory`: of tensors on CUDA, else of the process.
+    """Most bytes in use since `begin_peak_memory`: by tensors on CUDA, else by the process.
 
-    Outside Linux the process's peak is counted from its start.
+    Outside Linux the peak is counted from the start of the process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -108,7 +108,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken: of the device's own memory on CUDA, else of the machine."""
+    """Bytes that are still free: in the device's own memory on CUDA, else in the machine's."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

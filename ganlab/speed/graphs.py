@@ -17,32 +17,30 @@ from ganlab.run import Eager, Run, Update
 from ganlab.shared_forward import Pass
 from ganlab.speed.trial import InTheWayError, tried
 
-WARM_UPS = (
-    3  # steps as they are written before one is captured: by then all that is made once is there
-)
-MOST_GRAPHS = 16  # a recipe has two to five updates; more come of a function made anew each time
+WARM_UPS = 3  # plain steps before a capture: they create what all later steps use again
+MOST_GRAPHS = 16  # a recipe has 2 to 5 updates; more means a function that is made again each time
 Answer = TypeVar("Answer")
 
 
 class Recorder(Protocol):
-    """What records the work of a function, to be done again without the function."""
+    """Records the work of a function, so that it can be repeated without the function."""
 
     def running(self) -> AbstractContextManager[Any]: ...
 
     def watching(self) -> AbstractContextManager[Any]:
-        """Within it, what no recorder could record raises."""
+        """Context in which an operation that cannot be captured raises an error."""
 
     def record(
         self, function: Callable[[], Answer], generators: Sequence[torch.Generator]
     ) -> tuple[Answer, Callable[[], None]]:
-        """What the function returned, and a function that makes its tensors anew in place.
+        """What the function returned, and a function that computes its tensors again in place.
 
-        When the function raises, all that was recorded before is of no more use.
+        When the function raises, everything recorded before can no longer be used.
         """
 
 
 class CudaRecorder:
-    """CUDA graphs, captured on a stream of their own, all in one pool of memory."""
+    """CUDA graphs, captured on a separate stream, all in one memory pool."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = _stream(device)
@@ -50,10 +48,10 @@ class CudaRecorder:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        # all of training on this stream: the backward pass runs on that of the forward pass
+        # all of training on this stream: a backward pass runs on the stream of its forward pass
         before = torch.cuda.current_stream(self._stream.device)
         benchmark = torch.backends.cudnn.benchmark
-        # shapes are fixed; but what is found to be quick differs from run to run
+        # shapes are fixed; but which kernels are found to be the quickest differs from run to run
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         self._stream.wait_stream(before)
         try:
@@ -79,7 +77,7 @@ class CudaRecorder:
         for generator in generators:
             graph.register_generator_state(generator)
         try:
-            # thread_local: a checkpoint may be on its way to the disk in another thread
+            # thread_local: another thread may be writing a checkpoint
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
@@ -90,19 +88,19 @@ class CudaRecorder:
         return answer, graph.replay
 
     def _clear_up(self, generators: Sequence[torch.Generator]) -> None:
-        """Undo what torch leaves behind when a capture fails (2.11: all of it)."""
+        """Undo what torch does not clean up after a failed capture (torch 2.11 cleans nothing)."""
         device = self._stream.device
         with suppress(RuntimeError):  # when torch has done it itself
             torch._C._cuda_endAllocateToPool(device.index, self._pool)
         self._pool = torch.cuda.graph_pool_handle()
         for generator in (torch.cuda.default_generators[device.index], *generators):
-            # its state believes for good that it is being captured
+            # else its state stays marked as being captured
             generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
 
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all runs of a process: cuBLAS keeps 32 MiB for each stream that it has seen."""
+    """One stream for all runs of a process: cuBLAS keeps 32 MiB for each stream it has used."""
     return torch.cuda.Stream(device)
 
 
@@ -123,10 +121,10 @@ class Recorded:
 
 
 class Graphs(Eager):
-    """Each update captured once, losses, backward and optimizer step, and replayed from then on.
+    """Each update is captured once, with losses, backward and optimizer step, then replayed.
 
-    Batches are copied into memory that stays. Watched steps, evaluations and all event hooks are
-    never captured.
+    Batches are copied into memory that stays in place. Watched steps, evaluations and all event
+    hooks are never captured.
     """
 
     keeps_graphs = True
@@ -177,21 +175,21 @@ class Graphs(Eager):
         if shape not in self._batches:
             self._batches[shape] = Batch(batch.real.clone(), batch.condition.clone())
         mine = self._batches[shape]
-        if batch is not self._filled_from:  # both steps may have the same one
+        if batch is not self._filled_from:  # both steps may have the same batch
             mine.real.copy_(batch.real)
             mine.condition.copy_(batch.condition)
             self._filled_from = batch
         return mine
 
     def _prepare(self, optimizer: Optimizer) -> None:
-        """Have the optimizer keep on the device what a replay must find there."""
+        """Make the optimizer keep its step size and step counts on the device, for the replay."""
         if id(optimizer) in self._prepared:
             return
         for group in optimizer.param_groups:
             if "capturable" not in group:
                 raise InTheWayError(f"{type(optimizer).__name__} has no capturable form")
             device = group["params"][0].device
-            # as the fused kernels read it
+            # the dtype in which the fused kernels read it
             dtype = torch.float32 if device.type == "cuda" else torch.float64
             group["lr"] = torch.tensor(float(group["lr"]), device=device, dtype=dtype)
             group["capturable"] = device.type == "cuda"
@@ -231,5 +229,5 @@ class Graphs(Eager):
 def _replayed(run: Run, recorded: Recorded) -> Losses:
     recorded.replay()
     run.step.passes[:] = recorded.passes
-    # one copy, since the next replay writes over them
+    # a copy, because the next replay overwrites them
     return dict(zip(recorded.names, recorded.values.clone().unbind(), strict=True))

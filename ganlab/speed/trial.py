@@ -1,4 +1,4 @@
-"""A quicker way to take an optimizer step, tried beside the step as it is written."""
+"""The test of a quicker way to take an optimizer step against the step as it is written."""
 
 import copy
 import linecache
@@ -12,19 +12,19 @@ from torch import Tensor
 from ganlab.plugin import Losses, Plugin
 from ganlab.run import Run, Update
 
-TOLERANCE = 0.02  # of the length of a step: bfloat16 and other kernels stay well below
+TOLERANCE = 0.02  # share of a step's length; bfloat16 and other kernels differ by much less
 
 
 class InTheWayError(Exception):
-    """Why a step cannot be taken the quicker way."""
+    """A step cannot be taken the quicker way; the message says why."""
 
 
 def tried(
     run: Run, update: Update, plain: Callable[[], Losses], quick: Callable[[], Losses]
 ) -> Losses:
-    """Take a step the quick way, when it is the step that the plain way takes from here.
+    """Take a step the quick way, if the plain way takes the same step from the same state.
 
-    :raises InTheWayError: when either raises or they differ; all is then as it was before.
+    :raises InTheWayError: when either way raises or they differ; the state is then restored.
     """
     before = Snapshot(run)
     parameters = update.parameters(run)
@@ -40,7 +40,7 @@ def tried(
     apart = _distance(parameters, wanted) / max(_distance(start, wanted), 1e-30)
     if not apart <= TOLERANCE:
         before.restore()
-        raise InTheWayError(f"the weights would move otherwise, by {apart:.2g} of a step")
+        raise InTheWayError(f"the weights would move differently, by {apart:.2g} of a step")
     return losses
 
 
@@ -51,10 +51,10 @@ def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
 
 
 def culprit(error: BaseException) -> str:
-    """What raised, in one line: the innermost plugin at work, the message, the plugin's line."""
+    """The cause of an error, in one line: the innermost plugin, the message, its line of code."""
     plugin = line = ""
     cause: BaseException | None = error
-    while cause and not plugin:  # a capture that ends because of an error raises another
+    while cause and not plugin:  # a capture that ends with an error raises a second one
         for frame, number in traceback.walk_tb(cause.__traceback__):
             if isinstance(owner := frame.f_locals.get("self"), Plugin):
                 plugin = f"{owner.name}: "
@@ -67,7 +67,7 @@ def culprit(error: BaseException) -> str:
 
 
 class Snapshot:
-    """All that an update may change, to be put back in place: the memory stays where it is."""
+    """A copy of everything an update may change; it is restored in place, in the same memory."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -77,7 +77,7 @@ class Snapshot:
         states = [state for o in self._optimizers for state in o.state.values()]
         self._tensors += [t for state in states for t in state.values() if isinstance(t, Tensor)]
         self._copies = [t.detach().clone() for t in self._tensors]
-        # a shared pass remembers the versions of D's weights, and will see the same values again
+        # restored values are the same, so a shared pass must find the same versions of D's weights
         self._versions = torch.autograd._unsafe_preserve_version_counter(tuple(self._tensors))
         self._begun = [bool(optimizer.state) for optimizer in self._optimizers]
         self._plugins = {

@@ -1,4 +1,4 @@
-"""A probability that follows how far the discriminator overfits."""
+"""A probability that rises while the discriminator overfits and falls while it does not."""
 
 from collections.abc import Generator, Sequence
 from typing import Any, Self
@@ -13,36 +13,36 @@ from ganlab.speed.device import widest_float
 
 
 class AdaptiveProbability(Plugin):
-    """Base of a plugin whose probability p follows how far D overfits.
+    """Base of a plugin whose probability p rises while D overfits and falls while it does not.
 
-    The controller of StyleGAN2-ADA (Karras et al. 2020, arXiv:2006.06676). p begins at 0; after
-    every `every` D steps it goes
+    The controller of StyleGAN2-ADA (Karras et al. 2020, arXiv:2006.06676). p begins at 0 and is
+    updated after every `every` D steps:
 
         p <- max(0, p + sign(r - target) * batch * every / (speed * 1000)),  r = mean sign(D(real))
 
-    r, over all logits since the last time, is 1 when D knows the training images by heart and 0
-    when it guesses. It means something only where the sign of a logit is D's verdict, as with bce
-    and hinge; with wasserstein set `fixed_p`. p is logged as `D/<name>_p`; it stands still while D
-    does not train.
+    r is the mean over all logits since the last update: 1 when D knows the training images by
+    heart, 0 when it guesses. It is meaningful only where the sign of a logit is D's decision, as
+    with bce and hinge; with wasserstein set `fixed_p`. p is logged as `D/<name>_p`. It does not
+    change while D does not train.
     """
 
     target: float = Field(0.6, gt=-1, lt=1)
-    """The wanted mean sign of D's logits on real images; a lower one makes p higher."""
+    """The wanted mean sign of D's logits on real images; a lower target makes p higher."""
 
     speed: float = Field(500.0, gt=0)
-    """Thousands of real images seen while p can move by 1; 100 suits fine-tuning (paper's code)."""
+    """Thousands of real images in which p can move by 1; 100 suits fine-tuning (paper's code)."""
 
     every: int = Field(4, ge=1)
-    """D steps from one change of p to the next."""
+    """D steps from one update of p to the next."""
 
     initial_p: float = Field(0.0, ge=0, le=1)
-    """Probability to begin with."""
+    """Probability at the beginning."""
 
     fixed_p: float | None = Field(None, ge=0, le=1)
-    """A probability that stays; the options that move it may then not be set."""
+    """A constant probability; the options that change p may then not be set."""
 
     _p: Tensor = PrivateAttr()
-    _signs: Tensor = PrivateAttr()  # of the real logits: the sum of their means, and how many
+    _signs: Tensor = PrivateAttr()  # of the real logits: sum of the mean signs, number of means
     _num_steps: int = PrivateAttr(0)
 
     @model_validator(mode="after")
@@ -61,7 +61,7 @@ class AdaptiveProbability(Plugin):
     def warnings(self, others: Sequence[Plugin]) -> list[str]:
         if self.fixed_p is not None or any(other.judges_by_sign for other in others):
             return []
-        return ["steers by the sign of D's logits, which is no verdict here; set fixed_p"]
+        return ["follows the sign of D's logits, which is not D's decision here; set fixed_p"]
 
     @property
     def p(self) -> Tensor:
@@ -80,7 +80,7 @@ class AdaptiveProbability(Plugin):
         return (yield)
 
     def steered(self, losses: Losses, batch_size: int) -> Losses:
-        """To be called after each D step: p moves when it is due, and is added to what is logged.
+        """Update p when an update is due, and add p to the logged losses; call after each D step.
 
         :param losses: what the step returned; when empty, D did not step.
         """
@@ -88,7 +88,7 @@ class AdaptiveProbability(Plugin):
             return losses
         self._num_steps += 1
         if self._num_steps % self.every == 0:
-            # the sign of the mean less the target, and 0 when there was no logit to look at
+            # the sign of (mean - target), or 0 when there were no logits since the last update
             direction = (self._signs[0] - self.target * self._signs[1]).sign()
             stride = batch_size * self.every / (self.speed * 1000)
             self._p.add_(direction * stride).clamp_(min=0)

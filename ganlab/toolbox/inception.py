@@ -1,4 +1,4 @@
-"""The Inception network of FID and KID, built without a download, and what the two share."""
+"""The Inception network of FID and KID, built without a download, and a base of both plugins."""
 
 import io
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from ganlab.toolbox.weights import load_weights, weights_file
 
 
 class InceptionFeatures(FeatureExtractorInceptionV3):
-    """The Inception v3 of TensorFlow from 2015, with which every published FID is computed.
+    """The Inception v3 of TensorFlow from 2015, which computes the features of every published FID.
 
     torch-fidelity's network: it resizes to 299 x 299 as TensorFlow 1 does, and maps 0..255 to
     -1..1 itself. The weights are random until a file is loaded. Frozen, in eval mode.
 
-    :param dims: of the features: 64, 192, 768, or 2048, the pooled ones before the last layer.
+    :param dims: number of features: 64, 192, 768, or 2048 (the pooled ones before the last layer).
     """
 
     file_name = "weights-inception-2015-12-05-6726825d.pth"
@@ -32,7 +32,7 @@ class InceptionFeatures(FeatureExtractorInceptionV3):
         empty = io.BytesIO()
         torch.save({}, empty)
         empty.seek(0)
-        # without a file torch-fidelity downloads one
+        # torch-fidelity downloads the weights when it gets no file
         super().__init__("inception", [str(dims)], feature_extractor_weights_path=empty)
         self.num_features = dims
         for module in self.modules():
@@ -45,7 +45,7 @@ class InceptionFeatures(FeatureExtractorInceptionV3):
         return None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of uint8 images [N, 3, H, W], 32 in the network at once: float32 [N, dims]."""
+        """Features of uint8 images [N, 3, H, W], computed 32 at a time: float32 [N, dims]."""
         return torch.cat([super(InceptionFeatures, self).forward(b)[0] for b in images.split(32)])
 
 
@@ -53,21 +53,21 @@ class InceptionDistance(Plugin):
     """Base of a distance between the Inception features of SR patches and of HR patches.
 
     The patches of SR and HR are cut at the same random places. The weights file is read from the
-    cache folder, or from `weights`. Slow without a GPU: about 0.2 s a patch, half of them SR and
-    half HR.
+    cache folder, or from `weights`. Slow without a GPU: about 0.2 s for each SR patch and each HR
+    patch.
     """
 
     patch: int = Field(128, ge=32, le=1024)
     """Side of a patch in pixels; the network sees it resized to 299."""
 
     num_patches: int = Field(256, ge=2)
-    """Patches of each kind."""
+    """Number of SR patches, and of HR patches."""
 
     dims: Literal[64, 192, 768, 2048] = 2048
-    """Which features: 2048 as published, or an earlier layer's, which need fewer patches."""
+    """Number of features: 2048 as published; those of earlier layers need fewer patches."""
 
     weights: RecipePath | None = None
-    """The file weights-inception-2015-12-05-6726825d.pth; left out, that of the cache folder."""
+    """The file weights-inception-2015-12-05-6726825d.pth; default: the one in the cache folder."""
 
     _network: nn.Module | None = PrivateAttr(None)
 
@@ -90,7 +90,7 @@ class InceptionDistance(Plugin):
         return {self.name: self.distance(sr, hr).item()}
 
     def _features_on(self, device: torch.device) -> nn.Module:
-        """The network. It is loaded at the first call, since `ganlab eval` starts no run."""
+        """The network, loaded at the first call, since `ganlab eval` does not call `run_start`."""
         if self._network is None:
             network = InceptionFeatures(self.dims)
             file = weights_file(network.file_name, self.weights)

@@ -1,4 +1,4 @@
-"""Patches of the held-out images, for figures that compare whole sets of them."""
+"""Patches of the held-out images, for figures that compare whole sets of patches."""
 
 from collections.abc import Sequence
 
@@ -14,16 +14,16 @@ from ganlab.run import Run
 def random_patches(
     plugin: Plugin, images: Sequence[EvaluatedImage], size: int, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Patches of SR and of HR, the same places in both, drawn from `plugin.host_rng`.
+    """Patches of SR and of HR, cut at the same places, which `plugin.host_rng` draws.
 
-    Each patch is drawn alone: an image, all equally likely, and a place in it, so patches may
-    overlap or repeat. Given the images they are independent and of one law, but the two of a place
-    are not independent of one another: a test that wants independent samples calls this twice,
-    and takes SR from the one call and HR from the other.
+    Each patch has a draw of its own: first an image, all equally likely, then a place in it. So
+    patches may overlap or repeat. For given images the patches are independent and identically
+    distributed, but the SR and the HR patch of one place depend on each other. A test that needs
+    independent samples calls this twice, and takes SR from one call and HR from the other.
 
-    :param plugin: whose random numbers to use, and who is at fault where an image is too small.
+    :param plugin: its random numbers are used, and an error names it.
     :param size: side in pixels.
-    :returns: SR and HR, uint8 [count, 3, size, size] on the CPU; grey as three equal planes.
+    :returns: SR and HR, uint8 [count, 3, size, size] on the CPU; grey has three equal planes.
     :raises RecipeError: for an image smaller than a patch.
     """
     pairs = [_pair(item) for item in images]
@@ -40,7 +40,7 @@ def random_patches(
 
 
 def log_spectrum(patches: Tensor) -> Tensor:
-    """How much of each spatial frequency a patch holds: what betrays smoothness and artefacts.
+    """How much of each spatial frequency a patch holds; this reveals smoothness and artefacts.
 
         feature = log(1 + |DCT-II of the luma, orthonormal|), in grey levels
 
@@ -52,13 +52,13 @@ def log_spectrum(patches: Tensor) -> Tensor:
 
 
 def require_held_out(plugin: Plugin, run: Run, side: int) -> None:
-    """Refuse, at the start of a run, held-out images that a plugin could not judge later.
+    """Refuse, at the start of a run, held-out images that a plugin could not score later.
 
-    :param side: the smallest side in pixels, of the image cut to a multiple of the scale.
-    :raises RecipeError: when there are none or one is smaller.
+    :param side: smallest allowed side in pixels, after the cut to a multiple of the scale.
+    :raises RecipeError: when there are no held-out images, or one is smaller.
     """
     if not run.held_out:
-        raise plugin.error("judges held-out images, and there are none; add some or leave it out")
+        raise plugin.error("scores held-out images, and there are none; add some or leave it out")
     for name, image in run.held_out.items():
         shortest = min(image.shape[-2:])
         _require_size(plugin, name, shortest - shortest % run.scale, side)
@@ -73,7 +73,7 @@ def _require_size(plugin: Plugin, name: str, side: int, wanted: int) -> None:
 
 
 def _pair(item: EvaluatedImage) -> Tensor:
-    """SR above HR, uint8 [6, H, W]; of a grey image the SR is made grey."""
+    """SR and HR as one tensor, uint8 [6, H, W], SR first; the SR of a grey image is made grey."""
     sr = item.sr
     if len(item.hr) == 1 and len(sr) == 3:
         sr = (sr.to(torch.float32).mean(0, keepdim=True) + 0.5).to(torch.uint8)

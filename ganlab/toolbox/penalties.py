@@ -1,4 +1,4 @@
-"""What penalties on a discriminator share: the slope at each image, and taking a term lazily."""
+"""Parts of penalties on D: the gradient at each image, and terms added at every k-th step only."""
 
 from collections.abc import Generator
 from typing import ClassVar, Literal
@@ -17,43 +17,44 @@ PatchReduce = Literal["mean", "sum"]
 
 
 def input_gradient(discriminator: nn.Module, images: Tensor, patch_reduce: PatchReduce) -> Tensor:
-    """The gradient of each image's score with respect to the image, open to a second backward.
+    """The gradient of each image's score with respect to the image; it can be differentiated again.
 
-    The score of an image is the mean or the sum of its patch map; of a discriminator that judges
-    each image alone (a plugin that says `per_sample = True` gets no other).
+    The score of an image is the mean or the sum of its patch map. D must judge each image alone
+    (a plugin that says `per_sample = True` gets no other D).
 
-    :param images: [N, ...]; a gradient to what made them is cut.
-    :returns: [N, number of values of an image]. Its norm is `torch.linalg.vector_norm(g, dim=1)`,
-        whose gradient is 0 at 0; the root of a sum of squares has NaN there.
+    :param images: [N, ...]; they are detached, so no gradient reaches G.
+    :returns: [N, number of values of an image]. Take the norm by
+        `torch.linalg.vector_norm(g, dim=1)`, whose gradient is 0 at 0; that of the root of a sum
+        of squares is NaN there.
     """
 
     def score(images: Tensor) -> Tensor:
         per_image = discriminator(images).flatten(1)
-        # an image's gradient is untouched by the sum over images, for D mixes none
+        # the sum over images changes no image's gradient, because D does not mix images
         return (per_image.mean(1) if patch_reduce == "mean" else per_image.sum(1)).sum()
 
-    # torch.func.grad and not torch.autograd.grad: equal in eager mode, but it alone survives
-    # torch.compile, and it gives zeros for a critic that ignores its input
+    # torch.func.grad equals torch.autograd.grad in eager mode. But only it works under
+    # torch.compile, and it gives zeros for a critic that ignores its input.
     gradient: Tensor = torch.func.grad(score)(images.detach())
     return gradient.flatten(1)
 
 
 class LazyPenalty(Plugin):
-    """Base of a penalty that may be taken at every k-th D step only, k times as heavy.
+    """Base of a penalty that may be computed at every k-th D step only, with k times its weight.
 
     Lazy regularisation (Karras et al. 2020, arXiv:1912.04958, appendix B): after every k-th D step
-    comes one more optimizer step, down k times the term alone, on the same batch. Since Adam then
-    takes k + 1 steps where it took k, its learning rate is multiplied by c = k / (k + 1), and its
-    betas are raised to the power of c. With `every = 1` the term is a summand of D's loss.
+    there is one more optimizer step on the same batch, whose loss is k times the term alone. Adam
+    then takes k + 1 steps instead of k. So its learning rate is multiplied by c = k / (k + 1), and
+    its betas are raised to the power of c. With `every = 1` the term is added to D's loss.
     """
 
     every: int = Field(1, ge=1)
-    """Take the term at every so many D steps, so many times as heavy; 1 is always."""
+    """k: compute the term at every k-th D step, with k times its weight; 1: at every step."""
 
     _num_steps: int = PrivateAttr(0)
 
     def term(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        """The weighted penalty, a 0-d tensor; arguments as of the hook `penalty`."""
+        """The weighted penalty, a 0-d tensor; the arguments are those of the hook `penalty`."""
         raise NotImplementedError
 
     @hookimpl
@@ -65,7 +66,7 @@ class LazyPenalty(Plugin):
     @hookimpl(wrapper=True)
     def discriminator_step(self, run: Run, batch: Batch) -> Generator[None, Losses, Losses]:
         losses = yield
-        if self.every == 1 or not losses:  # without losses D did not step
+        if self.every == 1 or not losses:  # no losses: D did not step
             return losses
         self._num_steps += 1
         if (self._num_steps - 1) % self.every:
@@ -89,7 +90,7 @@ class LazyPenalty(Plugin):
             for group in optimizer.param_groups:
                 if "betas" not in group:
                     raise self.error(
-                        "every > 1 rescales Adam, and the discriminator's optimizer is another; "
+                        "every > 1 rescales Adam, but the discriminator's optimizer is not Adam; "
                         "set every = 1",
                         "every",
                     )
@@ -105,10 +106,10 @@ class LazyPenalty(Plugin):
 
 
 class FiniteDifferencePenalty(LazyPenalty):
-    """Base of a penalty on the slope of D at images, from two values of D (Lin et al. 2025).
+    """Base of a penalty on D's slope at images, measured from two values of D (Lin et al. 2025).
 
     Adds `weight * mean over images of (D(x) - D(x + sigma n))^2`, where n ~ N(0, 1) for every value
-    and D(x) is the score of an image, the `patch_reduce` of its patch map.
+    and D(x) is the score of an image: its patch map reduced by `patch_reduce`.
     """
 
     per_sample: ClassVar[bool] = True
@@ -126,10 +127,10 @@ class FiniteDifferencePenalty(LazyPenalty):
     h * w."""
 
     def at(self, discriminator: nn.Module, images: Tensor) -> Tensor:
-        """The weighted penalty at these images, a 0-d tensor; none of its gradient reaches them."""
+        """The weighted penalty at these images, a 0-d tensor; no gradient reaches the images."""
         x = images.detach()
         n = torch.randn(x.shape, generator=self.rng, device=x.device, dtype=x.dtype)
-        # in TF32 the difference of two near values is noise: the gradient is off by a quarter
+        # in TF32 the difference of two close values is noise: the gradient is wrong by a quarter
         with full_float32():
             logits = discriminator(torch.cat([x, x + self.sigma * n])).flatten(1)
         scores = logits.mean(1) if self.patch_reduce == "mean" else logits.sum(1)

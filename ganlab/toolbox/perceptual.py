@@ -1,8 +1,9 @@
-"""Networks that compare images as a trained eye does: VGG features, LPIPS, DISTS.
+"""Networks that compare images by trained features: VGG features, LPIPS, DISTS.
+
 
 The convolutions are torchvision's, under the names that its published files use, so that
-`load_weights(..., ignored=network.ignored)` fills them; nothing is ever downloaded. The few numbers
-that LPIPS and DISTS learnt on top of them lie in the torchmetrics package and are read from there.
+`load_weights(..., ignored=network.ignored)` fills them; nothing is ever downloaded. The few weights
+that LPIPS and DISTS learnt on top of them are read from the torchmetrics package.
 """
 
 from importlib.util import find_spec
@@ -23,14 +24,14 @@ VGG_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 class Backbone(nn.Module):
     """The convolutions of a torchvision classifier, random until `load_weights` fills them.
 
-    Its ReLUs do not work in place: torchvision's do, and would overwrite the features before them.
+    Its ReLUs do not work in place. torchvision's do, and would overwrite the features before them.
     """
 
     ignored = ("classifier.",)
-    """What `load_weights` must leave out of the published file."""
+    """Beginnings of names in the published file that `load_weights` must leave out."""
 
     smallest = 1
-    """The least side, in pixels, of an image that it can look at."""
+    """The smallest side, in pixels, of an image that the network accepts."""
 
     def __init__(self, architecture: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -42,29 +43,29 @@ class Backbone(nn.Module):
     @property
     def source(self) -> str:
         """The address of torchvision's published weights."""
-        from torchvision import models  # seconds to import, and not needed to read a recipe
+        from torchvision import models  # takes seconds to import; not needed to read a recipe
 
         return str(models.get_model_weights(self.architecture)["IMAGENET1K_V1"].url)
 
     @property
     def file_name(self) -> str:
-        """Of the published weights, as in vgg19-dcbb9e9d.pth."""
+        """The file name of the published weights, such as vgg19-dcbb9e9d.pth."""
         return self.source.rpartition("/")[2]
 
     @property
     def sha256(self) -> str:
-        """How the digest of the published weights begins: 8 hexadecimal digits."""
+        """The first 8 hexadecimal digits of the published weights' digest."""
         return self.file_name.removesuffix(".pth").rpartition("-")[2]
 
     def check(self, plugin: Plugin, shape: tuple[int, ...], what: str) -> None:
-        """Refuse images that it cannot look at.
+        """Refuse images that the network does not accept.
 
         :param shape: of one image.
-        :param what: they are called in the message.
+        :param what: the name of the images in the message.
         :raises RecipeError: when they are not [3, H, W], or too small.
         """
         if len(shape) != 3 or shape[0] != 3:
-            raise plugin.error(f"wants colour images, and {what} are of shape {[*shape]}")
+            raise plugin.error(f"needs colour images, and {what} are of shape {[*shape]}")
         if min(shape[1:]) < self.smallest:
             raise plugin.error(
                 f"{self.architecture} needs images of {self.smallest} pixels a side, and {what} "
@@ -72,14 +73,15 @@ class Backbone(nn.Module):
             )
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Images in 0..1 as the classifier was shown them, channel by channel."""
+        """Images in 0..1, normalised channel by channel as in the classifier's training."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         return (images - mean) / std
 
     def at(self, images: Tensor, nodes: list[int]) -> list[Tensor]:
-        """The outputs of these layers, counted from 0 in ascending order; none later is computed.
+        """The outputs of these layers; no layer after the last of them is computed.
 
         :param images: normalised.
+        :param nodes: the layers, counted from 0, in ascending order.
         """
         found, x = [], images
         for index, layer in enumerate(self.features[: nodes[-1] + 1]):
@@ -105,7 +107,7 @@ class VGGFeatures(Backbone):
         known = self.layers(architecture)
         if unknown := [name for name in layers if name not in known]:
             there = ", ".join(known)
-            raise ValueError(f"{architecture} has no layer {unknown[0]}; there are {there}")
+            raise ValueError(f"{architecture} has no layer {unknown[0]}; its layers are {there}")
         self.nodes = {name: known[name] for name in sorted(layers, key=known.__getitem__)}
         deepest = max(self.nodes.values())
         poolings = [name for name in known if name.startswith("pool") and known[name] <= deepest]
@@ -137,9 +139,9 @@ class LPIPSNetwork(Backbone):
             w_lc (a_lc / |a_l| - b_lc / |b_l|)^2
 
     a and b are the features of the two images after the ReLUs, |.| the norm over channels at a
-    position, w >= 0 the published linear layers. As in torchmetrics, |a| = sqrt(1e-8 + sum a^2),
-    where the authors' code has sqrt(sum a^2) + 1e-10, whose gradient is not finite where all
-    features are 0.
+    position, w >= 0 the published linear layers. As in torchmetrics, |a| = sqrt(1e-8 + sum a^2).
+    The authors' code has sqrt(sum a^2) + 1e-10, whose gradient is not finite where all features
+    are 0.
     """
 
     ARCHITECTURES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
@@ -151,7 +153,7 @@ class LPIPSNetwork(Backbone):
     SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}
 
     def __init__(self, network: Literal["alex", "vgg", "squeeze"] = "alex") -> None:
-        # the authors' numbers, for images in -1..1, brought to 0..1
+        # the authors' numbers are for images in -1..1; here they are converted to 0..1
         mean = [(1 + shift) / 2 for shift in (-0.030, -0.088, -0.188)]
         std = [scale / 2 for scale in (0.458, 0.448, 0.450)]
         super().__init__(self.ARCHITECTURES[network], (*mean,), (*std,))
@@ -186,7 +188,7 @@ class DISTSNetwork(Backbone):
         1 - sum over stages and channels of alpha l + beta s
         l = (2 m_a m_b + c) / (m_a^2 + m_b^2 + c),   s = (2 v_ab + c) / (v_a + v_b + c)
 
-    over six stages, the first the image itself, then VGG16 after the last ReLU of each block.
+    over six stages: first the image itself, then VGG16 after the last ReLU of each block.
     m, v_a, v_b, v_ab are the global means, variances and covariance of one channel, c = 1e-6,
     alpha and beta the published ones, which sum to 1. Max pooling is replaced by L2 pooling,
     sqrt(1e-12 + blur(a^2)) with a 3x3 Hann window and stride 2.
@@ -208,8 +210,8 @@ class DISTSNetwork(Backbone):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """The distance of each pair of images.
 
-        :param first, second: [N, 3, H, W] in 0..1, of any size; the authors shrank theirs to a
-            shorter side of 256.
+        :param first, second: [N, 3, H, W] in 0..1, of any size; the authors shrank their images to
+            a shorter side of 256.
         :returns: [N].
         """
         likeness = first.new_zeros(len(first))
@@ -227,7 +229,7 @@ class DISTSNetwork(Backbone):
         return 1 - likeness
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """What is compared: the image, and five maps of features."""
+        """The tensors that are compared: the image, and five maps of features."""
         found, x = [images], self.normalised(images)
         for number, (begin, end) in enumerate(self.STAGES):
             x = self._pool(x) if number else x
@@ -243,10 +245,10 @@ class DISTSNetwork(Backbone):
 
 
 def _convolutions(architecture: str) -> nn.Sequential:
-    """torchvision's `features`, with the initial weights that it gives its VGGs."""
+    """torchvision's `features` of a classifier, initialised as torchvision initialises its VGGs."""
     from torchvision import models
 
-    with torch.device("meta"):  # so that the classifier, most of the parameters, is never filled
+    with torch.device("meta"):  # so the classifier, most of the parameters, is never filled
         features: nn.Sequential = models.get_model(architecture, weights=None).features
     features = features.to_empty(device="cpu")
     for layer in features.modules():
@@ -260,8 +262,8 @@ def _convolutions(architecture: str) -> nn.Sequential:
 
 
 def _shipped(name: str) -> dict[str, Tensor]:
-    """A file of weights that torchmetrics brings along."""
-    package = find_spec("torchmetrics")  # found, not imported: that takes seconds
+    """A file of weights from the torchmetrics package."""
+    package = find_spec("torchmetrics")  # found, not imported: an import takes seconds
     assert package is not None and package.origin is not None
     file = Path(package.origin).parent / "functional" / "image" / name
     weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)

@@ -26,7 +26,7 @@ _UNREADABLE = (
 
 
 def weights_file(name: str, given: Path | None = None) -> Path:
-    """Where a weights file is looked for: the path given, or `weights/<name>` of ganlab's cache."""
+    """The path of a weights file: the given one, or `weights/<name>` in ganlab's cache folder."""
     return given or cache_folder() / "weights" / name
 
 
@@ -38,23 +38,23 @@ def load_weights(
     source: str,
     ignored: tuple[str, ...] = (),
 ) -> None:
-    """Fill a network from a file, whose digest, names and shapes must all be the expected ones.
+    """Fill a network from a file; its digest, names and shapes must all be the expected ones.
 
-    :param plugin: whose name and place in the recipe head the errors.
-    :param sha256: hexadecimal, or at least its first 8 digits, as torchvision's file names have.
-    :param source: where the file can be had, for the message.
-    :param ignored: beginnings of names in the file that the network has no use for, as
-        "classifier." where it is the convolutions of a classifier.
-    :raises RecipeError: saying which file, where it comes from and where to put it.
+    :param plugin: its name and place in the recipe begin every error.
+    :param sha256: hexadecimal, or at least its first 8 digits, as in torchvision's file names.
+    :param source: the address of the file, for the message.
+    :param ignored: beginnings of names in the file that the network does not use, such as
+        "classifier." when the network is the convolutions of a classifier.
+    :raises RecipeError: naming the file, its source and the place to put it.
     """
     if not file.is_file():
         raise plugin.error(f"needs the weights file {file}; get it from {source}, and put it there")
-    with file.open("rb") as stream:  # in pieces: VGG19 is half a gigabyte
+    with file.open("rb") as stream:  # read in pieces: VGG19 is half a gigabyte
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(sha256.lower()):
         raise plugin.error(
             f"{file} is not the expected file: its sha256 begins with {found[:8]}, and should "
-            f"with {sha256[:8]}; get it anew from {source}"
+            f"begin with {sha256[:8]}; get it again from {source}"
         )
     state = read_weights(plugin, file)
     wanted = {name: value for name, value in state.items() if not name.startswith(ignored)}
@@ -62,9 +62,9 @@ def load_weights(
 
 
 def read_weights(plugin: Plugin, file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .npz, .pth or .pt file, out of the wrapper of a trainer.
+    """The tensors of a .safetensors, .npz, .pth or .pt file, without a training code's wrapper.
 
-    :raises RecipeError: when it is no such file.
+    :raises RecipeError: when the file cannot be read as one of these.
     """
     try:
         if file.suffix == ".safetensors":
@@ -86,7 +86,7 @@ def read_weights(plugin: Plugin, file: Path) -> dict[str, Tensor]:
 
 
 def fill_network(plugin: Plugin, network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    """Load a state dict, strict in names and shapes.
+    """Load a state dict whose names and shapes must equal the network's.
 
     :raises RecipeError: naming the first parameter that differs.
     """
@@ -101,7 +101,7 @@ def fill_network(plugin: Plugin, network: nn.Module, state: dict[str, Tensor], f
     for name, value in wanted.items():
         if state[name].shape != value.shape:
             raise plugin.error(
-                f"{file} does not fit the network: {name} is {[*state[name].shape]} there, and "
-                f"{[*value.shape]} here"
+                f"{file} does not fit the network: {name} has shape {[*state[name].shape]} in the "
+                f"file, and {[*value.shape]} in the network"
             )
     network.load_state_dict(state)

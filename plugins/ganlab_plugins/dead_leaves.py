@@ -1,4 +1,4 @@
-"""Dead leaves: synthetic images of disks that hide one another, endless and without a file."""
+"""Dead leaves: synthetic images of disks that hide one another; no data files are needed."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -24,17 +24,18 @@ _COVERAGE = 5.0
 
 
 class DeadLeaves(Plugin):
-    """Crops of dead leaves images, a data source that needs no photograph.
+    """Crops of dead leaves images, a data source that needs no photographs.
 
-    Opaque disks fall until they cover the plane; what is seen from above has the occlusions,
-    edges and, with radii of density `r^-exponent`, exponent 3, the scale invariance of natural
-    images (Lee, Mumford and Huang 2001, Occlusion models for natural images, IJCV 41). Networks
-    trained on nothing else restore photographs nearly as well as those trained on photographs
-    (Achddou, Gousseau and Ladjal, openreview vKT8fZFGcG; with textures: arXiv:2504.10201).
+    Opaque disks fall until they cover the plane. The view from above has the occlusions and edges
+    of natural images, and also their scale invariance if the radii have the density `r^-exponent`
+    with exponent 3 (Lee, Mumford and Huang 2001, Occlusion models for natural images, IJCV 41).
+    Networks trained only on such images restore photographs nearly as well as those trained on
+    photographs (Achddou, Gousseau and Ladjal, openreview vKT8fZFGcG; with textures:
+    arXiv:2504.10201).
 
     Deviations: colours are random with natural spread, not from a photograph's histogram; edges
-    are anti-aliased by painting at twice the size; leaves lie 5 deep on average, and what is still
-    bare (0.7 %) shows one bottom leaf.
+    are anti-aliased by painting at twice the size; on average 5 leaves lie over a pixel, and the
+    pixels without any (0.7 %) show one bottom leaf.
     """
 
     num_images: int = Field(48, ge=1)
@@ -42,13 +43,13 @@ class DeadLeaves(Plugin):
     size: int = Field(320, ge=16)
     """Side of these images in pixels."""
     seed: int = Field(0, ge=0)
-    """Which images: unlike the run's seed, it changes the data set itself."""
+    """Seed of the images; unlike the run's seed, it changes the data set itself."""
     min_radius: float = Field(_RADII[0], ge=0.5)
-    """Of the smallest leaves, in pixels; small ones dominate, so this sets the fineness."""
+    """Radius of the smallest leaves, in pixels; small leaves dominate, so it sets the fineness."""
     max_radius: float = Field(_RADII[1], gt=0)
-    """Of the largest leaves, in pixels."""
+    """Radius of the largest leaves, in pixels."""
     exponent: float = Field(_RADII[2], gt=1)
-    """Of the density of radii, r^-exponent; 3 is scale invariant, more means smaller leaves."""
+    """Exponent of the density of radii, r^-exponent; 3 is scale invariant, more: smaller leaves."""
     texture: float = Field(0.5, ge=0, le=1)
     """Share of leaves with stripes or shading; 0 paints flat colours."""
     crop: int = Field(64, ge=8)
@@ -86,32 +87,32 @@ class DeadLeaves(Plugin):
 def gallery(
     seed: int, number: int, painter: Callable[[Generator], Tensor], *made_of: object
 ) -> ImageStore:
-    """So many painted images, from ganlab's cache folder when they were painted before.
+    """Painted images, read from ganlab's cache folder if they were painted before.
 
     :param painter: makes one image, uint8 [3, H, W].
-    :param made_of: all that the images depend on besides seed, number and this file.
+    :param made_of: everything that the images depend on, except seed, number and this file.
     """
-    # this file is part of the key: another way to paint makes other images
+    # this file is part of the key, because a change of the code can change the images
     key = sha256(Path(__file__).read_bytes() + repr((seed, number, made_of)).encode())
     path = cache_folder() / f"leaves-{key.hexdigest()[:16]}.store"
 
     def painted(first: int) -> Iterator[tuple[str, Tensor]]:
         rng = np.random.default_rng(seed)
-        # those before are painted again, for their numbers come from one stream
+        # the images before `first` are painted again: all take numbers from one random stream
         return islice(((f"leaves {i}", painter(rng)) for i in range(number)), first, None)
 
     return ImageStore.cached(path, painted)
 
 
 def natural_colours(rng: Generator, count: int = 1024) -> Floats:
-    """Random colours [count, 3] in 0..1 around a few hues, muted as those of a landscape.
+    """Random colours [count, 3] in 0..1 around a few hues, muted like those of a landscape.
 
-    Luminance spreads widely, blue-yellow less, red-green least: the order of the principal
+    Luminance varies most, blue-yellow less, red-green least: the order of the principal
     components of natural images (Ruderman, Cronin and Chiao 1998, JOSA A 15).
     """
     hues = rng.normal(0, (0.05, 0.025), (4, 2))[rng.integers(4, size=count)]
     luma = rng.beta(1.8, 2.2, count)
-    # shadows and highlights carry less chroma than the middle
+    # shadows and highlights have less chroma than medium brightness
     yellow, red = ((hues + rng.normal(0, (0.02, 0.012), (count, 2))) * 4).T * luma * (1 - luma)
     colours = luma[:, None] + np.stack([yellow + red, yellow * 0.6 - red * 0.5, -yellow * 1.8], 1)
     return colours.clip(0, 1).astype(np.float32)
@@ -122,9 +123,9 @@ def paint(
 ) -> Tensor:
     """Paint one dead leaves image.
 
-    :param colours: [K, 3] in 0..1; each leaf takes one of them.
-    :param radii: smallest and largest in pixels, and the exponent of their density.
-    :param texture: share of leaves that carry a wave: stripes when short, shading when long.
+    :param colours: [K, 3] in 0..1; each leaf gets one of them.
+    :param radii: smallest and largest radius in pixels, and the exponent of the density.
+    :param texture: share of leaves with a brightness wave: stripes if short, shading if long.
     :returns: uint8 [3, size, size].
     """
     leaf = _topmost(2 * size, *_fall(2 * size, rng, radii, _COVERAGE))
@@ -132,7 +133,7 @@ def paint(
     if texture:
         image += _waves(leaf, rng, texture)[:, :, None]
     image.clip(0, 1, out=image)
-    # painted at twice the size, averaged over 2 x 2: soft edges like those of a lens
+    # the mean over 2 x 2 of the double size gives soft edges, like those of a lens
     rows = image[::2] + image[1::2]
     image = ((rows[:, ::2] + rows[:, 1::2]) * (255 / 4) + 0.5).clip(0, 255)
     return torch.from_numpy(image.astype(np.uint8)).permute(2, 0, 1)
@@ -141,17 +142,17 @@ def paint(
 def _fall(
     side: int, rng: Generator, radii: Radii, coverage: float
 ) -> tuple[Floats, Integers, Integers]:
-    """A table of 64 radii; for each falling leaf its place there, and its centre, [n] and [n, 2].
+    """A table of 64 radii, and each falling leaf's index in it, [n], and centre, [n, 2].
 
-    Centres are uniform on the plane, of which only leaves that can reach the image are drawn.
+    Centres are uniform on the plane; only leaves that can reach the image are drawn.
 
-    :param coverage: how many leaves lie over a pixel on average; exp(-coverage) of them see none.
+    :param coverage: mean number of leaves over a pixel; a share exp(-coverage) of pixels has none.
     """
     smallest, largest, exponent = radii
     # the image is painted at twice its size
     table = np.geomspace(2 * smallest, 2 * largest, 64)
     reach = side + 2 * np.ceil(table) + 1
-    # equal steps of log r: density r^-exponent becomes r^(1 - exponent)
+    # equal steps in log r: density r^-exponent becomes r^(1 - exponent)
     weights = table ** (1 - exponent) * reach**2
     weights /= weights.sum()
     number = math.ceil(coverage / float((weights * math.pi * table**2 / reach**2).sum()))
@@ -162,7 +163,7 @@ def _fall(
 
 
 def _topmost(side: int, table: Floats, which: Integers, centres: Integers) -> NDArray[np.int32]:
-    """Number of the leaf seen at each pixel, [side, side]: the last to fall; 0 where bare."""
+    """Number of the top leaf at each pixel, [side, side]: the last that fell; 0 without a leaf."""
     halves = np.ceil(table).astype(int).tolist()
     squares = [np.arange(-half, half + 1) ** 2 for half in halves]
     disks = [x[:, None] + x <= radius**2 for x, radius in zip(squares, table, strict=True)]
@@ -173,13 +174,13 @@ def _topmost(side: int, table: Floats, which: Integers, centres: Integers) -> ND
         rows = slice(max(-up, 0), side - up)
         columns = slice(max(-left, 0), side - left)
         target = seen[max(up, 0) : y + half + 1, max(left, 0) : x + half + 1]
-        # bounding box only: 3 us a leaf, whatever the size of the image
+        # only the bounding box is written: 3 us per leaf, for any size of the image
         np.copyto(target, leaf, where=disk[rows, columns])
     return seen
 
 
 def _waves(leaf: NDArray[np.int32], rng: Generator, share: float) -> Floats:
-    """A brightness wave on some leaves, [side, side]: of 3 to 200 pixels, any direction."""
+    """Brightness waves on some leaves, [side, side]: 3 to 200 pixels long, in any direction."""
     number = int(leaf.max()) + 1
     length = 2 * np.geomspace(3, 200, 64)[rng.integers(64, size=number)]
     angle, phase = rng.uniform(0, 2 * math.pi, (2, number))

@@ -1,4 +1,4 @@
-"""DiffAugment: differentiable augmentation of all that the discriminator sees."""
+"""DiffAugment: differentiable augmentation of all images that the discriminator sees."""
 
 from collections.abc import Generator
 from typing import Literal
@@ -21,25 +21,26 @@ _OPTIONS: dict[Kind, tuple[str, ...]] = {
 class DiffAugment(Plugin):
     """Differentiable augmentation for data-efficient GANs (Zhao et al. 2020, arXiv:2006.10738).
 
-    Every image that D sees, real and fake, in the D step and in the G step, is changed by draws of
-    its own, one per image; the generator's gradient passes through. With U(a, b) uniform:
+    Every image that D sees, real or fake, in the D step and in the G step, is changed by its own
+    random draws. The generator's gradient passes through the changes. U(a, b) is uniform in a..b:
 
     - `color`: `x + U(-b, b)`; then `m + (x - m) U(1 - s, 1 + s)`, m the mean of a pixel's channels;
       then the same with `U(1 - c, 1 + c)` and m the mean of the whole image.
-    - `translation`: a shift by a whole number of pixels up to a share of each side, filled.
-    - `cutout`: a rectangle of a share of each side is filled; its centre lies anywhere.
+    - `translation`: a shift by whole pixels, up to a share of each side; empty pixels are filled.
+    - `cutout`: a rectangle is filled; its sides are a share of the image's, its centre is anywhere.
 
-    The defaults are the published code's, whose images are in -1..1. Here they are in 0..1, so that
-    its brightness of 0.5 is 0.25, and its fill of 0 is 0.5: grey. The two are then one function but
-    for that change of range (with black, 0 here, they would not be). Nothing is clamped.
+    The defaults are those of the published code. Its images are in -1..1, but here they are in
+    0..1: so its brightness of 0.5 is 0.25 here, and its fill of 0 is 0.5 here, which is grey. Apart
+    from the range, both are then the same function (with black, a fill of 0 here, they would not
+    be). Nothing is clamped.
 
-    Channels are groups of three (or one grey channel): a condition appended by
-    conditional_discriminator, listed before, gets the same draws. Where real and fake get
-    different draws, losses that compare their features pixel by pixel see the shift, too.
+    Channels form groups of three (or one grey channel): a condition appended by
+    conditional_discriminator, listed before, gets the same draws. Where real and fake images get
+    different draws, losses that compare their features pixel by pixel measure the shift, too.
     """
 
     policy: list[Kind] = Field(["color", "translation", "cutout"], min_length=1)
-    """What is done, in this order."""
+    """The changes, in this order."""
 
     brightness: float = Field(0.25, ge=0)
     """Largest change of brightness, for images in 0..1."""
@@ -54,10 +55,10 @@ class DiffAugment(Plugin):
     """Largest shift, as a share of a side, rounded down to pixels."""
 
     cutout: float = Field(0.5, ge=0, le=1)
-    """Sides of the rectangle, as a share of the image's, rounded down to pixels."""
+    """Sides of the rectangle, as a share of the image's sides, rounded down to pixels."""
 
     fill: float = 0.5
-    """Value of what a shift or the cutout leaves empty; 0.5 is the published one."""
+    """Value of the pixels that a shift or the cutout leaves empty; 0.5 is the published value."""
 
     @model_validator(mode="after")
     def _options_have_an_effect(self) -> "DiffAugment":
@@ -76,7 +77,7 @@ class DiffAugment(Plugin):
         images = yield
         if images.dim() != 4:
             raise self.error(
-                f"it augments images, and the samples are {list(images.shape[1:])}; "
+                f"it augments images, but the samples have shape {list(images.shape[1:])}; "
                 f"drop {self.name} from this recipe"
             )
         change = {"color": self._color, "translation": self._translation, "cutout": self._cutout}
@@ -88,7 +89,7 @@ class DiffAugment(Plugin):
         num_channels = images.shape[1]
         if num_channels != 1 and num_channels % 3:
             raise self.error(
-                f"color changes RGB images, and these have {num_channels} channels; leave color "
+                f"color changes RGB images, but these have {num_channels} channels; leave color "
                 "out of the policy",
                 "policy",
             )
@@ -106,7 +107,7 @@ class DiffAugment(Plugin):
 
     def _cutout(self, images: Tensor) -> Tensor:
         sides = [_share(side, self.cutout) for side in images.shape[2:]]
-        # as published: the centre of an even side may lie on the far edge
+        # as published: if a side is even, the centre may lie on the far edge of the image
         top, left = (
             self._integers(images, 0, whole - side % 2) - side // 2
             for whole, side in zip(images.shape[2:], sides, strict=True)
@@ -119,16 +120,16 @@ class DiffAugment(Plugin):
         return 2 * torch.rand(n, generator=self.rng, device=device, dtype=dtype) - 1
 
     def _integers(self, images: Tensor, low: int, high: int) -> Tensor:
-        """One integer for each image, both ends included."""
+        """One integer in low..high for each image, both ends included."""
         return torch.randint(
             low, high + 1, (len(images),), generator=self.rng, device=images.device
         )
 
 
 def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Change brightness, saturation and contrast of every image by its own number, in this order.
+    """Change each image's brightness, saturation and contrast by its own draws, in this order.
 
-    :param images: [N, C, H, W], C = 1 or groups of three channels, each group an image.
+    :param images: [N, C, H, W], C = 1 or groups of three channels; each group is an image.
     :param brightness, saturation, contrast: [N]; 0, 1 and 1 change nothing.
     """
     num_channels = 1 if images.shape[1] == 1 else 3
@@ -160,9 +161,9 @@ def shift(images: Tensor, down: Tensor, right: Tensor, fill: float) -> Tensor:
 
 
 def cut(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], fill: float) -> Tensor:
-    """Fill a rectangle in every image, the part of it that lies in the image.
+    """Fill a rectangle in every image; it may lie partly outside the image.
 
-    :param top, left: [N], integers, of the rectangle's first pixel.
+    :param top, left: [N], integers: the position of the rectangle's first pixel.
     :param size: (height, width) of the rectangle.
     """
     rows, columns = (

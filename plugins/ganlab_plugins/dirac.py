@@ -1,4 +1,4 @@
-"""Dirac-GAN: the smallest game there is, for seeing which methods converge."""
+"""Dirac-GAN: the smallest GAN, a test of which methods converge."""
 
 import torch
 from pydantic import Field
@@ -12,7 +12,7 @@ from ganlab import (
 
 
 class Point(nn.Module):
-    """A generator that makes one number, whatever the condition."""
+    """A generator that makes the same number for every condition."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,21 +34,21 @@ class Slope(nn.Module):
 
 
 class Dirac(Plugin):
-    """Dirac-GAN (Mescheder et al. 2018, arXiv:1801.04406): two parameters that play each other.
+    """Dirac-GAN (Mescheder et al. 2018, arXiv:1801.04406): a GAN of two parameters.
 
-    All data lies at 0, the generator makes theta, the discriminator is D(x) = psi x; both players
-    begin at 1 and step by plain gradient descent. The equilibrium is theta = psi = 0. It tells
-    methods that converge (r1, r2, consensus, a gradient penalty with target 0, instance noise) from
-    those that circle around it (bce, wasserstein and hinge alone, weight clipping, a gradient
-    penalty with target 1), in seconds; use `precision = "float64"`.
+    All data is 0, the generator makes theta, and the discriminator is D(x) = psi x. Both parameters
+    begin at 1 and are trained by plain gradient descent. The equilibrium is theta = psi = 0. Within
+    seconds, a run shows whether a method converges (r1, r2, consensus, a gradient penalty with
+    target 0, instance noise) or circles around the equilibrium (bce, wasserstein and hinge alone,
+    weight clipping, a gradient penalty with target 1). Use `precision = "float64"`.
 
-    It is data, both networks and optimizer in one; add the losses and penalties to study. Evaluated
-    as `theta`, `psi` and `radius`, the distance from the equilibrium. Here D steps first, then G;
-    in the authors' experiments with alternating steps G comes first.
+    The plugin provides the data, both networks and the optimizer; add the losses and penalties to
+    study. An evaluation reports `theta`, `psi` and `radius`, the distance from the equilibrium.
+    Here D steps first, then G; in the authors' experiments with alternating steps G comes first.
     """
 
     step_size: float = Field(gt=0, examples=[0.2])
-    """Of both players' gradient steps; the paper's experiments take 0.2."""
+    """Size of the gradient steps of both networks; the paper's experiments use 0.2."""
 
     @hookimpl
     def sample_real(self, batch_size: int, device: torch.device) -> Tensor:

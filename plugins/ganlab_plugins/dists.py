@@ -1,4 +1,4 @@
-"""DISTS as a score: structure and texture, as VGG16 sees them."""
+"""DISTS as a score: how far structure and texture differ in the features of VGG16."""
 
 from pydantic import Field, PrivateAttr
 from torch import Tensor
@@ -18,26 +18,26 @@ from ganlab import (
 class DISTS(Plugin):
     """DISTS distance of held-out images from their references (Ding 2020, arXiv:2004.07728).
 
-    `ganlab.DISTSNetwork` is the distance in full, 0 for equal images, lower is better. Whole
-    images at their own size, no border cut; the authors shrink to a shorter side of 256, so their
-    figures of larger images differ. A grey image counts as a colour image of three equal channels.
-    The weights of VGG16 come from a file; nothing is downloaded.
+    `ganlab.DISTSNetwork` computes the distance: 0 for equal images, lower is better. Whole images
+    are compared at their own size, and no border is cut. The authors shrink images to a shorter
+    side of 256, so their figures differ for larger images. A grey image counts as a colour image of
+    three equal channels. The weights of VGG16 come from a file; nothing is downloaded.
     """
 
     weights: RecipePath | None = None
     """The file of weights; by default weights/vgg16-397923af.pth in ganlab's cache folder."""
 
     sha256: str = Field("397923af", pattern="^[0-9a-fA-F]{8,64}$")
-    """How its digest begins; by default that of the file which torchvision publishes."""
+    """Beginning of the file's digest; by default that of the file which torchvision publishes."""
 
     _network: DISTSNetwork | None = PrivateAttr(None)
 
     @hookimpl
     def run_start(self, run: Run) -> None:
-        self._on(run)  # so that a missing file is told before the training
+        self._on(run)  # so that a missing file is reported before the training
 
     def _on(self, run: Run) -> DISTSNetwork:
-        """The network, made when first asked for: `ganlab eval` starts no run."""
+        """The network, built on first use, because `ganlab eval` does not call `run_start`."""
         if self._network is None:
             network = DISTSNetwork()
             file = weights_file(network.file_name, self.weights)

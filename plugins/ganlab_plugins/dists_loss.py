@@ -1,4 +1,4 @@
-"""DISTS as a loss: structure and texture, as VGG16 sees them."""
+"""DISTS as a loss: how far structure and texture differ in the features of VGG16."""
 
 from pydantic import Field, PrivateAttr
 from torch import Tensor
@@ -21,10 +21,10 @@ class DISTSLoss(Plugin):
 
         1 - sum over stages and channels of  alpha l(means) + beta s(variances, covariance)
 
-    `ganlab.DISTSNetwork` is the distance in full. It compares global statistics, so it forgives
-    a texture that is right but shifted; as a loss for super-resolution it wants a pixel loss
-    beside it. alpha and beta come with torchmetrics, the weights of VGG16 from a file; nothing is
-    downloaded. Colour images only.
+    `ganlab.DISTSNetwork` computes the distance. It compares global statistics, so it does not
+    punish a texture that is right but shifted; for super-resolution, use it together with a pixel
+    loss. alpha and beta come with torchmetrics. The weights of VGG16 come from a file; nothing is
+    downloaded. Images must have three colour channels.
     """
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
@@ -34,7 +34,7 @@ class DISTSLoss(Plugin):
     """The file of weights; by default weights/vgg16-397923af.pth in ganlab's cache folder."""
 
     sha256: str = Field("397923af", pattern="^[0-9a-fA-F]{8,64}$")
-    """How its digest begins; by default that of the file which torchvision publishes."""
+    """Beginning of the file's digest; by default that of the file which torchvision publishes."""
 
     _network: DISTSNetwork | None = PrivateAttr(None)
 

@@ -9,22 +9,24 @@ from ganlab import Plugin, hookimpl
 SUPPORTED_SCALES = (2, 3, 4)
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
-"""Of DIV2K's training images."""
+"""Mean colour of DIV2K's training images."""
 
 
 class EDSR(Plugin):
     """Enhanced deep residual network (Lim et al. 2017, arXiv:1707.02921), for x2, x3 and x4.
 
-    A 3x3 convolution, `num_blocks` residual blocks `x + residual_scale * conv(relu(conv(x)))`, a
-    convolution and a skip over all of them, pixel shuffles by 2 (one by 3 for x3), and a
-    convolution to the image. Inside, an RGB image is `img_range * (x - mean of DIV2K)`; the output
-    is shifted and scaled back. Other images are scaled alone.
+    The layers are a 3x3 convolution, `num_blocks` residual blocks
+    `x + residual_scale * conv(relu(conv(x)))` and a convolution with a skip connection around them,
+    pixel shuffles by 2 (one by 3 for x3), and a convolution to the image. Inside the network, an
+    RGB image is `img_range * (x - mean of DIV2K)`; the output is scaled and shifted back. Images
+    that are not RGB are scaled, but not shifted.
 
-    The defaults are the baseline: 1,369,859, 1,554,499 and 1,517,571 parameters at x2, x3 and
-    x4. The paper's EDSR is width = 256, num_blocks = 32, residual_scale = 0.1: 43,089,923 at x4.
+    The defaults are the baseline, with 1,369,859, 1,554,499 and 1,517,571 parameters at x2, x3 and
+    x4. The paper's EDSR has width = 256, num_blocks = 32, residual_scale = 0.1, and 43,089,923
+    parameters at x4.
 
-    Names of the parameters as in BasicSR. Torch's default initialisation, as in the authors' code.
-    The output is not clamped. Images of any size.
+    The parameters are named as in BasicSR. The initialisation is torch's default, as in the
+    authors' code. The output is not clamped. Images may have any size.
     """
 
     width: int = Field(64, ge=1)
@@ -37,7 +39,7 @@ class EDSR(Plugin):
     """Factor on the residuals; 0.1 keeps wide networks from diverging."""
 
     img_range: float = Field(255.0, gt=0)
-    """White, in the network's own unit."""
+    """The value of white inside the network."""
 
     @hookimpl
     def make_generator(

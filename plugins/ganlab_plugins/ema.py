@@ -1,4 +1,4 @@
-"""Exponential moving average of the generator's weights, for judging and keeping."""
+"""Exponential moving average of the generator's weights, evaluated and kept in its place."""
 
 import copy
 from collections.abc import Generator
@@ -18,14 +18,14 @@ from ganlab import (
 class EMA(Plugin):
     """Average generator: after every iteration `average = decay * average + (1 - decay) * G`.
 
-    Evaluated and kept in place of G (Karras et al. 2017, arXiv:1710.10196; studied by Yazici et
-    al. 2018, arXiv:1806.04498); the training itself does not see it. Floating-point buffers, such
-    as the statistics of batch norm, are averaged like the parameters; others are copied. Costs
-    one more copy of G in memory.
+    The average is evaluated and kept in place of G (Karras et al. 2017, arXiv:1710.10196; studied
+    by Yazici et al. 2018, arXiv:1806.04498); it does not change the training. Floating-point
+    buffers, such as the statistics of batch norm, are averaged like the parameters; others are
+    copied. It needs memory for one more copy of G.
     """
 
     decay: float = Field(0.999, ge=0, lt=1)
-    """Share of the average that stays per iteration; it remembers about 1 / (1 - decay) of them."""
+    """Share of the average kept in each iteration; it spans about 1 / (1 - decay) iterations."""
 
     warmup: bool = True
     """Use min(decay, (1 + t) / (10 + t)) at iteration t, to forget the initial weights sooner."""

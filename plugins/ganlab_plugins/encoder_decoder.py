@@ -1,4 +1,4 @@
-"""Encoder-decoder generator: down by max pooling, up by transposed convolutions."""
+"""Encoder-decoder generator: max pooling shrinks, transposed convolutions enlarge."""
 
 from typing import Literal
 
@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from ganlab import Plugin, hookimpl, resize
 
 LEAKY_GAIN = nn.init.calculate_gain("leaky_relu", 0.2)
-"""Keeps the size of features through a convolution and LeakyReLU(0.2)."""
+"""Gain that keeps the magnitude of features through a convolution and LeakyReLU(0.2)."""
 
 SKIP_OUTPUT_SCALE = 0.1
-"""What the network's answer is multiplied by before it is added to the resized input."""
+"""Factor on the network's output before it is added to the resized input."""
 
 
 class EncoderDecoder(Plugin):
@@ -20,25 +20,27 @@ class EncoderDecoder(Plugin):
 
     The encoder halves the LR image `depth` times by 2x2 max pooling, doubling the channels each
     time; the decoder doubles the size up to HR by transposed convolutions, halving the channels.
-    Their kernel of 4 is a multiple of their stride of 2, so every output pixel gets as many terms
-    and there is no checkerboard pattern (Odena et al. 2016, doi:10.23915/distill.00003). Residual
-    blocks (arXiv:1512.03385) work at LR size and below; the HR end is a few channels wide. No norm,
-    LeakyReLU(0.2), nothing clamps the output.
+    Their kernel of 4 is a multiple of their stride of 2, so every output pixel is a sum of equally
+    many terms, and there is no checkerboard pattern (Odena et al. 2016,
+    doi:10.23915/distill.00003). Residual blocks (arXiv:1512.03385) work at LR size and below; the
+    layers at HR size have few channels. There is no normalisation. The activation is
+    LeakyReLU(0.2). The output is not clamped.
 
-    An LR side that 2^depth does not divide is extended by copies of its last pixels, and the
-    result cut, so any size works. The convolutions pad with zeros: transposed ones know nothing
-    else, and another padding would cost one more copy of every layer.
+    An LR side that is not a multiple of 2^depth is extended by copies of its last pixels, and the
+    result is cut, so any size works. The convolutions pad with zeros, because transposed
+    convolutions support nothing else, and another padding would cost one more copy of every layer.
 
-    Initialised after He et al. (arXiv:1502.01852), residual blocks as identities (Fixup,
-    arXiv:1901.09321). With a `global_skip` the last layer begins at zero, so training starts at
-    the resized input, and its output is scaled by 0.1.
+    The initialisation follows He et al. (arXiv:1502.01852); residual blocks begin as identities
+    (Fixup, arXiv:1901.09321). With a `global_skip` the last layer begins at zero, so training
+    starts at the resized input, and the layer's output is scaled by 0.1.
     """
 
     width: int = Field(64, ge=1)
-    """Channels at LR size: twice as many a level down, half as many a level up (at least 16)."""
+    """Channels at LR size. Each halving of the size doubles them; each doubling of the size halves
+    them, to at least 16."""
 
     depth: int = Field(1, ge=1)
-    """How often the LR image is halved by pooling; 2 or more hardly learns without `skips`."""
+    """How often pooling halves the LR image; with 2 or more, it hardly learns without `skips`."""
 
     num_blocks: int = Field(2, ge=0)
     """Residual blocks of two convolutions per level, in the encoder and again in the decoder up to
@@ -46,12 +48,12 @@ class EncoderDecoder(Plugin):
 
     skips: bool = False
     """Add the encoder's features to the decoder's where their sizes agree (as in U-Net,
-    arXiv:1505.04597, but by a sum, which adds no parameters). Without, all detail must pass the
-    pooling."""
+    arXiv:1505.04597, but by a sum, which adds no parameters). Without skips, all detail must pass
+    the pooling."""
 
     global_skip: Literal["none", "nearest", "bicubic"] = "bicubic"
-    """The resized input to which the network adds its answer; with `none` it draws the whole
-    image."""
+    """How the input is resized before the network's output is added; with `none`, the output is
+    the whole image."""
 
     @hookimpl
     def make_generator(
@@ -61,7 +63,7 @@ class EncoderDecoder(Plugin):
         scale = size[0] // height
         if size != [height * scale, width * scale] or scale.bit_count() != 1:
             raise self.error(
-                f"makes images 1, 2, 4, 8, ... times as large, not {size[0]} x {size[1]} from "
+                f"makes images 1, 2, 4, 8, ... times as large, but not {size[0]} x {size[1]} from "
                 f"{height} x {width}; choose another scale or generator"
             )
         if self.global_skip != "none" and inputs != outputs:
@@ -101,7 +103,7 @@ class EncoderDecoderNet(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[-2:]
         step = 2**self.depth
-        # around 0: brightness is no news to the skip, and as large as it is it would drown the rest
+        # centred on 0: the skip already has the brightness, and it would dominate the features
         features = lr - 0.5
         if height % step or width % step:
             features = F.pad(features, (0, -width % step, 0, -height % step), mode="replicate")
@@ -119,8 +121,8 @@ class EncoderDecoderNet(nn.Module):
 
         if self.global_skip == "none":
             return images + 0.5
-        # Adam's first steps have one size whatever the gradient: unscaled, they overshoot the
-        # small difference from the resized input, and the features die out to make up for it
+        # the size of Adam's first steps does not depend on the gradient: without the scale, they
+        # overshoot the small difference from the resized input, and the features vanish as a result
         images = SKIP_OUTPUT_SCALE * images
         if self.global_skip == "nearest":
             return images + F.interpolate(lr, size=size, mode="nearest-exact")
@@ -153,7 +155,7 @@ def _convolution(inputs: int, outputs: int, gain: float = 1.0) -> nn.Conv2d:
 
 def _doubling(inputs: int, outputs: int, gain: float = 1.0) -> nn.ConvTranspose2d:
     layer = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
-    # a pixel of the doubled image gets 2x2 of the 4x4 taps of every input channel
+    # a pixel of the doubled image gets only 2x2 of the 4x4 taps of every input channel
     _initialise(layer, gain, fan_in=4 * inputs)
     return layer
 

@@ -10,11 +10,13 @@ SUPPORTED_SCALES = (2, 3, 4)
 class ESPCN(Plugin):
     """Efficient sub-pixel CNN (Shi et al. 2016, arXiv:1609.05158), for x2, x3 and x4.
 
-    A 5x5 convolution to 64 channels and a 3x3 to 32, each followed by tanh, a 3x3 to
-    scale^2 values per channel of the image, and the pixel shuffle that this paper introduced. At x4
-    24,752 parameters for one channel and 37,200 for RGB.
+    The layers are a 5x5 convolution to 64 channels and a 3x3 convolution to 32, each followed by
+    tanh, then a 3x3 convolution to scale^2 values per channel of the image, and the pixel shuffle
+    that this paper introduced. At x4 there are 24,752 parameters for one channel and 37,200 for
+    RGB.
 
-    The output is neither clamped nor squashed. Torch's default initialisation. Images of any size.
+    The output is not clamped and passes no activation. The initialisation is torch's default.
+    Images may have any size.
     """
 
     @hookimpl

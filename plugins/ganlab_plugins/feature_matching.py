@@ -1,4 +1,4 @@
-"""Feature matching: the layers of the discriminator should answer SR as they answer HR."""
+"""Feature matching: the discriminator's layers should give equal features for real and fake."""
 
 from collections.abc import Generator
 from fnmatch import fnmatchcase
@@ -25,27 +25,28 @@ Features = list[Tensor]
 class FeatureMatching(Plugin):
     """Feature matching loss of pix2pixHD (Wang et al. 2017, arXiv:1711.11585), for the generator.
 
-    With D_k the answer of layer k of the discriminator, real x and fake y of one condition:
+    D_k is the output of layer k of the discriminator; x is real, y is fake, of the same condition:
 
     - `paired`: `weight * sum over k of mean |D_k(x) - D_k(y)|`, as in pix2pixHD.
-    - `mean`: `weight * sum over k of mean |E D_k(x) - E D_k(y)|`, E over the batch and, of a map,
-      the positions (Salimans et al. 2016, arXiv:1606.03498, whose code has this L1 on one layer,
-      its formula the square). It does not ask that x and y show the same thing.
+    - `mean`: `weight * sum over k of mean |E D_k(x) - E D_k(y)|`, where E is the mean over the
+      batch and, for a map, the positions (Salimans et al. 2016, arXiv:1606.03498; their code has
+      this L1 on one layer, their formula has the square). x and y may show different things.
 
-    The features are those of the passes in which the engine judges fake and real: D runs no more
-    often, only on real images too. With several discriminators the loss is the mean over them, as
-    in pix2pixHD. D does not learn from it, and the real features are constants.
+    The features come from the passes in which D judges fake and real images. The loss needs no
+    other passes, but it needs D to judge real images in the G step too. With several discriminators
+    the loss is the mean over them, as in pix2pixHD. D is not trained by this loss, and the real
+    features are constants.
 
-    `paired` compares pixel by pixel what D was shown, so after `augment`: plugins that move real
-    and fake by different draws, as diff_augment and ada do, go better with `mean`.
+    `paired` compares the images seen by D, so after `augment`, pixel by pixel. Use `mean` with
+    plugins that move real and fake images by different draws, such as diff_augment and ada.
     """
 
     kind: Literal["paired", "mean"] = "paired"
-    """What is compared: every feature at its place, or their means."""
+    """Whether every feature is compared at its place, or only the means."""
 
     layers: list[str] = []
-    """Names or patterns (`3`, `block*`) of D's modules, as in its state; left empty, the
-    activations, or, where they are no modules, all convolutions and linear layers but the last."""
+    """Names or patterns (`3`, `block*`) of D's modules, as in its state dict. If empty, the
+    activations; if D has no activation modules, all convolutions and linear layers but the last."""
 
     weight: NonNegativeSchedule = Schedule.constant(10.0)
     """Factor on the sum; 10 beside an adversarial loss of weight 1 in pix2pixHD's code."""
@@ -75,8 +76,8 @@ class FeatureMatching(Plugin):
     def generator_loss(self, fake_logits: Tensor, real_logits: Tensor) -> dict[str, Tensor]:
         if not {"fake", "real"} <= self._passes.keys():
             raise self.error(
-                "it sees the features of D in the generator's step alone, and another plugin "
-                f"wants its loss elsewhere; remove {self.name} or that one"
+                "it gets D's features only in the generator's step, but another plugin asks for "
+                f"its loss elsewhere; remove {self.name} or the other plugin"
             )
         dtype = fake_logits.dtype
         terms = [
@@ -89,7 +90,7 @@ class FeatureMatching(Plugin):
         """The layers to compare, at least one."""
         modules = dict(D.named_modules())
         del modules[""]
-        fault = f"no layer of the discriminator is named by {self.layers}"
+        fault = f"no layer of the discriminator matches {self.layers}"
         chosen = [
             module
             for name, module in modules.items()
@@ -111,9 +112,9 @@ class FeatureMatching(Plugin):
 def watch(
     D: nn.Module, layers: list[nn.Module], run: Run, passes: dict[str, Features]
 ) -> list[RemovableHandle]:
-    """Keep what the layers answer in a pass of D, under "fake" or "real".
+    """Store the outputs of the layers in each pass of D, under "fake" or "real".
 
-    :returns: handles whose `remove()` ends it.
+    :returns: handles; the `remove()` of each one ends the storing.
     """
     features: Features = []
 
@@ -131,7 +132,7 @@ def watch(
 
 
 def _inner_layers(D: nn.Module) -> list[nn.Module]:
-    """The activations, or all that has weights but the last, which makes the logits."""
+    """The activations, or else all layers with weights except the last, which makes the logits."""
     modules = list(D.modules())[1:]
     activations = [
         module

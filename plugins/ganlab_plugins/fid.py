@@ -11,16 +11,17 @@ class FID(InceptionDistance):
 
         FID = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
 
-    m and S are mean and covariance of the features of the Inception network of 2015 (Heusel et
-    al. 2017, arXiv:1706.08500), resized as TensorFlow 1 did. 0 is right.
+    m and S are the mean and the covariance of the features of the Inception network of 2015 (Heusel
+    et al. 2017, arXiv:1706.08500); patches are resized as TensorFlow 1 did. 0 is right.
 
-    Biased upwards with few patches, the more so the more of `dims` there are: compare only
-    figures of equal options and images, and none of these with published ones, which are of 50 000
-    whole images. `kid` has no such bias. The trace is the sum of the singular values of A1 A2^T,
-    where S = A^T A: exact also where S is singular, with fewer patches than `dims`.
+    FID is biased upwards if there are few patches, and more so for larger `dims`. So compare only
+    figures with equal options and images. Do not compare them with published figures, which use
+    50 000 whole images. `kid` has no such bias. The trace of (S1 S2)^(1/2) is computed as the sum
+    of the singular values of A1 A2^T, where S = A^T A. This is exact even where S is singular,
+    with fewer patches than `dims`.
 
-    Reads the weights file from the cache folder, or from `weights`. Slow without a GPU: about
-    0.2 s a patch, half of them SR and half HR.
+    The weights are read from the file `weights`, or by default from the cache folder. It is slow
+    without a GPU: about 0.2 s per patch, and SR and HR patches both count.
     """
 
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> Tensor:
     roots = []
     for sample in (first, second):
         centred = (sample - sample.mean(0)) / (len(sample) - 1) ** 0.5
-        # R of QR has the same R^T R = S, and no more rows than there are dimensions
+        # R of the QR decomposition has R^T R = S too, but no more rows than dimensions
         roots.append(torch.linalg.qr(centred, mode="r").R)
     traces = sum(root.square().sum() for root in roots)
     overlap = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()

@@ -1,4 +1,4 @@
-"""Focal frequency loss: the spectra should agree, most of all where they differ most."""
+"""Focal frequency loss: the spectra should agree; large differences get large weights."""
 
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ class FocalFrequencyLoss(Plugin):
         loss = mean over frequencies, channels and images of  w |F(fake) - F(real)|^2
         w = |F(fake) - F(real)|^alpha / its maximum over the frequencies of that channel and image
 
-    F is the orthonormal 2-D Fourier transform of a whole channel, and w counts as a constant: no
+    F is the orthonormal 2-D Fourier transform of a whole channel, and w is a constant: no
     gradient passes through it. With all w = 1 the loss would be the mean squared error. The
     authors' optional logarithm, patches and batch-wide maximum are left out; all are off in
     their code as well.
@@ -26,7 +26,7 @@ class FocalFrequencyLoss(Plugin):
     """Factor on this term, which is at most the mean squared error."""
 
     alpha: float = Field(1.0, ge=0)
-    """How much more the frequencies count that differ most; 0 is the mean squared error."""
+    """How strongly frequencies with large differences are preferred; 0: mean squared error."""
 
     @hookimpl
     def generator_loss(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
@@ -34,6 +34,6 @@ class FocalFrequencyLoss(Plugin):
         power = difference.real.square() + difference.imag.square()
         focus = power.detach() ** (self.alpha / 2)
         largest = focus.amax(dim=(-2, -1), keepdim=True)
-        # where real and fake agree in all frequencies, power is 0 whatever the weight
+        # where real and fake agree in all frequencies, power is 0, so any weight will do
         weight = focus / largest.where(largest > 0, 1)
         return {f"G/{self.name}": self.weight.value * (weight * power).mean()}

@@ -1,4 +1,4 @@
-"""FSRCNN: the fast SRCNN, which works at LR size and enlarges last."""
+"""FSRCNN: the fast SRCNN, which works at LR size and enlarges at the end."""
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -11,14 +11,15 @@ SUPPORTED_SCALES = (2, 3, 4)
 class FSRCNN(Plugin):
     """Fast super-resolution CNN (Dong et al. 2016, arXiv:1608.00367), for x2, x3 and x4.
 
-    With d = `width`, s = `shrunk_width`, m = `num_mappings`: a 5x5 convolution to d channels, 1x1
-    to s, m of 3x3 at s, 1x1 back to d, each followed by PReLU, and a 9x9 transposed convolution
-    to the image. 12,809 parameters for one channel (12,464 weights, as the paper counts), 24,683
-    for RGB, at any scale. FSRCNN-s is d = 32, s = 5, m = 1: 4,086 (3,937 weights).
+    With d = `width`, s = `shrunk_width`, m = `num_mappings`, the layers are a 5x5 convolution to d
+    channels, a 1x1 convolution to s, m 3x3 convolutions at s, and a 1x1 convolution back to d, each
+    followed by PReLU, then a 9x9 transposed convolution to the image. There are 12,809 parameters
+    for one channel (12,464 weights, as the paper counts) and 24,683 for RGB, at any scale.
+    FSRCNN-s has d = 32, s = 5, m = 1, and 4,086 parameters (3,937 weights).
 
-    Initialised as in the paper: after He et al. (arXiv:1502.01852), the transposed convolution by
-    a Gaussian of deviation 0.001, so training starts at a nearly black image. The output is not
-    clamped. Images of any size.
+    The initialisation is that of the paper: He et al. (arXiv:1502.01852) for the convolutions, a
+    Gaussian of deviation 0.001 for the transposed convolution. So training starts at a nearly black
+    image. The output is not clamped. Images may have any size.
     """
 
     width: int = Field(56, ge=1)
@@ -48,7 +49,7 @@ class FSRCNN(Plugin):
 
 def _convolution(inputs: int, outputs: int, side: int) -> tuple[nn.Module, nn.Module]:
     layer, activation = nn.Conv2d(inputs, outputs, side, padding="same"), nn.PReLU(outputs)
-    nn.init.kaiming_normal_(layer.weight, a=0.25)  # the slope with which PReLU begins
+    nn.init.kaiming_normal_(layer.weight, a=0.25)  # the initial slope of PReLU
     _zero(layer.bias)
     return layer, activation
 

@@ -12,15 +12,16 @@ class KID(InceptionDistance):
         k(a, b) = (a . b / dims + 1)^3
 
     x_i and y_i are the features of the Inception network of 2015 at place i in SR and in HR
-    (Binkowski et al. 2018, arXiv:1801.01401). 0 is right; unbiased at any number of patches, so
-    below 0 at times, and exactly 0 where SR equals HR.
+    (Binkowski et al. 2018, arXiv:1801.01401). 0 is right. The estimate is unbiased for any number
+    of patches, so it is sometimes below 0. It is exactly 0 where SR equals HR.
 
-    Deviations: the paper averages over random subsets of 1000 images; the mean over all pairs is
-    what more and more subsets tend to. It takes i = j in the mixed terms too, right for independent
-    images; here the two of a place are dependent, and left out they bias nothing.
+    Deviations: the paper averages over random subsets of 1000 images; here the mean is over all
+    pairs, the limit for more and more subsets. The paper has i = j in the mixed terms too, which is
+    right for independent images. Here the two patches of one place are dependent, so these terms
+    are left out, which causes no bias.
 
-    Reads the weights file from the cache folder, or from `weights`. Slow without a GPU: about
-    0.2 s a patch, half of them SR and half HR.
+    The weights are read from the file `weights`, or by default from the cache folder. It is slow
+    without a GPU: about 0.2 s per patch, and SR and HR patches both count.
     """
 
     def distance(self, sr: Tensor, hr: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ class KID(InceptionDistance):
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Unbiased squared MMD under the cubic kernel, of rows in pairs: [N, D], [N, D] -> 0-d."""
+    """Unbiased squared MMD of paired rows, with the cubic kernel: [N, D], [N, D] -> 0-d."""
     rows, dims = first.shape
 
     def sum_of_others(a: Tensor, b: Tensor) -> Tensor:

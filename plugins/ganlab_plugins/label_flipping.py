@@ -1,4 +1,4 @@
-"""Label flipping: now and then the discriminator is told the opposite of the truth."""
+"""Label flipping: the discriminator gets the wrong label for some random images."""
 
 from collections.abc import Generator
 from typing import Annotated
@@ -21,15 +21,15 @@ def _probability(schedule: Schedule) -> Schedule:
 class LabelFlipping(Plugin):
     """Label flipping (Chintala et al. 2016, "How to train a GAN?", 6: noisy labels).
 
-    Every image, real or generated, takes the other side's label with probability `probability`,
-    for the discriminator alone and for all of its patch map at once. In expectation a real
-    image's loss is `(1 - p) L(1) + p L(0)`, that of two-sided label smoothing, with noise. The
-    labels exchanged are those that the plugins listed before have made. Only for a discriminator
-    loss that reads labels, such as bce.
+    In the discriminator's loss, every image gets the label of the other kind, real or fake, with
+    probability p = `probability`, for its whole patch map at once. The generator's loss does not
+    change. In expectation a real image's loss is `(1 - p) L(1) + p L(0)`, that of two-sided label
+    smoothing; flipping adds noise to it. The labels that are exchanged are those that the plugins
+    listed before have made. Only for a discriminator loss that reads labels, such as bce.
     """
 
     probability: Annotated[Schedule, AfterValidator(_probability)] = Schedule.constant(0.05)
-    """Chance of an image to be flipped, 0 to 1; at 0.5 the labels say nothing."""
+    """Probability that an image's label is flipped, 0 to 1; at 0.5 the labels say nothing."""
 
     @hookimpl(wrapper=True)
     def labels(self) -> Generator[None, Labels, Labels]:

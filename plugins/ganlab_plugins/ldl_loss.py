@@ -1,4 +1,4 @@
-"""Locally discriminative loss: L1 where the generator makes artifacts, by its own restlessness."""
+"""Locally discriminative loss: an L1 loss with large weights where G makes artifacts."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -25,38 +25,39 @@ class LDLLoss(Plugin):
     """Locally discriminative learning (Liang et al. 2022, arXiv:2203.09195): L1 on artifacts.
 
         loss = mean(w |fake - real|)
-        R = sum over channels |fake - real|,   R_average = the same of the averaged generator
+        R = sum over channels |fake - real|,   R_average = the same for the averaged generator
         w = var(R)^(1/5) * (variance of R in 7x7 windows), and 0 where R < R_average
 
-    var(R) is over a whole image, both variances are unbiased, and the windows mirror the edge. A
-    pixel which the averaged generator gets no better is taken for fine detail that is still being
-    learnt, not for an artifact. Needs a plugin that averages the generator, such as `ema`, whose
-    network answers the same condition once more in every G step.
+    var(R) is over a whole image, both variances are unbiased, and at the edges the windows see a
+    mirrored image. Where the averaged generator is worse (R < R_average), the pixel counts as fine
+    detail that is still being learnt, not as an artifact. The loss needs a plugin that averages the
+    generator, such as `ema`; the averaged generator also runs in every G step, on the same
+    condition.
     """
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on this term; 1 in the paper."""
 
     detach_weight: bool = False
-    """Count w as a constant. In the authors' code the gradient passes through it."""
+    """Treat w as a constant. In the authors' code the gradient passes through it."""
 
     _average: nn.Module | None = PrivateAttr(None)
     _precision: Callable[[], AbstractContextManager[Any]] | None = PrivateAttr(None)
 
     @hookimpl
     def run_start(self, run: Run) -> None:
-        # the average itself may not be there yet, so its maker is looked for
+        # the averaged generator may not exist yet, so this looks for a plugin that makes one
         if not run.plugins_with("evaluation_generator"):
-            raise self.error("compares with an averaged generator, and there is none; add ema")
+            raise self.error("it needs an averaged generator, but there is none; add ema")
         if len(run.real_shape) != 3 or min(run.real_shape[1:]) <= WINDOW // 2:
-            raise self.error(f"needs images, and real samples are of shape {[*run.real_shape]}")
+            raise self.error(f"it needs images, but real samples have shape {[*run.real_shape]}")
 
     @hookimpl
     def iteration_start(self, run: Run) -> None:
         self._average = run.hook.evaluation_generator(generator=run.G)
         self._precision = run.autocast
         if self._average is run.G:
-            raise self.error("compares with an averaged generator, and there is none; add ema")
+            raise self.error("it needs an averaged generator, but there is none; add ema")
 
     @hookimpl
     def generator_loss(self, fake: Tensor, real: Tensor, condition: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from ganlab import (
     hookimpl,
 )
 
-# what each kind needs, and what else it reads
+# the options that each kind needs, and the other options that it reads
 _NEEDS = {"constant": {"warmup"}, "linear": {"over"}, "cosine": {"over"}, "step": {"milestones"}}
 _READS = {
     "constant": set[str](),
@@ -25,42 +25,43 @@ _READS = {
 
 
 class LearningRateSchedule(Plugin):
-    """Multiplies every learning rate of both optimizers by a factor of the iteration alone.
+    """Multiplies every learning rate of both optimizers by a factor that depends on the iteration.
 
-    With `p = clamp((iteration - after) / over, 0, 1)`: `linear` is `1 + (end - 1) p`, `cosine` is
-    `end + (1 - end) (1 + cos(pi p)) / 2`, `cycles` times (SGDR, arXiv:1608.03983), `step` is
-    `factor ^ (milestones reached)`, or the product of the `factors` reached. On top comes the
-    warm-up, `(iteration + 1) / warmup` in the first `warmup` iterations. Iterations count from 0.
-    The base rates are those the optimizers were made with, and are saved with them
-    (`initial_lr`): a resumed run continues exactly.
+    With `p = clamp((iteration - after) / over, 0, 1)`, the factor of `linear` is
+    `1 + (end - 1) p`; that of `cosine` is `end + (1 - end) (1 + cos(pi p)) / 2`, repeated `cycles`
+    times (SGDR, arXiv:1608.03983); that of `step` is `factor ^ (milestones reached)`, or the
+    product of the `factors` reached. In the first `warmup` iterations, it is also multiplied by
+    `(iteration + 1) / warmup`. Iterations count from 0. The base rates are those that the
+    optimizers were made with. They are saved with the optimizers (`initial_lr`), so a resumed run
+    continues exactly.
     """
 
     kind: Literal["constant", "linear", "cosine", "step"] = Field(examples=["cosine"])
-    """The form of the decay; `constant` is warm-up alone."""
+    """The form of the decay; `constant` has only the warm-up."""
 
     over: int | None = Field(None, ge=1, examples=[10])
-    """Iterations that `linear` and `cosine` take to come down to `end`."""
+    """Iterations that `linear` and `cosine` take to fall to `end`."""
 
     after: int = Field(0, ge=0)
     """Iterations at the full rate before `linear` or `cosine` begins."""
 
     end: float = Field(0.0, ge=0, le=1)
-    """Share of the base rate that `linear` and `cosine` end at, and keep."""
+    """Share of the base rate at which `linear` and `cosine` end; it stays there."""
 
     cycles: int = Field(1, ge=1)
-    """How often `cosine` comes down in `over` iterations, each time from the full rate."""
+    """How often `cosine` falls from the full rate, each time in `over` iterations."""
 
     milestones: tuple[int, ...] = ()
     """Iterations at which `step` multiplies the rate by `factor`."""
 
     factor: float = Field(0.5, gt=0, le=1)
-    """What `step` multiplies by at each milestone."""
+    """Factor by which `step` multiplies the rate at each milestone."""
 
     factors: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """In place of `factor`, one number for each milestone; above 1 where a phase begins anew."""
+    """Instead of `factor`, one factor per milestone; above 1 where a new phase begins."""
 
     warmup: int = Field(0, ge=0)
-    """Iterations over which the rate rises linearly to its full value; 0 is none."""
+    """Iterations over which the rate rises linearly to its full value; 0 means no warm-up."""
 
     @model_validator(mode="after")
     def _every_option_has_an_effect(self) -> "LearningRateSchedule":
@@ -81,13 +82,15 @@ class LearningRateSchedule(Plugin):
                 "give one factor for each milestone"
             )
         if self.factors and "factor" in changed:
-            raise ValueError("factor and factors are two ways to say one thing; leave one out")
+            raise ValueError(
+                "factor and factors are both set, but only one can be used; leave one out"
+            )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError("milestones must rise")
         return self
 
     def factor_at(self, iteration: int) -> float:
-        """What the base learning rates are multiplied by at an iteration, counted from 0."""
+        """The factor on the base learning rates at an iteration, counted from 0."""
         warm = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
         if self.kind == "step":
             reached = sum(m <= iteration for m in self.milestones)

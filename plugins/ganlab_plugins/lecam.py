@@ -1,4 +1,4 @@
-"""LeCam regularisation: a discriminator's answers stay near the other side's running mean."""
+"""LeCam regularisation: D's logits of real and fake stay near each other's running means."""
 
 from collections.abc import Generator
 from typing import Any
@@ -22,22 +22,22 @@ class Lecam(Plugin):
 
     Adds `weight * (mean(max(0, r - F)^2) + mean(max(0, R - f)^2))`, where r and f are the logits of
     real and fake images, and R and F are the running means of r and f, updated just before:
-    `R = decay * R + (1 - decay) * mean(r)`. No gradient flows through R and F, which are one pair
-    for each discriminator.
+    `R = decay * R + (1 - decay) * mean(r)`. No gradient flows through R and F. Each discriminator
+    has its own R and F.
 
-    Before D has made `start` steps the term is 0, and R and F are the means of the last batch.
-    R and F begin with the first batch; in the authors' CIFAR code they begin at 1000, which lasts
-    for a hundred steps when start is 0.
+    Before D has made `start` steps, the term is 0, and R and F are the means of the last batch.
+    R and F begin with the means of the first batch. In the authors' CIFAR code they begin at 1000,
+    which still has an effect for a hundred steps if start is 0.
     """
 
     weight: NonNegativeSchedule = Schedule.constant(0.3)
     """The paper's lambda; 0.3 is its CIFAR setting, and 0.01 or far less is used at 256 x 256."""
 
     decay: float = Field(0.99, ge=0, lt=1)
-    """Share of a running mean that stays at a D step."""
+    """Share of a running mean that is kept in each D step."""
 
     start: int = Field(1000, ge=0, examples=[1])
-    """Steps of D after which the term sets in; while pretraining D makes none."""
+    """Steps of D after which the term begins; D makes no steps during pretraining."""
 
     _means: dict[nn.Module, Tensor] = PrivateAttr(default_factory=dict)
     _num_steps: int = PrivateAttr(0)

@@ -1,4 +1,4 @@
-"""LPIPS as a score: how different people would find two images."""
+"""LPIPS as a score: a distance of images that was fitted to human perception."""
 
 from typing import Literal
 
@@ -20,34 +20,34 @@ from ganlab import (
 class LPIPS(Plugin):
     """LPIPS distance of held-out images from their references (Zhang 2018, arXiv:1801.03924).
 
-    `ganlab.LPIPSNetwork` is the distance in full, 0 for equal images, lower is better; version 0.1
-    with AlexNet is what the literature reports. Whole images, no border cut; a grey image counts
-    as a colour image of three equal channels. The weights of the network come from a file; nothing
-    is downloaded.
+    `ganlab.LPIPSNetwork` computes the distance: 0 for equal images, lower is better. The literature
+    reports version 0.1 with AlexNet. Whole images are compared, and no border is cut. A grey image
+    counts as a colour image of three equal channels. The weights of the network come from a file;
+    nothing is downloaded.
     """
 
     network: Literal["alex", "vgg", "squeeze"] = "alex"
     """AlexNet, VGG16 or SqueezeNet 1.1; their figures are not comparable."""
 
     weights: RecipePath | None = None
-    """The file of weights; by default weights/<torchvision's name of it> in ganlab's cache folder,
+    """The file of weights; by default weights/<torchvision's file name> in ganlab's cache folder,
     alexnet-owt-7be5be79.pth for alex."""
 
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{8,64}$")
-    """How its digest begins; by default that of the file which torchvision publishes."""
+    """Beginning of the file's digest; by default that of the file which torchvision publishes."""
 
     _network: LPIPSNetwork | None = PrivateAttr(None)
 
     @hookimpl
     def run_start(self, run: Run) -> None:
-        network = self._on(run)  # now, so that a missing file is told before the training
+        network = self._on(run)  # so that a missing file is reported before the training
         for name, image in run.held_out.items():
             _, height, width = image.shape
             cropped = 3, height - height % run.scale, width - width % run.scale
             network.check(self, cropped, f"the pixels of {name}")
 
     def _on(self, run: Run) -> LPIPSNetwork:
-        """The network, made when first asked for: `ganlab eval` starts no run."""
+        """The network, built on first use, because `ganlab eval` does not call `run_start`."""
         if self._network is None:
             network = LPIPSNetwork(self.network)
             file = weights_file(network.file_name, self.weights)

@@ -1,4 +1,4 @@
-"""LPIPS as a loss: a distance of images that was fitted to what people see."""
+"""LPIPS as a loss: a distance of images that was fitted to human perception."""
 
 from typing import Literal
 
@@ -23,24 +23,24 @@ class LPIPSLoss(Plugin):
 
         sum over layers of  mean over positions of  sum over channels of  w (a / |a| - b / |b|)^2
 
-    `ganlab.LPIPSNetwork` is the distance in full. The weights w come with torchmetrics, those of
-    the network below from a file; nothing is downloaded. Wants colour images of at least 31 pixels
-    a side (alex), 16 (vgg) or 17 (squeeze). A generator trained on one network's LPIPS should be
-    judged by another's.
+    `ganlab.LPIPSNetwork` computes the distance. The weights w come with torchmetrics. The weights
+    of `network` come from a file; nothing is downloaded. Images must have three colour channels and
+    sides of at least 31 pixels (alex), 16 (vgg) or 17 (squeeze). A generator trained on the LPIPS
+    of one network should be evaluated with that of another.
     """
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on this term."""
 
     network: Literal["alex", "vgg", "squeeze"] = "vgg"
-    """AlexNet, VGG16 or SqueezeNet 1.1. The authors advise vgg for training, alex for judging."""
+    """AlexNet, VGG16 or SqueezeNet 1.1. The authors advise vgg for training, alex to evaluate."""
 
     weights: RecipePath | None = None
-    """The file of weights; by default weights/<torchvision's name of it> in ganlab's cache folder,
+    """The file of weights; by default weights/<torchvision's file name> in ganlab's cache folder,
     vgg16-397923af.pth for vgg."""
 
     sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{8,64}$")
-    """How its digest begins; by default that of the file which torchvision publishes."""
+    """Beginning of the file's digest; by default that of the file which torchvision publishes."""
 
     _network: LPIPSNetwork | None = PrivateAttr(None)
 

@@ -1,4 +1,4 @@
-"""LR consistency: the generated image, shrunk, should be what the generator was shown."""
+"""LR consistency: the fake image, shrunk to the size of the condition, should equal it."""
 
 from typing import Literal
 
@@ -16,19 +16,20 @@ from ganlab import (
 
 
 class LRConsistencyLoss(Plugin):
-    """Distance between the condition and the generated image shrunk to its size by bicubic.
+    """Distance between the condition and the fake image, shrunk to the same size by bicubic.
 
         loss = mean |shrink(fake) - condition|   or the mean of its square
 
-    The downscaling loss of PULSE (Menon et al. 2020, arXiv:2003.03808), here of a generator in
-    training; `lr_psnr` reports the same on held-out images. The bicubic is `ganlab.resize`, exact
-    and differentiable, so the loss fits a recipe that degrades by `bicubic` alone: what blur, noise
-    or JPEG did to the condition it would ask of the generated image too. LR of 8 bits is off its
-    unrounded self by 1 / 1020 in the mean, so even a perfect image does not reach 0.
+    This is the downscaling loss of PULSE (Menon et al. 2020, arXiv:2003.03808), here for a
+    generator in training; `lr_psnr` reports the same on held-out images. The bicubic is
+    `ganlab.resize`, exact and differentiable. So the loss fits recipes that degrade only by
+    `bicubic`: if the condition has blur, noise or JPEG artifacts, the loss asks for them in the
+    fake image too. An LR image of 8 bits differs from the unrounded one by 1 / 1020 on average, so
+    even a perfect image does not reach 0.
     """
 
     kind: Literal["l1", "mse"] = "l1"
-    """The distance."""
+    """The distance: mean absolute or mean squared difference."""
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on this term."""
@@ -38,8 +39,8 @@ class LRConsistencyLoss(Plugin):
         condition, real = run.condition_shape, run.real_shape
         if len(condition) != 3 or len(real) != 3 or condition[0] != real[0]:
             raise self.error(
-                f"needs a condition that is a smaller image: it is of shape {[*condition]}, real "
-                f"samples of {[*real]}"
+                "it needs a condition that is a smaller image, but conditions have shape "
+                f"{[*condition]} and real samples have shape {[*real]}"
             )
 
     @hookimpl

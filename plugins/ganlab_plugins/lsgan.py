@@ -1,4 +1,4 @@
-"""Least-squares loss: logits are pulled to targets instead of being classified."""
+"""Least-squares loss: the squared distance of the logits from target values."""
 
 from pydantic import model_validator
 from torch import Tensor
@@ -10,26 +10,28 @@ from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
 class LSGAN(Plugin):
     """Least-squares GAN loss (Mao et al. 2016, arXiv:1611.04076).
 
-    With r and f the logits of real and fake images, b = `real_target`, a = `fake_target`, c =
-    `generator_target`, means over batch and patch map: D minimises
-    `(mean((r - b)^2) + mean((f - a)^2)) / 2` and G `mean((f - c)^2) / 2`. Unlike cross-entropy it
-    also pulls back fakes that D takes for real but that lie far from its border.
+    r and f are the logits of real and fake images, b = `real_target`, a = `fake_target`, c =
+    `generator_target`; means are over the batch and the patch map. D minimises
+    `(mean((r - b)^2) + mean((f - a)^2)) / 2` and G minimises `mean((f - c)^2) / 2`. Unlike
+    cross-entropy, it also corrects fake images that D takes for real, but that lie far from D's
+    decision boundary.
 
-    The labels of D are honoured: a label l in 0..1 (label_smoothing) asks for a + (b - a) l. With
-    b - c = 1 and b - a = 2 the game minimises Pearson's chi-squared: a = -1, b = 1, c = 0.
+    The labels of D are used: for a label l in 0..1 (label_smoothing), the target is
+    a + (b - a) l. With b - c = 1 and b - a = 2, as for a = -1, b = 1, c = 0, the game minimises
+    Pearson's chi-squared divergence.
     """
 
     real_target: float = 1.0
-    """The paper's b: what D aims at for real images."""
+    """The paper's b: D's target for the logits of real images."""
 
     fake_target: float = 0.0
-    """The paper's a: what D aims at for generated images."""
+    """The paper's a: D's target for the logits of fake images."""
 
     generator_target: float = 1.0
-    """The paper's c: what G wants D to say of its images."""
+    """The paper's c: G's target for the logits of fake images."""
 
     halved: bool = True
-    """Halve both players' losses, as the paper does; BasicSR and most SR codes do not."""
+    """Halve the losses of D and G, as the paper does; BasicSR and most SR codes do not."""
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on the generator's term; the discriminator's loss is not weighted."""
@@ -38,7 +40,7 @@ class LSGAN(Plugin):
     def _targets_differ(self) -> "LSGAN":
         if self.real_target == self.fake_target:
             raise ValueError(
-                "real_target and fake_target are equal, so D has nothing to tell apart; change one"
+                "real_target and fake_target are equal, so D cannot tell real from fake; change one"
             )
         return self
 

@@ -19,10 +19,11 @@ Activation = Literal["relu", "leaky_relu"]
 class MLP(Plugin):
     """Fully connected generator and discriminator (toy problems of arXiv:1704.00028).
 
-    Each has `num_layers` hidden layers and a linear output. The generator flattens a condition of
-    any shape, and its output takes the shape of the real samples; the discriminator flattens a
-    sample and gives one logit, [N, 1]. Torch's default initialisation. 3 layers of width 512 with
-    ReLU are the paper's on 2-D mixtures. No normalisation: every sample is judged alone.
+    Each network has `num_layers` hidden layers and a linear output layer. The generator flattens a
+    condition of any shape; its output has the shape of the real samples. The discriminator flattens
+    a sample and gives one logit, [N, 1]. The initialisation is torch's default. The paper uses 3
+    layers of width 512 with ReLU on 2-D mixtures. There is no normalisation, so every sample is
+    judged alone.
     """
 
     width: int = Field(128, ge=1)
@@ -32,16 +33,16 @@ class MLP(Plugin):
     """Hidden layers; 0 is a linear map."""
 
     activation: Activation = "relu"
-    """After each hidden layer; `leaky_relu` has a slope of 0.2 below 0."""
+    """Activation after each hidden layer; `leaky_relu` has a slope of 0.2 below 0."""
 
     discriminator_width: int | None = Field(None, ge=1)
-    """Units of a hidden layer of D; left out, they are `width`."""
+    """Units of a hidden layer of D; by default `width`."""
 
     discriminator_num_layers: int | None = Field(None, ge=0)
-    """Hidden layers of D; left out, they are `num_layers`."""
+    """Hidden layers of D; by default `num_layers`."""
 
     output: Literal["linear", "sigmoid"] = "linear"
-    """Of the generator; `sigmoid` for images, which are in 0..1."""
+    """Output of the generator; use `sigmoid` for images, which are in 0..1."""
 
     @hookimpl
     def make_generator(
@@ -58,8 +59,8 @@ class MLP(Plugin):
     def run_start(self, run: Run) -> None:
         if run.held_out:
             raise self.error(
-                "makes samples of one size alone, so it cannot enlarge held-out images; take a "
-                "convolutional generator, or data without them"
+                "makes samples of one size only, so it cannot enlarge held-out images; use a "
+                "convolutional generator, or data without held-out images"
             )
 
     @hookimpl

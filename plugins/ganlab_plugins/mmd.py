@@ -20,25 +20,26 @@ class MMD(Plugin):
 
         MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y),  k(a, b) = exp(-|a - b|^2 / (2 s^2))
 
-    over pairs of different patches, so unbiased and below 0 at times; s is the median distance of
-    all patches (Gretton et al. 2012, A kernel two-sample test, JMLR 13). A patch is described by
-    the log magnitudes of its discrete cosine transform, each divided by its standard deviation
-    over all patches. Gives `mmd` (0 is right), and `mmd_p`, the share of relabellings of the
-    patches, this one included, whose MMD^2 is as large: valid at any number of patches.
+    The means are over pairs of different patches, so the estimate is unbiased, and sometimes below
+    0. s is the median distance of all patches (Gretton et al. 2012, A kernel two-sample test, JMLR
+    13). A patch is described by the log magnitudes of its discrete cosine transform, each divided
+    by its standard deviation over all patches. `mmd` is MMD^2; 0 is right. `mmd_p` is the share of
+    relabellings of the patches, the original labels included, whose MMD^2 is at least as large. It
+    is valid for any number of patches.
 
-    SR and HR patches come from independent places, for those of one place are dependent and must
-    not be permuted. The statement is about these held-out images and no others. Under 1 s an
-    evaluation at the defaults.
+    SR and HR patches come from independent places: patches of the same place are dependent, and
+    must not be permuted. The result holds for these held-out images only. An evaluation takes less
+    than 1 s at the defaults.
     """
 
     patch: int = Field(16, ge=4, le=32)
     """Side of a patch in pixels."""
 
     num_patches: int = Field(300, ge=10, le=5000)
-    """Patches of each kind; time and memory grow with its square."""
+    """Patches of SR, and as many of HR; time and memory grow with the square of the number."""
 
     num_permutations: int = Field(199, ge=19)
-    """Relabellings drawn; the smallest p-value possible is 1 / (num_permutations + 1)."""
+    """Random relabellings; the smallest possible p-value is 1 / (num_permutations + 1)."""
 
     @hookimpl
     def run_start(self, run: Run) -> None:
@@ -51,7 +52,7 @@ class MMD(Plugin):
         sr, _ = random_patches(self, images, self.patch, self.num_patches)
         _, hr = random_patches(self, images, self.patch, self.num_patches)
         features = log_spectrum(torch.cat([sr, hr]))
-        # of both kinds together, so that a relabelling changes nothing in the features
+        # one deviation for SR and HR together, so a relabelling does not change the features
         features = features / features.std(0).clamp(min=1e-6)
         value, p = kernel_test(features, self.num_permutations, self.host_rng)
         return {self.name: value, f"{self.name}_p": p}
@@ -70,7 +71,7 @@ def kernel_test(
     width = distances[above].median().clamp(min=torch.finfo(both.dtype).tiny)
     kernel = torch.exp(-0.5 * (distances / width) ** 2).fill_diagonal_(0)
     order = torch.rand(num_permutations, rows, generator=generator, dtype=both.dtype).argsort(1)
-    # row 0 is the labelling itself
+    # row 0 is the original labelling
     is_first = (torch.cat([torch.arange(rows)[None], order]) < rows // 2).to(both.dtype)
     values = _unbiased(kernel, is_first)
     return values[0].item(), (values >= values[0] - 1e-12).double().mean().item()

@@ -22,13 +22,13 @@ class MSSSIM(Plugin):
         MS-SSIM = mean(SSIM_5)^w_5 * product over scales j = 1..4 of mean(cs_j)^w_j
         w = 0.0448, 0.2856, 0.3001, 0.2363, 0.1333
 
-    cs_j is the contrast-structure factor of SSIM, scale j + 1 the mean over 2x2 pixels of scale j
-    (Wang, Simoncelli and Bovik 2003, Multi-scale structural similarity for image quality
-    assessment, doi:10.1109/ACSSC.2003.1292216). Window, constants and luma are those of `ssim_y`,
-    and `scale` pixels are shaved. 1 is right, more is better.
+    cs_j is the contrast-structure factor of SSIM. Scale j + 1 is the mean over 2x2 pixels of scale
+    j (Wang, Simoncelli and Bovik 2003, Multi-scale structural similarity for image quality
+    assessment, doi:10.1109/ACSSC.2003.1292216). Window, constants and luma are those of `ssim_y`;
+    `scale` pixels are shaved. 1 is right, higher is better.
 
-    A negative mean of cs_j counts as 0, where the formula has no real value. Images need 176
-    pixels a side after the shave. About 0.2 s for an image of 512 x 512.
+    A negative mean of cs_j counts as 0, because the formula has no real value there. Images need at
+    least 176 pixels a side after the shave. An image of 512 x 512 takes about 0.2 s.
     """
 
     @hookimpl
@@ -54,6 +54,6 @@ def _ms_ssim(a: Tensor, b: Tensor) -> Tensor:
         luminance, structure = ssim_maps(a, b)
         factor = luminance * structure if scale == len(WEIGHTS) else structure
         product = product * factor.mean(dim=(1, 2, 3)).clamp(min=0) ** weight
-        # an odd edge is averaged with its mirror image, so is its own mean
+        # the last row or column of an odd side is its own mean, as if it were mirrored
         a, b = (F.avg_pool2d(planes, 2, ceil_mode=True) for planes in (a, b))
     return product

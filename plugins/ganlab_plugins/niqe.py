@@ -37,23 +37,25 @@ class NIQE(Plugin):
 
         NIQE = sqrt((m - m0)^T ((S + S0) / 2)^+ (m - m0))
 
-    m and S are mean and covariance, over blocks of 96 x 96 pixels, of 36 numbers: the shape and
-    scale of a generalised Gaussian fitted to the luma normalised by local mean and deviation, and
-    the shape, mean and two scales of an asymmetric one fitted to the products of neighbours in
-    four directions; at full and at half size. m0 and S0 are of 125 sharp photographs (Mittal,
-    Soundararajan and Bovik 2013, Making a completely blind image quality analyzer,
-    doi:10.1109/LSP.2012.2227726), read from the weights file: the authors' numbers as BasicSR
-    ships them. Luma is rounded, as in the SR literature, and `scale` pixels are shaved.
+    36 numbers describe a block of 96 x 96 pixels; m and S are their mean and covariance over the
+    blocks. At full and at half size, the numbers are the shape and scale of a generalised Gaussian
+    fitted to the luma normalised by local mean and deviation, and the shape, mean and two scales of
+    an asymmetric Gaussian fitted to the products of neighbours in four directions. m0 and S0 belong
+    to 125 sharp photographs (Mittal, Soundararajan and Bovik 2013, Making a completely blind image
+    quality analyzer, doi:10.1109/LSP.2012.2227726). They are read from the weights file: the
+    authors' numbers as BasicSR ships them. Luma is rounded, as in the SR literature, and `scale`
+    pixels are shaved.
 
-    Flat areas count as exactly flat; in other codes the sign of their rounding noise counts, which
-    moves the figure of an image with many by up to 0.03. Half size is MATLAB's imresize.
+    Flat areas count as exactly flat. In other codes the sign of their rounding noise counts, which
+    changes the score of an image with many flat areas by up to 0.03. Half size is computed as by
+    MATLAB's imresize.
 
-    Few blocks make S uncertain: an image of 512 x 512 has 25. At least
-    2 are needed. About 0.1 s for such an image.
+    Few blocks make S uncertain: an image of 512 x 512 has 25 blocks. At least 2 are needed. An
+    image of 512 x 512 takes about 0.1 s.
     """
 
     weights: RecipePath | None = None
-    """The file niqe_pris_params.npz; left out, that of the cache folder."""
+    """The file niqe_pris_params.npz; by default the one in ganlab's cache folder."""
 
     _model: nn.Module | None = PrivateAttr(None)
 
@@ -68,7 +70,7 @@ class NIQE(Plugin):
         rows, columns = ((side - 2 * shave) // BLOCK for side in (height, width))
         if rows * columns < 2:
             raise self.error(
-                f"needs two blocks of {BLOCK} x {BLOCK} pixels within a shave of {shave}, and an "
+                f"needs two blocks of {BLOCK} x {BLOCK} pixels after a shave of {shave}, but an "
                 f"image is {width} x {height}; leave that image out, or this plugin"
             )
         model = self._photographs()
@@ -76,7 +78,7 @@ class NIQE(Plugin):
         return {self.name: _distance(features(luma(sr[inside])), model)}
 
     def _photographs(self) -> nn.Module:
-        """The model of sharp photographs, read when first asked for."""
+        """The model of sharp photographs, read at the first call."""
         if self._model is None:
             model = nn.Module()
             model.register_buffer("mu_pris_param", torch.zeros(1, 36, dtype=torch.float64))
@@ -91,7 +93,7 @@ def features(planes: Tensor) -> Floats:
     """The 36 numbers of each block of luma [1, 1, H, W] in 0..255: [blocks, 36]."""
     height, width = (side // BLOCK * BLOCK for side in planes.shape[-2:])
     full = (planes[0, 0, :height, :width].to("cpu", torch.float64) + 0.5).floor().numpy()
-    # mirrored as imresize does since 2016; `resize` repeats the edge, as it did before
+    # imresize mirrors the edge since 2016; `resize` repeats it, as imresize did before
     mirrored = torch.from_numpy(np.pad(full, 4, mode="symmetric"))[None, None]
     half = resize(mirrored, (height // 2 + 4, width // 2 + 4))[0, 0, 2:-2, 2:-2].numpy()
     return np.concatenate([_statistics(full, BLOCK), _statistics(half, BLOCK // 2)], 1)
@@ -102,7 +104,7 @@ def _statistics(plane: Floats, block: int) -> Floats:
     mean = _blur(plane)
     deviation = np.sqrt(np.abs(_blur(plane**2) - mean**2))
     centred = plane - mean
-    centred[np.abs(centred) < 1e-9] = 0  # of flat areas; as rounding noise it would count
+    centred[np.abs(centred) < 1e-9] = 0  # flat areas: the sign of rounding noise would count
     normal = centred / (deviation + 1)
     rows, columns = (side // block for side in normal.shape)
     blocks = normal.reshape(rows, block, columns, block).swapaxes(1, 2).reshape(-1, block, block)
@@ -115,11 +117,11 @@ def _statistics(plane: Floats, block: int) -> Floats:
 
 
 def asymmetric_gaussian(blocks: Floats) -> tuple[Floats, Floats, Floats]:
-    """Shape, left and right scale fitted by moments to each of [blocks, h, w]: [blocks] each.
+    """Shape, left and right scale, fitted by moments to each of [blocks, h, w]: [blocks] each.
 
-        density = exp(-(|x| / scale)^shape) up to a factor, scale left below 0 and right above
+        density = exp(-(|x| / scale)^shape) up to a factor; left scale below 0, right scale above
 
-    A block without values on both sides of 0 has no fit, and nan.
+    A block without values on both sides of 0 cannot be fitted; its results are nan.
     """
     x = blocks.reshape(len(blocks), -1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -146,7 +148,7 @@ def _distance(found: Floats, model: nn.Module) -> float:
         model.get_buffer(name).numpy() for name in ("mu_pris_param", "cov_pris_param")
     )
     usable = found[~np.isnan(found).any(1)]
-    if len(usable) < 2:  # flat nearly everywhere: no statistics at all
+    if len(usable) < 2:  # nearly everything is flat: there are no statistics
         return float("nan")
     away = np.nanmean(found, 0) - mean[0]
     pooled = (covariance + np.cov(usable, rowvar=False)) / 2

@@ -10,13 +10,13 @@ class Orthogonal(Plugin):
     """Modified orthogonal regularisation of BigGAN (Brock et al. 2018, arXiv:1809.11096).
 
     Adds `weight / 2 * sum over weights of |W W^T * (1 - I)|^2`, where W is a weight of at least two
-    dimensions as a matrix [first dimension, the rest], * is by element, and |.|^2 is the sum of
-    squares. Its gradient is `weight * 2 (W W^T * (1 - I)) W`, which is what BigGAN's code adds;
-    the paper writes the loss without the half. The diagonal is free, so that the filters keep
-    their lengths.
+    dimensions as a matrix [first dimension, the rest], * multiplies element by element, and |.|^2
+    is the sum of squares. Its gradient is `weight * 2 (W W^T * (1 - I)) W`, as added by BigGAN's
+    code; the paper writes the loss without the half. The diagonal is not penalised, so the lengths
+    of the filters are free.
 
-    Here it is for the discriminator; the paper used it on the generator. Under spectral_norm W is
-    the weight before the norm.
+    Here it applies to the discriminator; the paper used it on the generator. With spectral_norm, W
+    is the weight before the norm.
     """
 
     weight: NonNegativeSchedule = Schedule.constant(1e-4)

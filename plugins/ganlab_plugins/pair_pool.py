@@ -1,4 +1,4 @@
-"""A pool of training pairs, so that the pairs of a batch were degraded differently."""
+"""A pool of training pairs, so that the pairs of a batch have different degradations."""
 
 from collections.abc import Generator
 from typing import Any
@@ -18,14 +18,15 @@ from ganlab import (
 class PairPool(Plugin):
     """Trains on pairs drawn from a pool of earlier ones, as Real-ESRGAN does.
 
-    The images of a batch share what cannot differ within a tensor, such as the factor of a random
-    resize. So every new batch goes into a pool, and as many pairs drawn from it without
-    replacement come out, whose places the new ones take; while the pool fills up, the new batch is
-    trained on as well (Wang et al. 2021, arXiv:2107.10833). A pair
-    waits size / batch_size batches on average.
+    The images of a new batch share everything that cannot differ within a tensor, such as the
+    factor of a random resize. So the batch to train on is drawn from a pool, without replacement,
+    and the new batch takes its place there. While the pool fills up, each new batch goes into it
+    and is trained on as well (Wang et al. 2021, arXiv:2107.10833). A pair waits size / batch_size
+    batches on average.
 
-    The pool stays on the device and is saved in every checkpoint: 180 pairs of 256 pixels x4 take
-    150 MB. The published code shuffles the whole pool and takes its beginning, which is the same.
+    The pool stays on the device and is saved in every checkpoint: at x4, 180 pairs with HR of 256
+    pixels a side take 150 MB. The published code shuffles the whole pool and takes its beginning,
+    which has the same effect.
     """
 
     size: int = Field(180, ge=1)
@@ -51,7 +52,7 @@ class PairPool(Plugin):
     @hookimpl(wrapper=True)
     def sample_batch(self) -> Generator[None, Batch, Batch]:
         batch = yield
-        if not self._ready:  # at assembly, when shapes are learnt from a probe
+        if not self._ready:  # at assembly, a batch is drawn only to learn the shapes
             return batch
         new = [batch.real, batch.condition]
         if not self._pool:

@@ -14,18 +14,18 @@ Norm = Literal["none", "batch", "instance", "layer", "spectral"]
 class PatchDiscriminator(Plugin):
     """PatchGAN discriminator (pix2pix; Isola et al. 2017, arXiv:1611.07004).
 
-    4x4 convolutions with LeakyReLU(0.2): `num_layers` of stride 2, doubling the channels up to
-    8 * `width`, one of stride 1, and one to a single channel. From [N, C, H, W] it makes a map of
-    logits [N, 1, h, w], each of which sees one patch: 70 x 70 pixels for 3 layers. Any image with
-    sides of at least 3 * 2^num_layers pixels will do.
+    The layers are 4x4 convolutions with LeakyReLU(0.2): `num_layers` of stride 2, which double the
+    channels up to 8 * `width`, one of stride 1, and one to a single channel. They turn [N, C, H, W]
+    into a map of logits [N, 1, h, w], each of which sees one patch: 70 x 70 pixels for 3 layers.
+    Images may have any sides of at least 3 * 2^num_layers pixels.
 
-    3 layers of width 64 have 2,764,737 parameters for RGB, as has the "PatchGAN-70" of KAIR and
-    pix2pix. Before batch and instance norm the convolutions have no bias, since the norm takes
-    it away again (pix2pix keeps 896 such idle numbers before instance norm); instance norm has no
-    scale and shift, as in pix2pix. `layer` is over channels and pixels together, with a scale and a
-    shift per channel: of one image alone, as WGAN-GP (arXiv:1704.00028) asks. `spectral` is
-    arXiv:1802.05957 on every convolution. Torch's default initialisation. Batch norm mixes the
-    images of a batch: not for gradient_penalty.
+    3 layers of width 64 have 2,764,737 parameters for RGB, as many as the "PatchGAN-70" of KAIR and
+    pix2pix. Before batch and instance norm the convolutions have no bias, because the norm would
+    remove it (pix2pix keeps 896 such unused numbers before instance norm). Instance norm has no
+    scale and shift, as in pix2pix. `layer` normalises each image alone, over channels and pixels
+    together, with a scale and a shift per channel, as WGAN-GP (arXiv:1704.00028) asks. `spectral`
+    is spectral norm (arXiv:1802.05957) on every convolution. The initialisation is torch's default.
+    Batch norm mixes the images of a batch, so do not use it with gradient_penalty.
 
     Several instances with `downsample` 1, 2 and 4 are the multi-scale discriminator of pix2pixHD
     (arXiv:1711.11585).
@@ -40,10 +40,11 @@ class PatchDiscriminator(Plugin):
     """Convolutions of stride 2; a patch is 16, 34, 70, 142 pixels wide for 1, 2, 3, 4 of them."""
 
     norm: Norm = "none"
-    """What normalises the layers between the first and the last; `spectral` takes these too."""
+    """Normalisation of the layers between the first and the last; `spectral` includes these two."""
 
     downsample: int = Field(1, ge=1)
-    """Judge images that many times smaller, a power of 2: halved by means over 3 x 3 pixels."""
+    """Factor by which images are shrunk before they are judged, a power of 2. Each halving takes
+    means over 3 x 3 pixels."""
 
     @field_validator("downsample")
     @classmethod
@@ -55,9 +56,9 @@ class PatchDiscriminator(Plugin):
     @hookimpl
     def make_discriminator(self, real_shape: tuple[int, ...]) -> nn.Module:
         num_channels, *size = real_shape
-        # 4x4 with padding 1: stride 2 halves a side (rounding down), each stride 1 takes 1 away
+        # 4x4 with padding 1: stride 2 halves a side (rounding down), each stride 1 removes 1 pixel
         smallest = 3 * 2**self.num_layers
-        # a mean at every second pixel, the border's among them: halves a side, rounding up
+        # a mean at every second pixel, from the first on: halves a side (rounding up)
         seen = [-(-side // self.downsample) for side in size]
         if min(seen) < smallest:
             reason, remedy = "", "use fewer layers or a larger crop"
@@ -66,7 +67,7 @@ class PatchDiscriminator(Plugin):
                 remedy = "use fewer layers, a larger crop or less downsampling"
             raise self.error(
                 f"num_layers = {self.num_layers} needs images of at least {smallest} x {smallest} "
-                f"pixels and gets {seen[0]} x {seen[1]}{reason}; {remedy}",
+                f"pixels but gets {seen[0]} x {seen[1]}{reason}; {remedy}",
                 "num_layers",
             )
         layers = patch_discriminator(num_channels, self.width, self.num_layers, self.norm)

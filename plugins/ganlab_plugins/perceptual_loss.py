@@ -1,4 +1,4 @@
-"""Perceptual loss: VGG19 should see the same in the generated image as in the real one."""
+"""Perceptual loss: generated and real image should have the same features in VGG19."""
 
 from typing import Annotated, Literal
 
@@ -26,35 +26,36 @@ def _known(layers: dict[str, float]) -> dict[str, float]:
     if unknown := [name for name in layers if name not in names]:
         raise ValueError(f"must name layers of VGG19, {', '.join(names)}; not {unknown[0]}")
     if not layers or min(layers.values()) <= 0:
-        raise ValueError("must name at least one layer, with a factor above 0")
+        raise ValueError("must name at least one layer, each with a factor above 0")
     return layers
 
 
 class PerceptualLoss(Plugin):
     """Distance between features of VGG19 (Johnson et al. 2016, arXiv:1603.08155).
 
-        loss = sum over layers l of  layers[l] * mean |s (F_l(fake) - F_l(real))|   or of its square
+        loss = sum over layers l of  layers[l] * mean |d_l|,  d_l = s (F_l(fake) - F_l(real))
 
-    F_l is a layer of torchvision's VGG19, which sees the images normalised by ImageNet's mean and
-    deviation, and s is `feature_scale`. Known choices:
+    With `kind = "mse"`, d_l^2 takes the place of |d_l|. F_l is the output of layer l of
+    torchvision's VGG19, which sees the images normalised by ImageNet's mean and deviation; s is
+    `feature_scale`. Known choices:
 
     - ESRGAN (arXiv:1809.00219): the defaults, conv5_4 before its ReLU, l1.
     - Real-ESRGAN (arXiv:2107.10833), BSRGAN, LDL: layers = { conv1_2 = 0.1, conv2_2 = 0.1,
       conv3_4 = 1.0, conv4_4 = 1.0, conv5_4 = 1.0 }.
     - SRGAN (arXiv:1609.04802): before_relu = false, kind = "mse", feature_scale = 0.0784.
 
-    Wants the weights of VGG19 in a file; nothing is downloaded. Colour images only. Layers deeper
-    than the deepest named are not computed.
+    It needs the weights of VGG19 in a file; nothing is downloaded. It takes colour images only.
+    Layers after the deepest one named are not computed.
     """
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on this term."""
 
     layers: Annotated[dict[str, float], AfterValidator(_known)] = {"conv5_4": 1.0}
-    """Convolution -> factor; convI_J is the J-th of block I."""
+    """Convolution -> factor; convI_J is the J-th convolution of block I."""
 
     before_relu: bool = True
-    """Take the output of the convolutions, as ESRGAN does, or that of the ReLU after them."""
+    """Compare the output of the convolutions, as ESRGAN does; if false, of the ReLU after them."""
 
     kind: Literal["l1", "mse"] = "l1"
     """The distance between features."""
@@ -63,14 +64,14 @@ class PerceptualLoss(Plugin):
     """Factor on the features before they are compared; SRGAN's is 1 / 12.75."""
 
     sharpen: bool = False
-    """Aim at the real image after unsharp masking, as Real-ESRGAN does (arXiv:2107.10833); what the
-    discriminator sees as real stays as it is."""
+    """Compare with the real image after unsharp masking, as Real-ESRGAN does (arXiv:2107.10833).
+    The real images seen by D are not sharpened."""
 
     weights: RecipePath | None = None
     """The file of weights; by default weights/vgg19-dcbb9e9d.pth in ganlab's cache folder."""
 
     sha256: str = Field("dcbb9e9d", pattern="^[0-9a-fA-F]{8,64}$")
-    """How its digest begins; by default that of the file which torchvision publishes."""
+    """Beginning of the file's digest; by default that of the file which torchvision publishes."""
 
     _network: VGGFeatures | None = PrivateAttr(None)
 
@@ -97,7 +98,7 @@ class PerceptualLoss(Plugin):
         return {f"G/{self.name}": self.weight.value * torch.stack(terms).sum()}
 
     def _factors(self) -> dict[str, float]:
-        """The layers by their names in VGGFeatures."""
+        """Factor of each layer, by its name in VGGFeatures."""
         if self.before_relu:
             return self.layers
         return {name.replace("conv", "relu"): factor for name, factor in self.layers.items()}

@@ -1,4 +1,4 @@
-"""Poisson noise, the noise of a sensor in little light, on what the generator sees."""
+"""Poisson noise on the generator's input, as from an image sensor in low light."""
 
 from collections.abc import Generator
 from typing import Annotated, ClassVar
@@ -17,10 +17,10 @@ class PoissonNoise(Plugin):
 
         out = clip(I + scale (P / v - J), 0, 1),  P ~ Poisson(v J),  v = 2^ceil(log2(levels))
 
-    J is I rounded to 8 bits, and `levels` the number of its different values; so at scale 1 the
-    variance is J / v. One scale an image; grey noise is that of the luma, added to all channels
-    (Wang et al. 2021, Real-ESRGAN, arXiv:2107.10833; the defaults are those of its
-    first stage). Not differentiable through the noise.
+    J is I rounded to 8 bits, and `levels` is the number of its different values. So at scale 1 the
+    variance is J / v. The scale is drawn once per image. Grey noise is the noise of the luma, added
+    to all channels. The defaults are those of the first stage of Real-ESRGAN (Wang et al. 2021,
+    arXiv:2107.10833). No gradient passes through the noise.
     """
 
     images_only: ClassVar[bool] = True

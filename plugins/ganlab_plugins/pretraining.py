@@ -1,4 +1,4 @@
-"""Pretraining: the generator learns the content losses alone before the game begins."""
+"""Pretraining: the generator trains on the content losses alone before adversarial training."""
 
 from pluggy import HookCaller
 from pydantic import Field, PrivateAttr
@@ -18,15 +18,15 @@ class Pretraining(Plugin):
     """Train the generator on content losses alone for the first iterations.
 
     SRGAN starts from an MSE-trained SRResNet "to avoid undesired local optima" (Ledig et al. 2017,
-    arXiv:1609.04802, section 3.2). The discriminator rests meanwhile; both optimizers keep their
-    state when the adversarial phase begins.
+    arXiv:1609.04802, section 3.2). The discriminator is not trained meanwhile. Both
+    optimizers keep their state when adversarial training begins.
     """
 
     iterations: int = Field(ge=1, examples=[1])
-    """How many iterations, from the first, run without the discriminator."""
+    """Number of iterations, from the first, that run without the discriminator."""
 
     losses: tuple[str, ...] = ()
-    """Names of the content losses to pretrain on; left out, all of the recipe."""
+    """Names of the content losses to pretrain on; by default all of the recipe."""
 
     _content: HookCaller | None = PrivateAttr(None)
 
@@ -40,7 +40,7 @@ class Pretraining(Plugin):
         for name in self.losses:
             if name not in names:
                 raise self.error(
-                    f"'{name}' is no content loss of this recipe; there are {', '.join(names)}",
+                    f"'{name}' is no content loss of this recipe; choose from {', '.join(names)}",
                     "losses",
                 )
         chosen = [p for p in content if not self.losses or p.name in self.losses]
@@ -48,8 +48,8 @@ class Pretraining(Plugin):
         if self.iterations >= run.recipe.iterations:
             raise self.error(
                 f"iterations = {self.iterations} leaves none of the run's "
-                f"{run.recipe.iterations} to the game; make the run longer, or set d_steps = 0 and "
-                "drop the discriminator",
+                f"{run.recipe.iterations} iterations for adversarial training; make the run "
+                "longer, or set d_steps = 0 and drop the discriminator",
                 "iterations",
             )
 

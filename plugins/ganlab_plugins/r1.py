@@ -1,4 +1,4 @@
-"""R1: the discriminator should be flat at the real images."""
+"""R1: a penalty on the discriminator's slope at the real images."""
 
 from typing import ClassVar
 
@@ -11,26 +11,26 @@ class R1(LazyPenalty):
     """Zero-centred gradient penalty on real images (Mescheder et al. 2018, arXiv:1801.04406).
 
     Adds `weight / 2 * mean over images of |g|^2`, where g is the gradient of the discriminator's
-    score at a real image, its squares summed over C, H and W together. `weight` is the paper's
-    gamma, with the paper's factor 1/2; the paper's own code has none, so that its 10 is 20 here.
-    StyleGAN2-ADA proposes 0.0002 * H * W / batch size; R3GAN (arXiv:2501.05441) lets gamma fall
-    tenfold. Both work on images in -1..1: at 0..1, as here, a slope is twice as steep, and a
-    quarter of their gamma is the same penalty.
+    logit at a real image, and |g|^2 sums its squares over C, H and W together. `weight` is the
+    paper's gamma, with the paper's factor 1/2. The paper's own code does not have this factor, so
+    its 10 is 20 here. StyleGAN2-ADA proposes 0.0002 * H * W / batch size; R3GAN (arXiv:2501.05441)
+    lets gamma fall to a tenth. Both use images in -1..1. With images in 0..1, as here, a slope is
+    twice as large, so a quarter of their gamma gives the same penalty.
 
-    The score of an image is the `patch_reduce` of its patch map. Real images are those that the
-    discriminator was shown, so after `augment`; StyleGAN2 differentiates with respect to the images
-    before. D must judge every image alone: no batch norm.
+    The logit of an image is the `patch_reduce` of its patch map. The real images are those seen by
+    D, after `augment`; StyleGAN2 differentiates with respect to the images before `augment`. D must
+    judge every image alone, so it must have no batch norm.
     """
 
     per_sample: ClassVar[bool] = True
     bounds_slope: ClassVar[bool] = True
 
     weight: NonNegativeSchedule = Schedule.constant(10.0)
-    """The paper's gamma; a half of it multiplies the squared slope."""
+    """The paper's gamma; half of it multiplies the squared slope."""
 
     patch_reduce: PatchReduce = "mean"
-    """How a patch map becomes one score; with `sum` the penalty grows with the square of the map's
-    h * w."""
+    """How a patch map becomes one logit; with `sum` the penalty grows with the square of the map's
+    size h * w."""
 
     def term(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         gradient = input_gradient(discriminator, real, self.patch_reduce)

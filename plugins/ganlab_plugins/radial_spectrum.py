@@ -1,4 +1,4 @@
-"""Radial spectrum: how much power SR has at each spatial frequency, beside HR."""
+"""Radial spectrum: the power of SR at each spatial frequency, compared with HR."""
 
 import torch
 from pydantic import Field, model_validator
@@ -20,15 +20,15 @@ class RadialSpectrum(Plugin):
         error(r) = 10 log10(P_SR(r) / P_HR(r))
         P(r) = 1/12 + mean over ring r of |F(v Y)|^2 / sum v^2
 
-    Y is the luma without its mean, v a Hann window, F the discrete Fourier transform, and ring r
-    the frequencies nearest to r / min(H, W) cycles a pixel, up to 0.5. 1/12 is the power of
-    rounding to 8 bits; it keeps flat images finite. Where the spectrum of generated images fails
-    at high frequencies is told by Durall, Keuper and Keuper 2020, arXiv:2003.01826.
+    Y is the luma minus its mean, v is a Hann window, and F is the discrete Fourier transform. Ring
+    r holds the frequencies nearest to r / min(H, W) cycles a pixel, up to 0.5. 1/12 is the power of
+    rounding to 8 bits; it keeps the error of flat images finite. Durall, Keuper and Keuper 2020,
+    arXiv:2003.01826, show where the spectrum of generated images fails at high frequencies.
 
-    Gives the mean of |error| over the rings as `radial_spectrum` (0 is right, less is better),
-    and the mean error of three bands as `radial_spectrum_low`, `_middle` and `_high`: below 0
-    too smooth, above 0 too sharp or noisy. The default bands meet at the Nyquist frequency of LR
-    at x4 and at x2.
+    `radial_spectrum` is the mean of |error| over the rings; 0 is right, lower is better.
+    `radial_spectrum_low`, `_middle` and `_high` are the mean errors of three bands: below 0, SR is
+    too smooth; above 0, it is too sharp or noisy. The default bands meet at the Nyquist frequencies
+    of LR at x4 and at x2.
     """
 
     middle_from: float = Field(0.125, ge=0.05, lt=0.5)
@@ -40,7 +40,9 @@ class RadialSpectrum(Plugin):
     @model_validator(mode="after")
     def _bands_in_order(self) -> "RadialSpectrum":
         if self.high_from - self.middle_from < 0.05:  # the width of a ring of the smallest images
-            raise ValueError("high_from must be at least middle_from + 0.05; move one of them")
+            raise ValueError(
+                "high_from must be at least middle_from + 0.05; raise it, or lower middle_from"
+            )
         return self
 
     @hookimpl
@@ -74,5 +76,5 @@ def _radial_power(image: Tensor) -> Tensor:
 
 
 def _hann(size: int, device: torch.device) -> Tensor:
-    # without its two zeros, which would lose the outermost pixels
+    # without the window's two zeros, which would remove the outermost pixels
     return torch.hann_window(size + 2, periodic=False, dtype=torch.float64, device=device)[1:-1]

@@ -1,4 +1,4 @@
-"""Resizing by a random factor, or to the size of LR, in a random way."""
+"""Random resizing: by a random factor, or to the size of LR, with a random interpolation."""
 
 from collections.abc import Generator
 from typing import Annotated, ClassVar
@@ -14,15 +14,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class RandomResize(Plugin):
     """Resizes without antialiasing, by area, bilinear or bicubic with equal probability.
 
-    The factor is U(1, range[1]) with the probability of up, U(range[0], 1) with that of down, else
-    1 (Wang et al. 2021, Real-ESRGAN, arXiv:2107.10833; the defaults are those of its first stage).
-    Sizes are rounded down, at least 1 pixel. With `to_scale` the size is that of HR over
-    `to_scale` instead, whatever came before: a chain with random factors must end so.
+    The factor is U(1, range[1]) for up, U(range[0], 1) for down, and 1 for keep; `probabilities`
+    chooses between them. The defaults are those of the first stage of Real-ESRGAN (Wang et al.
+    2021, arXiv:2107.10833). Sizes are rounded down, to at least 1 pixel. With `to_scale` the new
+    size is that of HR divided by `to_scale`, whatever the size was before. A chain with random
+    factors must end with such a resize.
 
-    The images of a tensor have one size, so factor and mode are drawn once a batch, and on the CPU
-    (`pair_pool` mixes batches). Such a plugin cannot be captured in a graph. Deviation from the
-    published code: positions follow the ratio of the sizes, not the factor before rounding, so
-    that LR lies exactly over HR. The result is clipped to 0..1 (bicubic overshoots).
+    Factor and mode are drawn once per batch, on the CPU, because the images of a tensor have one
+    size. So the plugin cannot be captured in a graph; `pair_pool` mixes the images of several
+    batches. Deviation from the published code: positions follow the ratio of the sizes, not the
+    factor before rounding, so that LR lies exactly over HR. The result is clipped to 0..1, because
+    bicubic overshoots.
     """
 
     images_only: ClassVar[bool] = True
@@ -31,15 +33,15 @@ class RandomResize(Plugin):
         tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1, le=4)]],
         AfterValidator(degradation.rising),
     ] = (0.15, 1.5)
-    """The smallest factor down and the largest up."""
+    """Smallest factor for down and largest factor for up."""
 
     probabilities: Annotated[
         tuple[Share, Share, Share], AfterValidator(degradation.summing_to_one)
     ] = (0.2, 0.7, 0.1)
-    """Of up, down and keep; they sum to 1."""
+    """Probabilities of up, down and keep; they sum to 1."""
 
     to_scale: int | None = Field(None, ge=1, le=8, examples=[4])
-    """Resize to the size of HR over this instead of by a random factor."""
+    """Resize to the size of HR divided by this, instead of by a random factor."""
 
     modes: tuple[degradation.Mode, ...] = Field(degradation.MODES, min_length=1)
     """The ways to resize, each equally likely: area, bilinear, bicubic."""

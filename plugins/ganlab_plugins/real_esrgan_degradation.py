@@ -1,4 +1,4 @@
-"""The degradation of Real-ESRGAN, whole: blur, resize, noise and JPEG, twice, and ringing."""
+"""The complete degradation of Real-ESRGAN: blur, resize, noise and JPEG, twice, and ringing."""
 
 import math
 from collections.abc import Generator
@@ -32,20 +32,21 @@ _KINDS = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
 class RealESRGANDegradation(Plugin):
     """The second-order degradation of Real-ESRGAN (Wang et al. 2021, arXiv:2107.10833).
 
-    HR, sharpened, goes twice through blur (Gaussian, generalized, plateau or sinc), random
-    resizing, noise (Gaussian or Poisson, colour or grey) and JPEG; in the second round, resizing to
-    LR with a sinc filter comes before or after JPEG, equally likely. LR has 8 bits. The defaults
-    are those of RealESRGAN_x4plus; options without `second_` are of the first round.
+    The sharpened HR goes twice through blur (Gaussian, generalized, plateau or sinc), random
+    resizing, noise (Gaussian or Poisson, colour or grey) and JPEG. In the second round, resizing to
+    LR with a sinc filter comes before or after JPEG, with equal probability. LR has 8 bits. The
+    defaults are those of RealESRGAN_x4plus. Options without `second_` are for the first round.
 
     Kernels, noise and quality are drawn for each image. Resizing and the last order are drawn once
-    a batch on the CPU, for the images of a tensor have one size: it cannot be captured in a graph,
-    and `pair_pool` mixes batches. Use no other degradation beside it.
+    per batch, on the CPU, because the images of a tensor have one size. So the plugin cannot be
+    captured in a graph; `pair_pool` mixes the images of several batches. Use no other degradation
+    with it.
 
     Deviations from the published code: the kind of noise and the second blur are drawn for each
-    image, not each batch; grey noise is another one in each image of a batch; positions follow the
-    ratio of sizes, so that LR lies exactly over HR; JPEG is libjpeg's rather than an approximation;
-    HR is not cut from 400 to 256 pixels afterwards, so borders are degraded as borders. There the
-    pixel and perceptual losses compare with the sharpened HR.
+    image, not for each batch; each image of a batch has grey noise of its own; positions follow the
+    ratio of sizes, so that LR lies exactly over HR; JPEG is libjpeg's, not an approximation; HR is
+    not cut from 400 to 256 pixels afterwards, so LR includes the effects at the borders. In the
+    published code, the pixel and perceptual losses compare with the sharpened HR.
     """
 
     images_only: ClassVar[bool] = True
@@ -60,23 +61,23 @@ class RealESRGANDegradation(Plugin):
     blur_probability: Share = 1.0
     """Share of the images that are blurred."""
     kernel_probabilities: Shares = _KINDS
-    """Of the kernels: Gaussian isotropic, anisotropic; generalized isotropic, anisotropic; plateau
-    isotropic, anisotropic. They sum to 1."""
+    """Probabilities of the kernels: Gaussian isotropic, anisotropic; generalized isotropic,
+    anisotropic; plateau isotropic, anisotropic. They sum to 1."""
     sinc_probability: Share = 0.1
-    """Share of the kernels that are a sinc instead, cut-off U(pi/3, pi), or from pi/5 from side 13
-    on."""
+    """Share of the kernels that are a sinc instead. The cut-off is U(pi/3, pi), and U(pi/5, pi) for
+    kernels of side 13 and more."""
     sigma: Range = (0.2, 3.0)
     """Range of the kernels' standard deviations, in pixels."""
     generalized_beta: Around1 = (0.5, 4.0)
     """Range of the exponent of generalized kernels; half of them are below 1."""
     plateau_beta: Around1 = (1.0, 2.0)
-    """Range of the exponent of plateau kernels; half of them are below 1, or 1."""
+    """Range of the exponent of plateau kernels; half of them are below or equal to 1."""
     resize_probabilities: UpDownKeep = (0.2, 0.7, 0.1)
-    """Of resizing up, down, and not at all."""
+    """Probabilities of resizing up, down, and not at all."""
     resize_range: Factors = (0.15, 1.5)
-    """Smallest factor down and largest up."""
+    """Smallest factor for down and largest factor for up."""
     gaussian_noise_probability: Share = 0.5
-    """Share of the images whose noise is Gaussian; that of the others is Poisson."""
+    """Share of the images with Gaussian noise; the others get Poisson noise."""
     noise_sigma: Levels = (1.0, 30.0)
     """Range of the standard deviation of Gaussian noise, in grey levels of 255."""
     poisson_scale: Range = (0.05, 3.0)
@@ -89,7 +90,7 @@ class RealESRGANDegradation(Plugin):
     second_blur_probability: Share = 0.8
     """Share of the images that are blurred again."""
     second_kernel_probabilities: Shares = _KINDS
-    """Of the kernels, in the same order."""
+    """Probabilities of the kernels, in the same order as in the first round."""
     second_sinc_probability: Share = 0.1
     """Share of the kernels that are a sinc instead."""
     second_sigma: Range = (0.2, 1.5)
@@ -99,11 +100,11 @@ class RealESRGANDegradation(Plugin):
     second_plateau_beta: Around1 = (1.0, 2.0)
     """Range of the exponent of plateau kernels."""
     second_resize_probabilities: UpDownKeep = (0.3, 0.4, 0.3)
-    """Of resizing up, down, and not at all, from the size of LR."""
+    """Probabilities of resizing up, down, and not at all, relative to the size of LR."""
     second_resize_range: Factors = (0.3, 1.2)
-    """Smallest factor down and largest up, times the size of LR."""
+    """Smallest factor for down and largest factor for up, relative to the size of LR."""
     second_gaussian_noise_probability: Share = 0.5
-    """Share of the images whose noise is Gaussian; that of the others is Poisson."""
+    """Share of the images with Gaussian noise; the others get Poisson noise."""
     second_noise_sigma: Levels = (1.0, 25.0)
     """Range of the standard deviation of Gaussian noise, in grey levels of 255."""
     second_poisson_scale: Range = (0.05, 2.5)
@@ -114,7 +115,7 @@ class RealESRGANDegradation(Plugin):
     """Range of the JPEG quality."""
 
     final_sinc_probability: Share = 0.8
-    """Share of the images that get the last sinc filter, cut-off U(pi/3, pi)."""
+    """Share of the images that get the last sinc filter, with cut-off U(pi/3, pi)."""
 
     @model_validator(mode="after")
     def _odd(self) -> "RealESRGANDegradation":
@@ -178,7 +179,7 @@ class RealESRGANDegradation(Plugin):
         return degradation.resample(images, size, mode)
 
     def _noisy(self, images: Tensor, round_: str) -> Tensor:
-        """Clipped to 0..1."""
+        """The images with Gaussian or Poisson noise, clipped to 0..1."""
         grey = getattr(self, round_ + "grey_noise_probability")
         sigma, scale = (getattr(self, round_ + name) for name in ("noise_sigma", "poisson_scale"))
         gaussian = degradation.chance(

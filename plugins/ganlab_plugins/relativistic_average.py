@@ -1,4 +1,4 @@
-"""Relativistic average: an image should look more real than the other side does on average."""
+"""Relativistic average: compares each image with the average of the other side."""
 
 from typing import Literal
 
@@ -18,17 +18,19 @@ from ganlab import (
 class RelativisticAverage(Plugin):
     """Relativistic average GAN loss, RaGAN (Jolicoeur-Martineau 2018, arXiv:1807.00734).
 
-    With r and f the logits of real and fake images, `r' = r - mean(f)` and `f' = f - mean(r)`, and
-    means over batch and patch map, a player minimises the sum of two terms:
+    r and f are the logits of real and fake images; `r' = r - mean(f)` and `f' = f - mean(r)`. Means
+    are over batch and patch map. Each player minimises the sum of two terms:
 
-    - `bce`: D `softplus(-r') + softplus(f')`, G the same with r' and f' exchanged; as in ESRGAN
-      (arXiv:1809.00219). The labels of D (label_smoothing) are honoured.
-    - `lsgan`: D `(r' - 1)^2 + (f' + 1)^2`, G exchanged. A label l in 0..1 asks for 2 l - 1;
-      BasicSR and KAIR aim at 1 and 0, which cannot both be met, for mean(r') = -mean(f').
-    - `hinge`: D `max(0, 1 - r') + max(0, 1 + f')`, G exchanged. Reads no labels.
+    - `bce`: `softplus(-r') + softplus(f')` for D; for G, r' and f' are exchanged. ESRGAN
+      (arXiv:1809.00219) uses this. Other labels for D (label_smoothing) are used where given.
+    - `lsgan`: `(r' - 1)^2 + (f' + 1)^2` for D; for G, r' and f' are exchanged. A label l in 0..1
+      gives the target 2 l - 1. BasicSR and KAIR use the targets 1 and 0, which cannot both be
+      reached, because mean(r') = -mean(f').
+    - `hinge`: `max(0, 1 - r') + max(0, 1 + f')` for D; for G, r' and f' are exchanged. It reads no
+      labels.
 
     Gradients flow through the means, as the formula says. The G step runs D on the real images as
-    well; these carry no gradient to G, but the mean of the fakes in their term does.
+    well. These give no gradient to G, but the mean of the fakes in their term does.
     """
 
     base: Literal["bce", "lsgan", "hinge"] = "bce"
@@ -38,12 +40,12 @@ class RelativisticAverage(Plugin):
     """Halve both players' losses, as BasicSR and KAIR do; the papers sum the two terms."""
 
     mean_over: Literal["all", "batch"] = "all"
-    """What the mean of the other side is over: batch and patch map, or the batch alone, apart for
-    each position of the map (KAIR). The same for a discriminator of one logit per image."""
+    """`all`: the other side's mean is over batch and patch map; `batch`: over the batch alone,
+    separately for each position of the map (KAIR). With one logit per image both are equal."""
 
     detach_means: bool = False
-    """Cut the gradient through the means in D's loss, as BasicSR and KAIR do. That is not the
-    gradient of the loss: it can differ several times. The generator's is exact in either."""
+    """Cut the gradient through the means in D's loss, as BasicSR and KAIR do. The result is not the
+    gradient of the loss; it can differ by a factor of several. G's gradient is always exact."""
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on the generator's term; the discriminator's loss is not weighted."""
@@ -55,7 +57,7 @@ class RelativisticAverage(Plugin):
         ]
         if self.base == "hinge" and readers:
             raise self.error(
-                f"base = 'hinge' reads no labels, and {readers[0].name} changes them; remove "
+                f"base = 'hinge' reads no labels, but {readers[0].name} changes them; remove "
                 f"{readers[0].name} or use base = 'bce'",
                 "base",
             )
@@ -74,7 +76,7 @@ class RelativisticAverage(Plugin):
         return {"G/adversarial": self.weight.value * loss}
 
     def _relative(self, real: Tensor, fake: Tensor, detach_means: bool) -> tuple[Tensor, Tensor]:
-        """Either side's logits, less the mean of the other side's."""
+        """The logits of each side, minus the mean of the other side's logits."""
         means = [
             x.mean() if self.mean_over == "all" else x.mean(0, keepdim=True) for x in (fake, real)
         ]

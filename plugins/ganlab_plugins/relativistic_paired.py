@@ -1,4 +1,4 @@
-"""Relativistic pairing: a real image should look more real than the generated one beside it."""
+"""Relativistic pairing: compares each real image with the generated image of its pair."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,13 +9,13 @@ from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
 class RelativisticPaired(Plugin):
     """Relativistic pairing GAN loss, RpGAN (Jolicoeur-Martineau 2018, arXiv:1807.00734).
 
-    With r and f the logits of real and fake images, position by position, means over batch and
-    patch map: D minimises `mean(softplus(-(r - f)))` and G `mean(softplus(-(f - r)))`. In
-    super-resolution a pair is one image, real and generated. It is the objective of R3GAN
-    (arXiv:2501.05441), which adds r1 and r2. It reads no labels: a pair has no absolute target.
-    Both losses are ln 2 = 0.693 when real and fake look alike.
+    r and f are the logits of real and fake images, paired position by position; means are over
+    batch and patch map. D minimises `mean(softplus(-(r - f)))`, and G minimises
+    `mean(softplus(-(f - r)))`. In super-resolution a pair is one image, real and generated. R3GAN
+    (arXiv:2501.05441) uses this objective and adds r1 and r2. It reads no labels, because a pair
+    has no absolute target. Both losses are ln 2 = 0.693 when real and fake get the same logits.
 
-    The G step runs D on the real images as well; they carry no gradient to G.
+    The G step runs D on the real images as well; they give no gradient to G.
     """
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)

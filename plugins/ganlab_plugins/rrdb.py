@@ -1,4 +1,4 @@
-"""RRDB: the generator of ESRGAN, residual blocks in dense blocks in residual blocks."""
+"""RRDB: the generator of ESRGAN, residual blocks made of residual dense blocks."""
 
 import torch
 from pydantic import Field
@@ -8,28 +8,29 @@ from torch.nn import functional as F
 from ganlab import Plugin, hookimpl
 
 UNSHUFFLE = {1: 4, 2: 2, 4: 1}
-"""Scale -> how often the input is folded into channels; the network itself makes x4."""
+"""Scale -> factor of the pixel unshuffle before the network, which itself enlarges x4."""
 
 RESIDUAL_SCALE = 0.2
 
 
 class RRDB(Plugin):
-    """Residual-in-residual dense blocks of ESRGAN (Wang et al. 2018, arXiv:1809.00219), to x4.
+    """RRDB generator of ESRGAN (Wang et al. 2018, arXiv:1809.00219), for x1, x2 and x4.
 
-    A dense block is five 3x3 convolutions with LeakyReLU(0.2), each of which sees the input and
-    all answers before; 0.2 times the last is added to the input. Three of them with a skip, again
-    times 0.2, are a block. After `num_blocks` of these and a long skip: twice nearest enlargement
-    by 2 and a convolution, then two more. 16,697,987 parameters for 23 blocks at x4, 11,662,019
-    for 16, 4,467,779 for 6.
+    A dense block is five 3x3 convolutions with LeakyReLU(0.2) between them. Each sees the input and
+    all outputs before it; 0.2 times the last output is added to the input. Three dense blocks with
+    a skip, again with a factor of 0.2, are a residual-in-residual dense block. After `num_blocks`
+    of these and a long skip come two enlargements by 2 (nearest neighbour), each with a
+    convolution, and two more convolutions. There are 16,697,987 parameters for 23 blocks at x4,
+    11,662,019 for 16 and 4,467,779 for 6.
 
-    x2 and x1 as in BasicSR and Real-ESRGAN (arXiv:2107.10833): pixels are folded into channels, by
-    2 or by 4, before the same network (16,703,171 parameters at x2). A side that this does not
-    divide is extended by reflection and the result cut, so images of any size work. There is no
+    x2 and x1 work as in BasicSR and Real-ESRGAN (arXiv:2107.10833): a pixel unshuffle by 2 or by 4
+    comes before the same network (16,703,171 parameters at x2). A side that this factor does not
+    divide is extended by reflection, and the result is cut, so images of any size work. There is no
     published x3.
 
-    Names of the parameters as in BasicSR, so its checkpoints fit. Initialised as there: the dense
-    blocks by 0.1 times He et al. (arXiv:1502.01852), biases 0, the rest by torch's default. The
-    output is not clamped.
+    The parameters are named as in BasicSR, so its checkpoints fit. They are initialised as there:
+    dense blocks with 0.1 times He et al. (arXiv:1502.01852) and biases 0, the rest with torch's
+    default. The output is not clamped.
     """
 
     width: int = Field(64, ge=1)
@@ -121,11 +122,11 @@ def _leaky(features: Tensor) -> Tensor:
 
 
 def _reflected(images: Tensor, multiple: int) -> Tensor:
-    """Images extended to the right and below to sides that are multiples."""
+    """Images reflected at the right and lower edge until both sides are multiples of `multiple`."""
     for axis in (-2, -1):
         side = images.shape[axis]
         if side % multiple:
-            # F.pad can reflect no more than side - 1 pixels; this goes to and fro
+            # F.pad reflects at most side - 1 pixels; this repeats the reflection as often as needed
             period = max(2 * (side - 1), 1)
             place = torch.arange(side + -side % multiple, device=images.device) % period
             images = images.index_select(axis, torch.minimum(place, period - place))

@@ -1,4 +1,4 @@
-"""Ringing: each image filtered by an ideal low-pass cut to a window."""
+"""Ringing: filters each image with an ideal low-pass filter that is cut to a window."""
 
 import math
 from collections.abc import Generator
@@ -15,13 +15,13 @@ Size = Annotated[int, Field(ge=3, le=63)]
 
 
 class Sinc(Plugin):
-    """Rings and overshoots at edges, as sharpening and compression make them.
+    """Adds ringing and overshoot at edges, as sharpening and compression do.
 
         k(d) ~ c J1(c |d|) / (2 pi |d|),  k(0) ~ c^2 / (4 pi),  sum 1
 
-    with J1 the Bessel function and c the cut-off, one for each image (Wang et al. 2021,
-    Real-ESRGAN, arXiv:2107.10833). The defaults are those of its final filter. The border is
-    reflected, the result clipped to 0..1.
+    J1 is the Bessel function, and c is the cut-off, drawn once per image. The defaults are those of
+    the final filter of Real-ESRGAN (Wang et al. 2021, arXiv:2107.10833). The border is reflected,
+    and the result is clipped to 0..1.
     """
 
     images_only: ClassVar[bool] = True
@@ -33,10 +33,10 @@ class Sinc(Plugin):
         math.pi / 3,
         math.pi,
     )
-    """Range of the cut-off frequency, in radians a pixel: pi (the highest) keeps nearly all."""
+    """Range of the cut-off frequency, in radians a pixel; pi, the highest, keeps nearly all."""
 
     kernel_sizes: Annotated[tuple[Size, Size], AfterValidator(degradation.rising)] = (7, 21)
-    """Smallest and largest side of the kernels in pixels, odd; each odd side is equally likely."""
+    """Smallest and largest side of the kernels in pixels, odd. Each odd side is equally likely."""
 
     @model_validator(mode="after")
     def _odd(self) -> "Sinc":

@@ -12,37 +12,39 @@ from ganlab import Plugin, hookimpl
 SUPPORTED_SCALES = (1, 2, 3, 4)
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
-"""Of DIV2K's training images."""
+"""Mean colour of DIV2K's training images."""
 
 IMG_RANGE = 255.0
-"""White, in the network's own unit."""
+"""Value of white in the network's own unit."""
 
 
 class SPAN(Plugin):
     """Swift parameter-free attention network (Wan et al. 2023, arXiv:2311.12770), for x1 to x4.
 
-    Six blocks of three 3x3 convolutions with SiLU between; the third answer `o` attends to itself,
-    `(o + x) * (sigmoid(o) - 0.5)`. The first features, the last, those of block 1 and those
-    within block 6 are joined by a 1x1 convolution, then a 3x3 convolution and a pixel shuffle. An
-    RGB image goes in as `255 * (x - mean of DIV2K)`, and comes out as it is.
+    There are six blocks of three 3x3 convolutions with SiLU between them. A block with input `x`
+    and output `o` of its third convolution gives `(o + x) * (sigmoid(o) - 0.5)`: o attends to
+    itself. A 1x1 convolution joins the first features, the last ones, those of block 1 and those
+    within block 6. A 3x3 convolution and a pixel shuffle follow. An RGB image enters the network as
+    `255 * (image - mean of DIV2K)`; the output is not shifted or scaled back.
 
-    A 3x3 convolution is learnt as the sum of a 1x1 and of a chain 1x1, 3x3, 1x1 of twice the
-    channels, which is linear, and so one 3x3 convolution. The authors run the chain in training and
-    the one in evaluation; here the one is computed from the chain at every call, with its
-    gradient, in either mode: the same function at a fraction of the cost. At x4 426,288
-    parameters are in use with 48 channels, 498,208 with 52; 1,840,488 and 2,157,136 are learnt. The
-    state dict holds both, 2,236,728 and 2,621,964 numbers.
+    A 3x3 convolution is learnt as the sum of a 1x1 convolution and a chain 1x1, 3x3, 1x1 of twice
+    the channels. The sum is linear, so it equals one 3x3 convolution. The authors run the sum in
+    training and the single convolution in evaluation. Here, in both modes, the single convolution
+    is computed from the sum at every call, with its gradient: the same function at a fraction of
+    the cost. At x4, 426,288 parameters are in use with 48 channels and 498,208 with 52; 1,840,488
+    and 2,157,136 are learnt. The state dict holds both kinds: 2,236,728 and 2,621,964 numbers.
 
-    Names of the parameters as in the authors' code, so its checkpoints fit; `eval_conv` there is
-    written, and not read. Torch's default initialisation. The output is not clamped. Images of
-    any size.
+    The parameters are named as in the authors' code, so its checkpoints fit. `eval_conv` is written
+    to checkpoints, and ignored when one is loaded. The initialisation is torch's default. The
+    output is not clamped. Images may have any size.
     """
 
     width: int = Field(48, ge=1)
     """Channels of every hidden layer; 48 and 52 are published."""
 
     input_norm: bool = True
-    """Shift and scale an RGB input as above; without, as in `no_norm` checkpoints, 0..1 goes in."""
+    """Shift and scale an RGB input as above. If false, as in `no_norm` checkpoints, the network
+    gets images in 0..1."""
 
     @hookimpl
     def make_generator(
@@ -63,7 +65,7 @@ class SPANNet(nn.Module):
         mean = RGB_MEAN if input_norm and inputs == 3 else (0.0,)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         if not input_norm:
-            self.register_buffer("no_norm", torch.zeros(1))  # by its name it is recognised
+            self.register_buffer("no_norm", torch.zeros(1))  # its name marks such checkpoints
         self.conv_1 = _Convolution(inputs, width)
         self.block_1 = _Block(width)
         self.block_2 = _Block(width)
@@ -88,7 +90,7 @@ class SPANNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """[N, C, h, w] to the attended features and those after the first SiLU."""
+    """A block: [N, C, h, w] to the attended features, and to those after its first SiLU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -97,14 +99,14 @@ class _Block(nn.Module):
         self.c3_r = _Convolution(width, width)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        # after SiLU, not before: the authors' SiLU overwrites its input
+        # the features after SiLU, not before it: the authors' SiLU overwrites its input
         within = F.silu(self.c1_r(features))
         answer = self.c3_r(F.silu(self.c2_r(within)))
         return (answer + features) * (answer.sigmoid() - 0.5), within
 
 
 class _Convolution(nn.Module):
-    """A 3x3 convolution, learnt as 1x1 plus 1x1 after 3x3 after 1x1."""
+    """A 3x3 convolution, learnt as the sum of a 1x1 convolution and a chain 1x1, 3x3, 1x1."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -119,7 +121,7 @@ class _Convolution(nn.Module):
         return F.conv2d(features, *self.deployed(), padding=1)
 
     def deployed(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that this is."""
+        """Weight and bias of the single 3x3 convolution that equals this sum."""
         (before, b0), (middle, b1), (after, b2) = map(_learnt, self.conv)
         skip, b3 = _learnt(self.sk)
         before, after = before[..., 0, 0], after[..., 0, 0]

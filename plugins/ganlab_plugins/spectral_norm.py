@@ -15,20 +15,19 @@ Networks = list[nn.Module]
 class SpectralNorm(Plugin):
     """Spectral normalisation of SNGAN (Miyato et al. 2018, arXiv:1802.05957).
 
-    Every convolution and linear layer of the discriminator, of whichever plugin, computes with
-    `W / sigma(W)`, where sigma is the largest singular value of W as a matrix [outputs, inputs *
-    kernel]: each layer's slope as such a matrix is at most 1. sigma comes from
-    `num_power_iterations` steps of power iteration at each forward pass in training, after 15 at
-    the start. Biases stay, and so do the initial weights under the norm.
+    Every convolution and linear layer of the discriminator, whichever plugin makes it, uses the
+    weight `W / sigma(W)`, where sigma is the largest singular value of W as a matrix [outputs,
+    inputs * kernel]. So each layer's slope as such a matrix is at most 1. sigma comes from 15 steps
+    of power iteration at the start, and `num_power_iterations` steps at each forward pass in
+    training. Biases and the initial values of W are not changed.
 
-    It is torch's own parametrization. Layers that carry a norm of their weights already are
-    refused.
+    This is torch's own parametrization. A layer whose weights already have a norm is refused.
     """
 
     bounds_slope: ClassVar[bool] = True
 
     first_and_last: bool = True
-    """Normalise the first and the last layer too; Real-ESRGAN's U-Net leaves these two plain."""
+    """Normalise the first and the last layer too; Real-ESRGAN's U-Net does not."""
 
     num_power_iterations: int = Field(1, ge=1)
     """Steps of power iteration at each forward pass in training."""

@@ -13,15 +13,15 @@ SUPPORTED_SCALES = (2, 3, 4)
 class SRCNN(Plugin):
     """Super-resolution CNN (Dong et al. 2014, arXiv:1501.00092), for x2, x3 and x4.
 
-    The input is enlarged by bicubic interpolation; then convolutions to 64 and to 32 channels with
-    ReLU, and one to the image. For one channel 8,129, 24,513 and 57,281 parameters with the kernels
-    9-1-5, 9-3-5 and 9-5-5 (the paper counts weights alone: 8,032, 24,416, 57,184); 20,099 for RGB
-    with 9-1-5.
+    The input is enlarged by bicubic interpolation. Convolutions to 64 and to 32 channels with ReLU
+    follow, and one to the image. With one channel there are 8,129, 24,513 and 57,281 parameters for
+    the kernels 9-1-5, 9-3-5 and 9-5-5 (the paper counts the weights alone: 8,032, 24,416, 57,184);
+    with RGB there are 20,099 for 9-1-5.
 
-    The paper trains without padding and loses the border. Here the enlarged image is extended
-    by copies of its border pixels instead, so the output is whole and no zeros leak in. The output
-    is not clamped. Images of any size. Torch's default initialisation: the paper's, a Gaussian of
-    deviation 0.001, was made for plain SGD with a step size per layer.
+    The paper trains without padding and loses the border. Here the enlarged image is extended by
+    copies of its border pixels instead, so the output has the full size and no zeros enter it. The
+    output is not clamped. Images may have any size. The initialisation is torch's default; the
+    paper's, a Gaussian of deviation 0.001, was made for plain SGD with a learning rate per layer.
     """
 
     kernels: Literal["9-1-5", "9-3-5", "9-5-5"] = "9-5-5"

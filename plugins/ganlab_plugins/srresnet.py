@@ -13,12 +13,13 @@ SUPPORTED_SCALES = (1, 2, 3, 4, 8)
 class SRResNet(Plugin):
     """Residual generator of SRGAN (Ledig et al. 2017, arXiv:1609.04802), for x2, x3, x4 and x8.
 
-    A 9x9 convolution, `num_blocks` residual blocks (3x3 convolution, batch norm, PReLU,
-    3x3 convolution, batch norm), a skip over all of them, then pixel shuffles by 2 (one by 3 for
-    x3), and a 9x9 convolution to the image. 1,547,350 parameters for RGB at x4, 1,399,637 at x2.
+    The layers are a 9x9 convolution, `num_blocks` residual blocks (3x3 convolution, batch norm,
+    PReLU, 3x3 convolution, batch norm) with a skip over all of them, pixel shuffles by 2 (one by 3
+    for x3), and a 9x9 convolution to the image. There are 1,547,350 parameters for RGB at x4 and
+    1,399,637 at x2.
 
-    The output is neither clamped nor squashed: a clamp has no gradient outside 0..1. Torch's
-    default initialisation. Images of any size.
+    The output is neither clamped nor squashed: a clamp has no gradient outside 0..1. The
+    initialisation is torch's default. Images may have any size.
     """
 
     width: int = Field(64, ge=1)
@@ -28,7 +29,7 @@ class SRResNet(Plugin):
     """Residual blocks."""
 
     norm: Literal["batch", "none"] = "batch"
-    """`none` leaves batch norm out of the blocks (as EDSR, arXiv:1707.02921, found better)."""
+    """`none` leaves batch norm out of the blocks (EDSR, arXiv:1707.02921, found this better)."""
 
     @hookimpl
     def make_generator(
@@ -46,7 +47,7 @@ class SRResNetNet(nn.Module):
         self, inputs: int, outputs: int, scale: int, width: int, num_blocks: int, norm: str
     ) -> None:
         super().__init__()
-        bias = norm == "none"  # the norm would take it away again
+        bias = norm == "none"  # batch norm would remove it
         self.first = nn.Sequential(nn.Conv2d(inputs, width, 9, padding=4), nn.PReLU())
         self.blocks = nn.Sequential(*(_Residual(width, norm) for _ in range(num_blocks)))
         self.last_of_blocks = nn.Sequential(

@@ -19,10 +19,11 @@ class SSIMLoss(Plugin):
 
         SSIM = (2 m1 m2 + c1)(2 s12 + c2) / ((m1^2 + m2^2 + c1)(s1 + s2 + c2))
 
-    Local means m, variances s and covariance s12 under an 11x11 Gaussian of sigma 1.5 where it
-    fits into the image, c1 = 0.01^2, c2 = 0.03^2 for images in 0..1; the mean over images,
-    channels and positions (Wang et al. 2004, doi:10.1109/TIP.2003.819861). As a loss: Zhao et al.
-    2015, arXiv:1511.08861, who find that it shifts colours and add L1. No border is cut.
+    Means m, variances s and covariance s12 are local: under an 11x11 Gaussian of sigma 1.5,
+    wherever it fits into the image. For images in 0..1, c1 = 0.01^2 and c2 = 0.03^2. The mean is
+    over images, channels and positions (Wang et al. 2004, doi:10.1109/TIP.2003.819861). Zhao et al.
+    2015, arXiv:1511.08861, use it as a loss, find that it shifts colours, and add L1. No border is
+    cut.
     """
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
@@ -32,7 +33,7 @@ class SSIMLoss(Plugin):
     def run_start(self, run: Run) -> None:
         if len(run.real_shape) != 3 or min(run.real_shape[1:]) < WINDOW:
             raise self.error(
-                f"needs images of at least {WINDOW} pixels a side, and real samples are of shape "
+                f"needs images of at least {WINDOW} pixels a side, but real samples have shape "
                 f"{[*run.real_shape]}; enlarge the crop"
             )
 

@@ -1,4 +1,4 @@
-"""Stacked digits: three digits in the three channels of an image, a thousand modes to count."""
+"""Stacked digits: toy images with a digit in each of three channels, so with 1000 modes."""
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -14,24 +14,24 @@ from ganlab import (
 
 NUM_SAMPLES = 26_000
 NUM_DIGITS, NUM_MODES = 10, 1000
-CELLS, ENLARGED = 8, 4  # images a side of a panel of the picture, pixels a side of a pixel
+CELLS, ENLARGED = 8, 4  # images along a side of a panel; side of an enlarged pixel
 
 
 class StackedDigits(Plugin):
     """Three random digits in the channels of an image: 1000 modes (arXiv:1611.02163).
 
-    [N, 3, 8, 8] in 0..1, from the 1,797 scanned digits of scikit-learn's `load_digits` (Alpaydin
-    and Kaynak 1998, doi:10.24432/C50P49), which need no download, instead of MNIST: figures of
-    papers on stacked MNIST, 28 x 28 pixels, are not comparable. Judged at each evaluation on
-    26,000 samples of the generator, as many as in PacGAN (arXiv:1712.04086). The digit in a
-    channel is that of the most similar of the 1,797 (L2), a rule that is right for 98.8 % of
-    them, each left out in turn:
+    Samples are [N, 3, 8, 8] in 0..1. The digits are the 1,797 scanned digits of scikit-learn's
+    `load_digits` (Alpaydin and Kaynak 1998, doi:10.24432/C50P49) instead of MNIST, because they
+    need no download. So figures of papers on stacked MNIST, 28 x 28 pixels, are not comparable.
+    Each evaluation uses 26,000 samples of the generator, as many as in PacGAN (arXiv:1712.04086).
+    The digit in a channel is that of the most similar (L2) of the 1,797 images. This rule is right
+    for 98.8 % of them when each is left out in turn. The three digits of a sample form a number:
 
-    - `modes`: how many of the 1000 numbers were made at least once.
-    - `mode_kl`: KL divergence, in nats, of the histogram of the numbers from the uniform one. The
-      data itself has 0.020, since 26,000 samples are few for 1000 modes.
+    - `modes`: how many of the 1000 numbers were generated at least once.
+    - `mode_kl`: KL divergence, in nats, of the histogram of the numbers from the uniform
+      distribution. The data itself has 0.020, because 26,000 samples are few for 1000 modes.
 
-    samples/ gets a picture: 64 samples beside 64 of the data.
+    A picture in samples/ shows 64 samples of the generator beside 64 of the data.
     """
 
     _digits: tuple[Tensor, Tensor] | None = PrivateAttr(None)
@@ -51,10 +51,10 @@ class StackedDigits(Plugin):
         if run.folder:
             path = run.folder.samples / f"{run.iteration:07d}.png"
             write_png(picture(made.cpu(), batch.real.cpu()), path)
-        return self.judge(made)
+        return self.figures(made)
 
-    def judge(self, made: Tensor) -> dict[str, float]:
-        """Modes covered, and KL of their histogram from the uniform one.
+    def figures(self, made: Tensor) -> dict[str, float]:
+        """Modes covered, and KL divergence of the mode histogram from uniform.
 
         :param made: [N, 3, 8, 8].
         """
@@ -72,7 +72,7 @@ class StackedDigits(Plugin):
     def digits(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The images [1797, 8, 8] in 0..1 and their digits [1797]."""
         if self._digits is None or self._digits[0].device != device:
-            from sklearn.datasets import load_digits  # a second to import
+            from sklearn.datasets import load_digits  # takes a second to import
 
             data = load_digits()
             images = torch.tensor(data.images, dtype=torch.float32, device=device) / 16
@@ -81,7 +81,7 @@ class StackedDigits(Plugin):
 
 
 def picture(made: Tensor, data: Tensor) -> Tensor:
-    """Samples at the left, data at the right, 8 x 8 of each and enlarged; uint8 [3, H, W].
+    """Picture of 8 x 8 samples at the left and of 8 x 8 data at the right; uint8 [3, H, W].
 
     :param made, data: [N, 3, 8, 8], at least 64 of them; clamped to 0..1.
     """

@@ -14,35 +14,36 @@ WINDOW = 8
 NUM_HEADS = 6
 MLP_RATIO = 2
 USUAL_SIDE = 64
-"""Of the LR crops it was published with; the mask for this size is part of the state dict."""
+"""Side of the LR crops in the published training; the state dict holds the mask of this size."""
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
-"""Of DIV2K's training images."""
+"""Mean colour of DIV2K's training images."""
 
 
 class SwinIRLight(Plugin):
     """Lightweight SwinIR (Liang et al. 2021, arXiv:2108.10257), for x2, x3 and x4.
 
-    A 3x3 convolution; `num_layers` groups of `num_blocks` Swin transformer blocks
-    (arXiv:2103.14030) and a convolution, with a skip over each; a skip over all; a 3x3
-    convolution and one pixel shuffle. A block is attention with 6 heads in windows of 8 x 8 pixels,
-    then a layer of twice the channels with GELU, both after layer norm and with a skip. Every
-    second block shifts the windows by 4. 929,628 parameters at x4.
+    A 3x3 convolution is followed by `num_layers` groups. A group is `num_blocks` Swin transformer
+    blocks (arXiv:2103.14030) and a convolution, with a skip over the group. A skip goes over all
+    groups too; a 3x3 convolution and one pixel shuffle follow. A block is attention with 6 heads in
+    windows of 8 x 8 pixels, then a hidden layer of twice the channels with GELU; each of the two
+    has layer norm before it and a skip. Every second block shifts the windows by 4 pixels. There
+    are 929,628 parameters at x4.
 
-    Sides that 8 does not divide are extended by reflection and the result cut, so images of any
-    size work. The mean of DIV2K is taken from an RGB input and added to the output.
+    Sides that 8 does not divide are extended by reflection, and the result is cut, so images of any
+    size work. The mean of DIV2K is subtracted from an RGB input and added to the output.
 
-    Names of parameters and buffers as in the authors' code, so its checkpoints fit. Initialised as
-    there: linear layers by a Gaussian of deviation 0.02, biases 0, convolutions by torch's default.
-    Stochastic depth (0.1 there) is left out: training sees the network that is judged. The output
-    is not clamped.
+    Parameters and buffers are named as in the authors' code, so its checkpoints fit. They are
+    initialised as there: linear layers with a Gaussian of deviation 0.02 and biases 0, convolutions
+    with torch's default. Stochastic depth (0.1 there) is left out, so that the network in training
+    is the network that is evaluated. The output is not clamped.
     """
 
     width: int = Field(60, ge=NUM_HEADS, multiple_of=NUM_HEADS)
     """Channels of every hidden layer, a multiple of the 6 heads."""
 
     num_layers: int = Field(4, ge=1)
-    """Groups of blocks."""
+    """Number of groups."""
 
     num_blocks: int = Field(6, ge=1)
     """Transformer blocks in each group."""
@@ -103,7 +104,7 @@ class SwinIRLightNet(nn.Module):
 
 
 class _Group(nn.Module):
-    """[N, H, W, C] to the same, as all below."""
+    """Blocks and a convolution, with a skip: [N, H, W, C] to the same shape, as in a block."""
 
     def __init__(self, width: int, num_blocks: int) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ class _Block(nn.Module):
 
 
 class _WindowAttention(nn.Module):
-    """Attention of the pixels of a window to each other: [windows, 64, C] to the same."""
+    """Attention among the pixels of a window: [windows, 64, C] to the same shape."""
 
     relative_position_index: Tensor
 
@@ -162,7 +163,7 @@ class _WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         scores = query * (width // NUM_HEADS) ** -0.5 @ key.mT + bias
         if mask is not None:
-            # the windows of an image follow each other
+            # the windows of an image are consecutive
             per_image = scores.view(-1, len(mask), NUM_HEADS, size, size) + mask[:, None]
             scores = per_image.view(num, NUM_HEADS, size, size)
         attended = (scores.softmax(-1) @ value).transpose(1, 2).reshape(num, size, width)
@@ -171,7 +172,7 @@ class _WindowAttention(nn.Module):
 
 
 def _windows(pixels: Tensor) -> Tensor:
-    """[N, H, W, C] to [N * windows, 64, C], row by row."""
+    """Pixels [N, H, W, C] cut into windows [N * windows, 64, C], row by row."""
     num, height, width, channels = pixels.shape
     tiles = pixels.view(num, height // WINDOW, WINDOW, width // WINDOW, WINDOW, channels)
     return tiles.transpose(2, 3).reshape(-1, WINDOW**2, channels)
@@ -184,7 +185,7 @@ def _whole(windows: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _distances() -> Tensor:
-    """[64, 64]: for two pixels of a window, the row of the table for their distance."""
+    """Row of the bias table for the distance between any two pixels of a window: [64, 64]."""
     steps = torch.arange(WINDOW)
     rows, columns = (place.flatten() for place in torch.meshgrid(steps, steps, indexing="ij"))
     down, right = (place[:, None] - place + WINDOW - 1 for place in (rows, columns))
@@ -192,7 +193,7 @@ def _distances() -> Tensor:
 
 
 def _shift_mask(height: int, width: int, device: torch.device) -> Tensor:
-    """[windows, 64, 64]: -100 between pixels that only rolling the image made neighbours."""
+    """[windows, 64, 64]: -100 between pixels that share a window only after the roll, else 0."""
 
     def came_around(side: int) -> Tensor:
         return torch.arange(side, device=device) >= side - WINDOW // 2
@@ -203,11 +204,11 @@ def _shift_mask(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def _reflected(images: Tensor, multiple: int) -> Tensor:
-    """Images extended to the right and below to sides that are multiples."""
+    """Images reflected at the right and lower edge until both sides are multiples of `multiple`."""
     for axis in (-2, -1):
         side = images.shape[axis]
         if side % multiple:
-            # F.pad can reflect no more than side - 1 pixels; this goes to and fro
+            # F.pad reflects at most side - 1 pixels; this repeats the reflection as often as needed
             period = max(2 * (side - 1), 1)
             place = torch.arange(side + -side % multiple, device=images.device) % period
             images = images.index_select(axis, torch.minimum(place, period - place))

@@ -1,4 +1,4 @@
-"""U-Net discriminator: judges every pixel, with the whole image in view."""
+"""U-Net discriminator: judges every pixel in the context of the image."""
 
 from typing import Any
 
@@ -14,20 +14,22 @@ PUBLISHED_NAMES = {
     "weight_u": "parametrizations.weight.0._u",
     "weight_v": "parametrizations.weight.0._v",
 }
-"""What the older spectral norm of torch, which Real-ESRGAN used, calls the same tensors."""
+"""Name in torch's older spectral norm, which Real-ESRGAN used -> name of the same tensor here."""
 
 
 class UnetDiscriminator(Plugin):
     """U-Net discriminator of Real-ESRGAN (Wang et al. 2021, arXiv:2107.10833).
 
-    A 3x3 convolution, three 4x4 of stride 2 that double the channels; three 3x3 that halve
-    them, each followed on bilinear enlargement by 2; the features of the same size on the way down
-    are added (`skips`); then two 3x3 and one to the logits, [N, 1, H, W]. LeakyReLU(0.2). Spectral
-    norm (arXiv:1802.05957) and no bias but in the first and the last convolution. After U-Net GAN
-    (arXiv:2002.12655). 4,376,897 parameters for RGB.
+    On the way down, a 3x3 convolution is followed by three 4x4 of stride 2 that double the
+    channels. On the way up, there are three bilinear enlargements by 2, each followed by a 3x3
+    convolution that halves the channels; then the features of the same size on the way down are
+    added (`skips`). Two 3x3 convolutions and one to the logits, [N, 1, H, W], follow. The
+    activation is LeakyReLU(0.2). All convolutions but the first and the last have spectral norm
+    (arXiv:1802.05957) and no bias. The design follows U-Net GAN (arXiv:2002.12655). There are
+    4,376,897 parameters for RGB.
 
-    Sides must be multiples of 8. It judges each image alone. Published checkpoints load. Torch's
-    default initialisation.
+    Sides must be multiples of 8. D judges each image alone. Published checkpoints can be loaded.
+    The initialisation is torch's default.
     """
 
     width: int = Field(64, ge=1)
@@ -41,8 +43,8 @@ class UnetDiscriminator(Plugin):
         num_channels, height, width = real_shape
         if height % 8 or width % 8:
             raise self.error(
-                f"halves its images three times, and those of {height} x {width} pixels have a "
-                "side that is not a multiple of 8; use a crop that is"
+                f"halves its images three times, but those of {height} x {width} pixels have a "
+                "side that is not a multiple of 8; use a crop whose sides are"
             )
         return UnetDiscriminatorNet(num_channels, self.width, self.skips)
 

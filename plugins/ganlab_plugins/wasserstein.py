@@ -1,4 +1,4 @@
-"""Wasserstein loss: the critic's mean gap between real and fake."""
+"""Wasserstein loss: the difference of the critic's mean outputs for real and fake images."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -11,10 +11,11 @@ from ganlab import NonNegativeSchedule, Plugin, Schedule, hookimpl
 class Wasserstein(Plugin):
     """Wasserstein GAN loss (Arjovsky et al. 2017, arXiv:1701.07875).
 
-    With r and f the critic's outputs for real and fake images, means over batch and patch map: the
-    critic minimises `mean(f) - mean(r)`, the generator `-mean(f)`. The critic's loss is minus an
-    estimate of the Wasserstein distance only while the critic is 1-Lipschitz: add
-    gradient_penalty, without which its loss falls without bound. It reads no labels.
+    r and f are the critic's outputs for real and fake images; means are over batch and patch map.
+    The critic minimises `mean(f) - mean(r)`, and the generator minimises `-mean(f)`. The critic's
+    loss is minus an estimate of the Wasserstein distance only while the critic is 1-Lipschitz. So
+    add gradient_penalty; without it, the critic's loss falls without bound. The losses read no
+    labels.
     """
 
     wants_bounded_slope: ClassVar[bool] = True
@@ -27,7 +28,7 @@ class Wasserstein(Plugin):
         if any(o.bounds_slope or getattr(o, "norm", "") == "spectral" for o in others):
             return []
         return [
-            "wants a critic of bounded slope, and nothing bounds it: its loss can fall for ever; "
+            "needs a critic of bounded slope, but nothing bounds it, so its loss can fall forever; "
             "add gradient_penalty or weight_clipping"
         ]
 

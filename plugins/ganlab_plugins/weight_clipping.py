@@ -1,4 +1,4 @@
-"""Weight clipping: every weight of the critic stays in a small box."""
+"""Weight clipping: every weight of the critic is kept within a small range."""
 
 from collections.abc import Generator
 from typing import ClassVar
@@ -18,10 +18,10 @@ from ganlab import (
 class WeightClipping(Plugin):
     """Weight clipping of the first WGAN (Arjovsky et al. 2017, arXiv:1701.07875).
 
-    After every update of the discriminator each of its parameters, biases too, is clamped to
-    -limit..limit, which bounds its slope by a constant that nobody knows. "A clearly terrible way
-    to enforce a Lipschitz constraint", says the paper; gradient_penalty is the usual remedy. The
-    paper trains with RMSProp at 5e-5 and 5 critic steps.
+    After every update of the discriminator, each of its parameters, biases too, is clamped to
+    -limit..limit. This bounds the discriminator's slope by an unknown constant. The paper calls it
+    "a clearly terrible way to enforce a Lipschitz constraint"; gradient_penalty is the usual
+    remedy. The paper trains with RMSProp at 5e-5 and 5 critic steps.
     """
 
     bounds_slope: ClassVar[bool] = True
@@ -38,7 +38,7 @@ class WeightClipping(Plugin):
                     f"{plugin.name}; remove one of them"
                 )
 
-    # outermost, so that it comes after the additional step of a lazy penalty too
+    # outermost, so that it also runs after the additional step of a lazy penalty
     @hookimpl(wrapper=True, tryfirst=True)
     def discriminator_step(self, run: Run) -> Generator[None, Losses, Losses]:
         losses = yield
