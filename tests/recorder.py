@@ -41,8 +41,9 @@ class Tape(Watch):
                 if isinstance(tensor, Tensor):
                     storage = tensor.untyped_storage()
                     self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
+        given = tree_map(_plain, (args, kwargs or {}))  # an operation in place may change the shape
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        self.calls.append((func, args, kwargs or {}, result))
+        self.calls.append((func, *given, tree_map(_plain, result)))
         return result
 
     def undo(self) -> None:
@@ -66,7 +67,7 @@ def _plain(value: Any) -> Any:
 
 
 class CpuRecorder:
-    """In the place of `ganlab.speed.fast.CudaRecorder`."""
+    """In the place of `ganlab.speed.graphs.CudaRecorder`."""
 
     def __init__(self) -> None:
         self.tapes: list[Tape] = []

@@ -200,7 +200,7 @@ def _write_trace(run: Run, file: Path) -> None:
     activities = [ProfilerActivity.CPU]
     if run.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with watching(run.manager, _Named), profile(activities=activities) as profiled:
+    with watching(run.manager, _Named), profile(activities=activities, acc_events=True) as profiled:
         for _ in range(TRACED):
             with record_function("iteration"):
                 _advance(run, 1)
