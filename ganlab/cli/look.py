@@ -155,7 +155,7 @@ def bench(
 
     Prints milliseconds by phase, plugin and operation, and counts FLOPs and bytes, which are
     compared with the machine's measured ceilings. Trains for some seconds on the recipe's last
-    iterations; stores nothing.
+    iterations; stores nothing but the file of --trace.
 
     Example: ganlab bench recipes/wgan_gp.toml --vs plain
     """
