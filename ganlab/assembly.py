@@ -122,7 +122,7 @@ def _share_forward(run: Run, seen: Tensor) -> tuple[bool, str]:
 def _check(run: Run, condition: Tensor) -> None:
     """Refuse a generator of the wrong output size; add a note when batch norm sees parts only."""
     recipe = run.recipe
-    with torch.no_grad(), eval_mode(run.G), run.autocast():
+    with eval_mode(run.G), run.autocast():
         made = tuple(run.G(condition).shape[1:])
     if made != run.real_shape:
         raise RecipeError(

@@ -35,7 +35,7 @@ from ganlab.runs.writer import Writer
 from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
 from ganlab.system import STOP_SIGNALS
 
-DONE, FAILED, USAGE, DIVERGED, UNHEALTHY, SIGTERMED, INTERRUPTED = 0, 1, 2, 3, 4, 75, 130
+DONE, FAILED, DIVERGED, UNHEALTHY, SIGTERMED, INTERRUPTED = 0, 1, 3, 4, 75, 130
 
 
 class Limits:
@@ -250,7 +250,9 @@ def _announce(run: Run, folder: RunFolder, journal: Journal) -> None:
     journal.say("plugins: " + ", ".join(recipe.plugins))
     if recipe.precision == "bfloat16" and run.device.type != "cuda":
         journal.say("bfloat16 is for CUDA; running in float32 here")
-    for note in (*warnings_of(recipe), *run.notes):
+    for warning in warnings_of(recipe):
+        journal.say(f"warning: {warning}")
+    for note in run.notes:
         journal.say(f"note: {note}")
     if run.iteration:
         journal.say(f"resuming at iteration {run.iteration}")

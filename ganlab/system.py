@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,12 +41,12 @@ def peak_memory() -> int:
     with suppress(OSError, StopIteration):  # Linux
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
+    import resource  # Windows has no such module
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else 1024 * peak
 

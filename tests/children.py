@@ -8,7 +8,6 @@ other process. Where the system has no such server (Windows), a new Python is st
 import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -98,7 +97,7 @@ class Child:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+        self._process.kill()
 
     def wait(self, timeout: float = 300) -> int:
         self._process.join(timeout)

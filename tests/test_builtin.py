@@ -1,4 +1,4 @@
-"""builtin: the photographs are those of scikit-image, and none is both trained on and judged."""
+"""builtin: the photographs are those of scikit-image, and none is both trained on and evaluated."""
 
 import hashlib
 from importlib.util import find_spec

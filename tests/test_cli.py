@@ -24,7 +24,7 @@ def invoke(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny finished run, trained and judged on images of its own."""
+    """A tiny finished run, trained and evaluated on images of its own."""
     folder = tmp_path_factory.mktemp("cli")
     generator = torch.Generator().manual_seed(1)
     (folder / "photos").mkdir()
@@ -56,8 +56,8 @@ def test_help_answers_without_torch() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_results_go_to_stdout_and_progress_to_stderr(tiny: Path, ganlab: Command) -> None:
-    done = ganlab("run", tiny.name, cwd=tiny.parent)
+def test_results_go_to_stdout_and_progress_to_stderr(tiny: Path) -> None:
+    done = fresh("run", tiny.name, cwd=tiny.parent)  # a new Python, as a user starts it
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("done at iteration 4 of 4\n")
     assert "writing to runs/tiny-1" in done.stderr
@@ -178,7 +178,7 @@ def judged_by_plugins(trained: Path, tmp_path_factory: pytest.TempPathFactory) -
     """The same run with plugins that score an image, that judge a set, and that need a run."""
     import shutil
 
-    copy = shutil.copytree(trained, tmp_path_factory.mktemp("judged") / "done")
+    copy = shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "done")
     recipe = (copy / "recipe.toml").read_text()
     recipe += (
         "radial_spectrum = {}\nother = { use = 'radial_spectrum', middle_from = 0.1 }\n"
@@ -282,7 +282,7 @@ def test_upscale_keeps_alpha_and_overwrites_nothing(trained: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("changes", "note"),
+    ("changes", "warning"),
     [
         ([], None),
         (["gradient_penalty=false"], "wasserstein needs a critic of bounded slope"),
@@ -292,14 +292,14 @@ def test_upscale_keeps_alpha_and_overwrites_nothing(trained: Path, tmp_path: Pat
         (["wasserstein=false", "bce={}", "gradient_penalty=false", "r1={}"], None),
     ],
 )
-def test_check_notes_an_objective_and_a_penalty_at_odds(
-    tiny: Path, changes: list[str], note: str | None
+def test_check_warns_of_an_objective_and_a_penalty_at_odds(
+    tiny: Path, changes: list[str], warning: str | None
 ) -> None:
     done = invoke("check", tiny, *(part for change in changes for part in ("--set", change)))
     assert done.exit_code == 0
-    notes = [line for line in done.stdout.splitlines() if line.startswith("note:")]
-    assert bool(notes) == bool(note)
-    assert not note or note in notes[0]
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("warning:")]
+    assert bool(warnings) == bool(warning)
+    assert not warning or warning in warnings[0]
 
 
 def test_plugins_lists_all_and_shows_one_with_its_paper() -> None:

@@ -299,7 +299,7 @@ def test_the_null_misses_zero_three_times_of_twenty_at_most(recipe: Path) -> Non
 
 
 def record(seed: int, scores: list[float], state: str = "done", pace: float = 1.0) -> RunRecord:
-    """A run judged every 10 iterations, which takes `pace` seconds an iteration."""
+    """A run evaluated every 10 iterations, which takes `pace` seconds an iteration."""
     evaluations = [
         Evaluation(
             10 * i, 10 * i * pace, {"psnr_y": s}, {"a": {"psnr_y": s}, "b": {"psnr_y": s + 1}}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from children import Child, wait_until
+from marks import posix
 from test_compare import arm, by_view, data, other, recipe, record, run, tables  # noqa: F401
 
 from ganlab.compare.comparison import arms_of
@@ -62,6 +63,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_made_one_or_two_at_a_time(
     assert run(*command)[0] == 0
 
 
+@posix
 @pytest.mark.long  # 10 to 20 s each: two processes that import torch
 @pytest.mark.parametrize("group", [True, False], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_ends_all_runs_saved_and_begins_no_more(

@@ -265,9 +265,9 @@ def test_a_perfect_answer_is_consistent_with_its_lr_under_random_noise_too(tiny:
         def forward(self, lr: Tensor) -> Tensor:
             return hr[None] / 255
 
-    (judged,) = evaluate_images([("a", hr)], Perfect(), run)
-    assert judged.scores["lr_psnr"] == float("inf")
-    assert judged.bicubic_scores["lr_psnr"] < 60
+    (evaluated,) = evaluate_images([("a", hr)], Perfect(), run)
+    assert evaluated.scores["lr_psnr"] == float("inf")
+    assert evaluated.bicubic_scores["lr_psnr"] < 60
 
 
 def test_real_and_fake_images_go_through_d_in_batches_of_their_own(tiny: Path) -> None:

@@ -1,4 +1,4 @@
-"""Held-out images judged together: the same figures, in order, and one wait for the device."""
+"""Held-out images evaluated together: the same figures, in order, and one wait for the device."""
 
 import warnings
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ def pictures(*shapes: tuple[int, ...]) -> dict[str, Tensor]:
 SEVERAL = pictures(*[(3, 36, 40)] * 3, (1, 36, 40), (3, 38, 43), (3, 40, 36), (3, 36, 40))
 
 
-def judged(
+def evaluated(
     run: Run, images: dict[str, Tensor], generator: nn.Module | None = None
 ) -> list[EvaluatedImage]:
     return list(evaluate_images(images.items(), generator or Nearest(), run))
@@ -77,10 +77,10 @@ def judged(
 
 def test_images_judged_together_get_what_each_gets_alone(run: Run) -> None:
     generator = Nearest()
-    together = judged(run, SEVERAL, generator)
+    together = evaluated(run, SEVERAL, generator)
     # a grey image and one of another size end a group; 38 x 43 is cut to 36 x 40
     assert generator.shown == [3, 1, 1, 1, 1]
-    alone = [one for item in SEVERAL.items() for one in judged(run, dict([item]))]
+    alone = [one for item in SEVERAL.items() for one in evaluated(run, dict([item]))]
     assert [item.name for item in together] == list(SEVERAL)
     for one, other in zip(together, alone, strict=True):
         for kind in ("hr", "lr", "sr", "bicubic"):
@@ -92,7 +92,7 @@ def test_images_judged_together_get_what_each_gets_alone(run: Run) -> None:
 
 
 def test_a_score_is_a_number_whether_the_plugin_gave_a_number_or_a_tensor(run: Run) -> None:
-    for item in judged(run, pictures((3, 36, 40), (3, 36, 40))):
+    for item in evaluated(run, pictures((3, 36, 40), (3, 36, 40))):
         assert {type(value) for value in item.scores.values()} == {float}
         assert item.scores["number"] == item.sr.shape[-1]
         assert item.scores["error"] == (item.sr.double() - item.hr).abs().mean().item()
@@ -101,7 +101,7 @@ def test_a_score_is_a_number_whether_the_plugin_gave_a_number_or_a_tensor(run: R
 def test_a_group_has_no_more_pixels_than_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "TOGETHER", {"cpu": 2 * 36 * 40 + 1})
     generator = Nearest()
-    assert len(judged(run, pictures(*[(3, 36, 40)] * 5), generator)) == 5
+    assert len(evaluated(run, pictures(*[(3, 36, 40)] * 5), generator)) == 5
     assert generator.shown == [2, 2, 1]
 
 
@@ -149,7 +149,7 @@ def test_the_scores_of_a_group_come_to_the_host_in_one_transfer(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with transfers(monkeypatch) as brought:
-        judged(run, pictures(*[(3, 36, 40)] * 4, *[(3, 40, 36)] * 2))
+        evaluated(run, pictures(*[(3, 36, 40)] * 4, *[(3, 40, 36)] * 2))
     # 6 scores and the plugin's 2 tensors, of SR and of bicubic
     assert [len(tensor) for tensor in brought] == [4 * 2 * 8, 2 * 2 * 8]
 
@@ -179,7 +179,7 @@ def test_a_gpu_is_waited_for_as_often_for_six_images_as_for_two(tiny: Path) -> N
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                judged(on_gpu, pictures(*[(3, 36, 40)] * count))
+                evaluated(on_gpu, pictures(*[(3, 36, 40)] * count))
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         waits.append(len([w for w in told if "synchronizing CUDA" in str(w.message)]))

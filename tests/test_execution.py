@@ -143,7 +143,7 @@ def ways(names: Iterable[str], compiled: Collection[str], slow: Collection[str] 
     ]
 
 
-# what concerns compiled networks: passes shared, taken in parts, listened to, differentiated twice
+# what concerns compiled networks: shared passes, hooks on layers, second derivatives; 1 to 8 s each
 COMPILED = ("bce", "penalty, shared", "features", "spectral norm", "two discriminators")
 
 

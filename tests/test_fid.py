@@ -45,7 +45,7 @@ def with_network(plugin, network: nn.Module):
     return seeded(plugin)
 
 
-def judged(shift: int = 0) -> list[EvaluatedImage]:
+def evaluated(shift: int = 0) -> list[EvaluatedImage]:
     rng = torch.Generator().manual_seed(1)
     hr = torch.randint(0, 200, (3, 50, 60), dtype=torch.uint8, generator=rng)
     return [EvaluatedImage("a", hr, hr[:, ::4, ::4], hr + shift, hr, {})]
@@ -169,7 +169,7 @@ def test_features_of_an_image_depend_on_no_other(inception):
 @BOTH
 def test_without_the_weights_file_it_says_where_to_get_it(kind, tmp_path: Path):
     plugin = kind(weights=tmp_path / "inception.pth", patch=32)
-    run = SimpleNamespace(device=CPU.device, scale=4, held_out={"a": judged()[0].hr})
+    run = SimpleNamespace(device=CPU.device, scale=4, held_out={"a": evaluated()[0].hr})
     with pytest.raises(
         RecipeError, match=r"inception\.pth; get it from https://github\.com/toshas"
     ):
@@ -181,7 +181,7 @@ def test_a_file_with_another_digest_is_refused(kind, tmp_path: Path):
     torch.save({}, tmp_path / "inception.pth")
     plugin = kind(weights=tmp_path / "inception.pth", patch=32)
     with pytest.raises(RecipeError, match="should begin with 6726825d"):
-        plugin.evaluate(CPU, judged())
+        plugin.evaluate(CPU, evaluated())
 
 
 # --- as plugins ----------------------------------------------------------------------------------
@@ -190,19 +190,19 @@ def test_a_file_with_another_digest_is_refused(kind, tmp_path: Path):
 @BOTH
 def test_a_perfect_generator_has_distance_zero(kind):
     plugin = with_network(kind(patch=32, num_patches=20), MeanColour())
-    assert plugin.evaluate(CPU, judged())[plugin.name] == pytest.approx(0, abs=1e-6)
+    assert plugin.evaluate(CPU, evaluated())[plugin.name] == pytest.approx(0, abs=1e-6)
     assert plugin.evaluate(CPU, []) == {}
 
 
 def test_fid_of_brighter_images_is_the_squared_distance_of_the_means():
     plugin = with_network(FID(patch=32, num_patches=20), MeanColour())
-    assert plugin.evaluate(CPU, judged(10))["fid"] == pytest.approx(300, rel=1e-5)
+    assert plugin.evaluate(CPU, evaluated(10))["fid"] == pytest.approx(300, rel=1e-5)
 
 
 @BOTH
 def test_the_figure_is_a_function_of_seed_and_moment(kind):
     figures = [
-        with_network(kind(patch=32, num_patches=20), MeanColour()).evaluate(CPU, judged(3))
+        with_network(kind(patch=32, num_patches=20), MeanColour()).evaluate(CPU, evaluated(3))
         for _ in range(2)
     ]
     assert figures[0] == figures[1]

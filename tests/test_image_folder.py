@@ -12,6 +12,7 @@ import torch
 from children import Child
 from ganlab_plugins import image_folder
 from ganlab_plugins.image_folder import ImageFolder
+from marks import posix
 from PIL import Image
 
 from ganlab import ImageStore, RecipeError, cache_folder
@@ -98,8 +99,8 @@ def test_held_out_images_of_one_name_keep_their_folders(tmp_path, folder):
 def test_held_out_images_inside_the_folder_are_not_trained_on(folder):
     plugin = ImageFolder(path=folder, evaluation_path=folder / "sub", crop=8)
     assert values(plugin) == {10, 20, 60}
-    judged = {int(image[0, 0, 0]) for image in plugin.evaluation_images().values()}
-    assert judged == {30, 40, 50}
+    evaluated = {int(image[0, 0, 0]) for image in plugin.evaluation_images().values()}
+    assert evaluated == {30, 40, 50}
 
 
 @pytest.mark.parametrize("held_out", [".", ".."])
@@ -162,6 +163,7 @@ def decode(folder: str) -> None:
     ImageFolder(path=folder, crop=8).sample_real(1, CPU)
 
 
+@posix
 def test_decoding_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
     (tmp_path / "many").mkdir()

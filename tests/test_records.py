@@ -116,7 +116,7 @@ def test_the_crops_are_cut_from_the_images_and_the_weights(folder: Path, record:
         assert not torch.equal(images["sr"], images["bicubic"])
 
 
-def judged(name: str, size: int = 16, quality: float = 30.0, sr: int = 0) -> EvaluatedImage:
+def evaluated(name: str, size: int = 16, quality: float = 30.0, sr: int = 0) -> EvaluatedImage:
     hr = torch.zeros(3, size, size, dtype=torch.uint8)
     lr = hr[:, ::4, ::4]
     answer = torch.full_like(hr, sr)
@@ -136,14 +136,14 @@ def test_the_crop_is_where_the_contrast_is(tmp_path: Path) -> None:
 
 
 def test_of_many_images_the_worst_of_bicubic_are_kept(tmp_path: Path) -> None:
-    images = [judged(f"{i}", quality=float(i)) for i in reversed(range(KEPT + 5))]
+    images = [evaluated(f"{i}", quality=float(i)) for i in reversed(range(KEPT + 5))]
     keep_pictures(tmp_path, images, 4)
     assert [crop.name for crop in read_crops(tmp_path)] == [str(i) for i in range(KEPT)]
 
 
 def test_a_later_evaluation_rewrites_the_answers_alone(tmp_path: Path) -> None:
-    keep_pictures(tmp_path, [judged("x", sr=1)], 4)
+    keep_pictures(tmp_path, [evaluated("x", sr=1)], 4)
     before = picture(tmp_path, 0, "hr").stat().st_mtime_ns
-    keep_pictures(tmp_path, [judged("x", sr=2)], 4)
+    keep_pictures(tmp_path, [evaluated("x", sr=2)], 4)
     assert read_image(picture(tmp_path, 0, "sr")).unique().tolist() == [2]
     assert picture(tmp_path, 0, "hr").stat().st_mtime_ns == before

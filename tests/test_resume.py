@@ -10,6 +10,7 @@ import pytest
 import torch
 from children import Child, wait_until
 from click.testing import CliRunner
+from marks import posix
 from safetensors.torch import load_file
 
 from ganlab.cli import main
@@ -146,6 +147,7 @@ def assert_same(one: object, other: object, where: str) -> None:
         assert one == other, where
 
 
+@posix
 def test_a_run_killed_by_sigkill_continues_bit_for_bit(
     folder: Path, whole: Path, ganlab: Command
 ) -> None:
@@ -158,6 +160,7 @@ def test_a_run_killed_by_sigkill_continues_bit_for_bit(
     assert_same_run(whole, folder / "runs" / "killed")
 
 
+@posix
 def test_a_run_killed_while_it_writes_a_checkpoint_continues_bit_for_bit(
     folder: Path, whole: Path, ganlab: Command
 ) -> None:
@@ -209,6 +212,7 @@ def test_an_empty_digest_and_a_garbled_line_do_not_stop_a_resume(folder: Path, w
     assert_same_run(whole, run)
 
 
+@posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_ends_with_a_checkpoint_and_its_exit_code(
     folder: Path, whole: Path, number: signal.Signals, code: int

@@ -54,6 +54,7 @@ def test_a_recipe_passes_check(recipe: Path, photographs: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout.endswith("ok\n")
     assert "note:" not in result.stdout
+    assert "warning:" not in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def windows(monkeypatch: pytest.MonkeyPatch, without_proc: None) -> None:
     monkeypatch.setitem(sys.modules, "resource", None)
     monkeypatch.setitem(sys.modules, "psutil", psutil)
     monkeypatch.setattr("platform.system", lambda: "Windows")
+    monkeypatch.setattr(sys, "platform", "win32")
 
 
 def test_windows_tells_its_memory_and_syncs_no_folder(windows: None, tmp_path: Path) -> None:

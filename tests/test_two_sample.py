@@ -24,20 +24,22 @@ def image(seed: int, shape: tuple[int, ...]) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=stream(seed))
 
 
-def judged(item: str, hr: Tensor, sr: Tensor) -> EvaluatedImage:
+def evaluated(item: str, hr: Tensor, sr: Tensor) -> EvaluatedImage:
     return EvaluatedImage(item, hr, hr[:, ::4, ::4].expand(3, -1, -1), sr, sr, {})
 
 
 def perfect() -> list[EvaluatedImage]:
     """Images that a generator restored without a fault."""
     images = [image(i, shape) for i, shape in enumerate(SIZES)]
-    return [judged(str(i), hr, hr.expand(3, -1, -1)) for i, hr in enumerate(images)]
+    return [evaluated(str(i), hr, hr.expand(3, -1, -1)) for i, hr in enumerate(images)]
 
 
 def faint() -> list[EvaluatedImage]:
     """The same with the finest detail missing: each pixel the mean of itself and its neighbour."""
     return [
-        judged(one.name, one.hr, ((one.sr.int() + one.sr.roll(1, -1).int()) // 2).to(torch.uint8))
+        evaluated(
+            one.name, one.hr, ((one.sr.int() + one.sr.roll(1, -1).int()) // 2).to(torch.uint8)
+        )
         for one in perfect()
     ]
 
@@ -56,7 +58,7 @@ def test_every_place_of_every_image_is_as_likely_as_its_neighbours():
     rows, columns = torch.meshgrid(torch.arange(6), torch.arange(9), indexing="ij")
     first = torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
     second = first[:, :3, :4] + torch.tensor([0, 0, 1], dtype=torch.uint8)[:, None, None]
-    pair = [judged("first", first, first), judged("second", second, second)]
+    pair = [evaluated("first", first, first), evaluated("second", second, second)]
     patches, _ = random_patches(seeded(MMD(), 0, 0), pair, 3, 4000)
     corners = [tuple(corner) for corner in patches[:, :, 0, 0].tolist()]
     counts = {corner: corners.count(corner) for corner in set(corners)}
@@ -68,7 +70,7 @@ def test_every_place_of_every_image_is_as_likely_as_its_neighbours():
 
 
 def test_a_grey_image_is_compared_as_grey():
-    grey = judged("grey", torch.full((1, 9, 9), 7, dtype=torch.uint8), image(0, (3, 9, 9)))
+    grey = evaluated("grey", torch.full((1, 9, 9), 7, dtype=torch.uint8), image(0, (3, 9, 9)))
     sr, hr = random_patches(seeded(MMD(), 0, 0), [grey], 9, 1)
     assert torch.equal(hr, torch.full_like(hr, 7))
     mean = (grey.sr.double().mean(0) + 0.5).floor().to(torch.uint8)

@@ -151,3 +151,19 @@ def test_a_gradient_that_is_gone_is_no_division_by_zero() -> None:
 
 def test_a_figure_that_was_not_finite_is_passed_over() -> None:
     assert verdicts((20, {}), (3, {"D/real_logits": float("nan")})) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "failing", "confirming", "no", "count"),
+    [
+        ("checkerboard", {"health/checkerboard": 5.0}, "evaluation/hf_ratio", 2.0, 2),
+        ("memorised", {"health/held_out_gap": 0.8}, "health/trained_accuracy", 0.5, 3),
+    ],
+)
+def test_the_last_values_must_be_confirmed_without_a_break(
+    name: str, failing: dict[str, float], confirming: str, no: float, count: int
+) -> None:
+    unconfirmed = (1, failing | {confirming: no})
+    assert verdicts((count, failing), unconfirmed, (count - 1, failing)) == {}
+    found = verdicts((count, failing), unconfirmed, (count, failing))
+    assert found[name].since == 10 * (count + 2)

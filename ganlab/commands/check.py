@@ -31,7 +31,7 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
     recipe = load_recipe(file, overrides)
     yield f"{file}: {len(recipe.plugins)} plugins, every key and value is known"
     for warning in warnings_of(recipe):
-        yield f"note: {warning}"
+        yield f"warning: {warning}"
     small = Recipe.model_validate(
         recipe.model_dump() | {"batch_size": min(recipe.batch_size, TINY_BATCH), "accumulate": 1}
     )

@@ -158,24 +158,22 @@ class Lasting:
     wanted: Wanted = "any"
     count: int = EVALUATIONS
     """How many values must fail."""
-    confirmed: Callable[[History, int, float], bool] = lambda history, iteration, value: True
-    """Whether the other figures of that iteration agree."""
+    beside: str = ""
+    """A second figure, of the same iterations, which must confirm each failing value."""
+    confirmed: Callable[[float, float], bool] = lambda value, other: True
+    """Whether a failing value is confirmed by the second figure."""
 
     def __call__(self, history: History) -> Verdict | None:
         found = history.lasting(self.figure, self.fails, self.count, self.wanted)
-        failing = [pair for pair in found if self.confirmed(history, *pair)]
-        if len(failing) < self.count:
+        if self.beside:
+            others = dict(history.of(self.beside))
+            found = [pair for pair in reversed(found) if pair[0] in others]
+            found = list(takewhile(lambda pair: self.confirmed(pair[1], others[pair[0]]), found))
+            found.reverse()
+        if len(found) < self.count:
             return None
-        since, value = failing[0][0], failing[-1][1]
+        since, value = found[0][0], found[-1][1]
         return Verdict(self.name, since, self.sentence.format(since=since, value=value))
-
-
-def _beyond_sharpness(history: History, iteration: int, power: float) -> bool:
-    return power > 4 * dict(history.of("evaluation/hf_ratio")).get(iteration, 1)
-
-
-def _sure_in_training(history: History, iteration: int, gap: float) -> bool:
-    return dict(history.of("health/trained_accuracy")).get(iteration, 0) > 0.95
 
 
 RULES: tuple[Callable[[History], Verdict | None], ...] = (
@@ -220,7 +218,8 @@ RULES: tuple[Callable[[History], Verdict | None], ...] = (
         "G makes a checkerboard pattern from iteration {since:,}: its images have {value:,.0f} "
         "times the power of the original images at the stride of its upsampling",
         wanted="lower",
-        confirmed=_beyond_sharpness,
+        beside="evaluation/hf_ratio",
+        confirmed=lambda power, detail: power > 4 * detail,
     ),
     # D tells real from fake on its training images, but hardly on others. Healthy games on six
     # photographs and some dead leaves, a small training set, reach a gap of 0.25 to 0.55.
@@ -231,7 +230,8 @@ RULES: tuple[Callable[[History], Verdict | None], ...] = (
         "D has memorised its training images from iteration {since:,}: on held-out images its gap "
         "between real and fake is {value:.0%} smaller",
         count=3,
-        confirmed=_sure_in_training,
+        beside="health/trained_accuracy",
+        confirmed=lambda gap, accuracy: accuracy > 0.95,
     ),
 )
 

@@ -31,7 +31,6 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["format"] = lambda pattern, *values: pattern % values
     return environment.from_string(_own("page.html.j2"))
 
 

@@ -336,7 +336,8 @@ def _differences(records: Sequence[RunRecord]) -> Iterator[str]:
     for key in ("torch", "ganlab", "python"):
         versions = {str(run.manifest.get("versions", {}).get(key)) for run in records}
         if len(versions) > 1:
-            yield f"The runs were made with different versions of {key}: {', '.join(versions)}."
+            named = ", ".join(sorted(versions))
+            yield f"The runs were made with different versions of {key}: {named}."
     for key, consequence in _MADE_WITH.items():
         if len({str(run.manifest.get(key)) for run in records}) > 1:
             yield consequence
@@ -349,6 +350,6 @@ _MADE_WITH = {
         "The runs were made with different numbers of CPU threads: sums are rounded "
         "differently, and a game amplifies that, so equal recipes and seeds give other results."
     ),
-    "device_name": ("The runs were made on different devices: their times cannot be compared."),
+    "device_name": "The runs were made on different devices: their times cannot be compared.",
     "code": "The runs were made by different states of ganlab's own code.",
 }

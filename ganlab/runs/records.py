@@ -2,6 +2,7 @@
 
 import json
 import math
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,8 +95,6 @@ def read_run(path: Path | str) -> RunRecord:
     :raises RecipeError: when it is not a run folder.
     :raises GanlabError: when its recipe cannot be read.
     """
-    import tomllib
-
     folder = open_run_folder(path)
     try:
         recipe = tomllib.loads(folder.recipe.read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from ganlab.plugin import Batch, Losses
 from ganlab.run import Eager, Run, Update
 from ganlab.shared_forward import Pass
 from ganlab.speed.trial import InTheWayError, tried
+from ganlab.steps import pass_of
 
 WARM_UPS = 3  # plain steps before a capture: they create what all later steps use again
 MOST_GRAPHS = 16  # a recipe has 2 to 5 updates; more means a function that is made again each time
@@ -146,7 +147,7 @@ class Graphs(Eager):
         batch = self._in_place(batch)
         if self._given_up:
             return update(run, batch)
-        passed = next((one for one in run.step.passes if one.is_of(batch)), None)
+        passed = pass_of(run, batch)
         key = (update, id(batch), id(passed))
         if recorded := self._recorded.get(key):
             return _replayed(run, recorded)

@@ -53,7 +53,7 @@ def test_time_runs_out_in_the_middle_of_a_trial_of_a_quicker_way() -> None:
         try:
             while True:
                 sum(range(1000))
-        except Exception:  # as `fast.tried` does
+        except Exception:  # as `ganlab.speed.trial.tried` does
             pytest.fail("taken for a fault of the quicker way")
 
     with pytest.raises(gpu_table.OutOfTimeError), gpu_table.at_most(0.05):
