@@ -104,5 +104,7 @@ def _not_negative(schedule: Schedule) -> Schedule:
     return schedule
 
 
-NonNegativeSchedule = Annotated[Schedule, AfterValidator(_not_negative)]
+NonNegativeSchedule = Annotated[
+    Schedule, AfterValidator(_not_negative), Field(json_schema_extra={"minimum": 0})
+]
 """A Schedule that never falls below 0: weights, noise levels."""

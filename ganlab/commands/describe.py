@@ -4,12 +4,12 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
 
 from ganlab import hookspecs
+from ganlab.commands.limits import Limits, limits_of
 from ganlab.errors import RecipeError
 from ganlab.plugin import Plugin
 from ganlab.recipe.discovery import find_plugin, installed
@@ -17,13 +17,6 @@ from ganlab.recipe.file import Origin, did_you_mean
 from ganlab.runs.folder import RunFolder
 from ganlab.schedule import Schedule
 
-_BOUNDS = {
-    "minimum": "at least",
-    "exclusiveMinimum": "more than",
-    "maximum": "at most",
-    "exclusiveMaximum": "less than",
-    "enum": "one of",
-}
 # the kind of a plugin is that of the first hook in this list that it implements
 _KINDS = {
     "sample_real": "data",
@@ -81,17 +74,8 @@ def _kind(plugin: type[Plugin], hooks: list[str]) -> str:
     return "what the discriminator sees" if "discriminator_loss" in wraps else "training"
 
 
-def bounds_of(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """The limits of each field in words: {"weight": {"at least": 0}}."""
-    properties = model.model_json_schema(by_alias=True).get("properties", {})
-    return {
-        name: {words: schema[key] for key, words in _BOUNDS.items() if key in schema}
-        for name, schema in properties.items()
-    }
-
-
 def _options(plugin: type[Plugin]) -> list[dict[str, Any]]:
-    bounds = bounds_of(plugin)
+    limits = limits_of(plugin)
     options = []
     for name, field in plugin.model_fields.items():
         default = field.get_default(call_default_factory=True)
@@ -103,7 +87,7 @@ def _options(plugin: type[Plugin]) -> list[dict[str, Any]]:
                 "required": field.is_required(),
                 "default": None if default is PydanticUndefined else default,
                 "schedule": Schedule in _parts(field.annotation),
-                "bounds": bounds.get(field.alias or name, {}),
+                "bounds": limits[field.alias or name],
                 "description": " ".join((field.description or "").split()),
             }
         )
@@ -137,10 +121,15 @@ def show(found: list[dict[str, Any]], whole: bool) -> None:
         console.print("\noptions:" if plugin["options"] else "\nno options", markup=False)
         for option in plugin["options"]:
             default = "required" if option["required"] else f"= {toml(option['default'])}"
-            limits = "".join(f", {k} {toml(v)}" for k, v in option["bounds"].items())
+            limits = ", ".join(filter(None, [default, in_words(option["bounds"])]))
             changes = " (may be a schedule)" if option["schedule"] else ""
-            console.print(f"  {option['name']} {default}{limits}{changes}", markup=False)
+            console.print(f"  {option['name']} {limits}{changes}", markup=False)
             console.print(f"      {option['description']}", markup=False)
+
+
+def in_words(limits: Limits) -> str:
+    """Limits as a part of a sentence: `at least 0, at most 1`."""
+    return ", ".join(v if w == "rule" else f"{w} {toml(v)}" for w, v in limits.items())
 
 
 def toml(value: Any) -> str:

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ganlab.bench.cost import Estimate, clock, estimate
-from ganlab.commands.describe import bounds_of, toml
+from ganlab.commands.describe import in_words, toml
+from ganlab.commands.limits import limits_of
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.file import did_you_mean
 from ganlab.recipe.model import Recipe, load_recipe
@@ -64,7 +65,7 @@ def _options(recipe: Recipe) -> list[dict[str, Any]]:
 def _values(recipe: Recipe, model: BaseModel, plugin: str) -> list[dict[str, Any]]:
     """Every field of the settings or of a plugin."""
     found = []
-    bounds = bounds_of(type(model))
+    limits = limits_of(type(model))
     for name, field in type(model).model_fields.items():
         written = field.alias or name
         value = getattr(model, name)
@@ -76,7 +77,7 @@ def _values(recipe: Recipe, model: BaseModel, plugin: str) -> list[dict[str, Any
                 "value": toml(shown if not isinstance(shown, Path) else str(shown)),
                 "origin": recipe.origin(*where),
                 "description": " ".join((field.description or "").split()),
-                "bounds": bounds.get(written, {}),
+                "bounds": limits[written],
             }
         )
     return found
@@ -124,7 +125,7 @@ def show(found: dict[str, Any]) -> None:
         key = Text(value["key"], style="bold" if plugin else "")
         table.add_row(key, Text(value["value"]), Text(value["origin"]))
         if not whole:
-            limits = "; ".join(f"{words} {toml(v)}" for words, v in value["bounds"].items())
+            limits = in_words(value["bounds"])
             table.add_row("", Text(value["description"] + (f" ({limits})" if limits else "")), "")
     console.print(table)
     if whole:

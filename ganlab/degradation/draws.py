@@ -67,14 +67,20 @@ def host_order(count: int, generator: torch.Generator | None) -> list[int]:
 
 
 def rising(bounds: Range) -> Range:
-    """Check that low <= high in a range (low, high); for use as a validator of options."""
+    """[low, high] with low <= high.
+
+    For use as a validator of options.
+    """
     if bounds[0] > bounds[1]:
         raise ValueError("must be [low, high], the lower bound first")
     return bounds
 
 
 def summing_to_one(probabilities: tuple[float, ...]) -> tuple[float, ...]:
-    """Check that these are the probabilities of kinds that exclude one another."""
+    """Probabilities that sum to 1.
+
+    For use as a validator of options: the probabilities of kinds that exclude one another.
+    """
     if abs(sum(probabilities) - 1) > 1e-6 or min(probabilities) < 0:
         raise ValueError("must be probabilities that sum to 1")
     return probabilities

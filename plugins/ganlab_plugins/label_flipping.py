@@ -4,7 +4,7 @@ from collections.abc import Generator
 from typing import Annotated
 
 import torch
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from ganlab import Plugin, Schedule, hookimpl
@@ -28,8 +28,12 @@ class LabelFlipping(Plugin):
     listed before have made. Only for a discriminator loss that reads labels, such as bce.
     """
 
-    probability: Annotated[Schedule, AfterValidator(_probability)] = Schedule.constant(0.05)
-    """Probability that an image's label is flipped, 0 to 1; at 0.5 the labels say nothing."""
+    probability: Annotated[
+        Schedule,
+        AfterValidator(_probability),
+        Field(json_schema_extra={"minimum": 0, "maximum": 1}),
+    ] = Schedule.constant(0.05)
+    """Probability that an image's label is flipped; at 0.5 the labels say nothing."""
 
     @hookimpl(wrapper=True)
     def labels(self) -> Generator[None, Labels, Labels]:

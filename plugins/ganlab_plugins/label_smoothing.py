@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from ganlab import Plugin, Schedule, hookimpl
@@ -27,8 +27,12 @@ class LabelSmoothing(Plugin):
     discriminator loss that reads labels, such as bce.
     """
 
-    real_label: Annotated[Schedule, AfterValidator(_label)] = Schedule.constant(0.9)
-    """The label of real images, above 0 and at most 1; 1 means no smoothing."""
+    real_label: Annotated[
+        Schedule,
+        AfterValidator(_label),
+        Field(json_schema_extra={"exclusiveMinimum": 0, "maximum": 1}),
+    ] = Schedule.constant(0.9)
+    """The label of real images; 1 means no smoothing."""
 
     @hookimpl(wrapper=True)
     def labels(self) -> Generator[None, Labels, Labels]:

@@ -49,6 +49,7 @@ class PatchDiscriminator(Plugin):
     @field_validator("downsample")
     @classmethod
     def _downsample_is_a_power_of_2(cls, value: int) -> int:
+        """A power of 2."""
         if value.bit_count() != 1:
             raise ValueError(f"{value} is not a power of 2; use 1, 2, 4 or 8")
         return value

@@ -22,6 +22,7 @@ from ganlab import (
 
 
 def _known(layers: dict[str, float]) -> dict[str, float]:
+    """Convolutions of VGG19, at least one, each with a factor above 0."""
     names = [name for name in VGGFeatures.layers("vgg19") if name.startswith("conv")]
     if unknown := [name for name in layers if name not in names]:
         raise ValueError(f"must name layers of VGG19, {', '.join(names)}; not {unknown[0]}")
