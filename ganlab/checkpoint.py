@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -25,16 +26,31 @@ from ganlab.run import Progress, Run
 from ganlab.runs.folder import write_text
 from ganlab.system import sync_folder
 
-KEPT = 2  # the newest one may turn out to be damaged
+
+class Keep(NamedTuple):
+    """Which checkpoints are kept; the recipe's `keep` and `keep_every`."""
+
+    newest: int = 2
+    """How many of the newest. At least 2 in a run, since the newest may turn out to be damaged."""
+    every: int = 0
+    """Those at multiples of this number of iterations are kept for good; 0 means none are."""
+
+    def superfluous(self, iterations: Sequence[int]) -> list[int]:
+        """Those of these iterations, the oldest first, whose checkpoints are not kept."""
+        old = iterations[: max(0, len(iterations) - self.newest)]
+        return [number for number in old if not self.every or number % self.every]
 
 
-def write_checkpoint(state: dict[str, Any], folder: Path) -> Path:
-    """Write what `state_of` returned; keep the newest two.
+KEEP = Keep()
+
+
+def write_checkpoint(state: dict[str, Any], folder: Path, keep: Keep = KEEP) -> Path:
+    """Write what `state_of` returned, and delete the checkpoints that are no longer kept.
 
     :raises GanlabError: when a plugin's state holds other things than tensors, numbers, text,
         lists and dicts.
     """
-    path = folder / f"{state['iteration']:07d}.pt"
+    path = checkpoint_file(folder, state["iteration"])
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         torch.save(state, file)  # through a file object: then the error names a full disk
@@ -46,10 +62,49 @@ def write_checkpoint(state: dict[str, Any], folder: Path) -> Path:
     temporary.replace(path)
     write_text(path.with_suffix(".sha256"), f"{digest}  {path.name}\n")
     sync_folder(folder)
-    for old in _markers(folder)[:-KEPT]:
-        old.unlink()
-        old.with_suffix(".pt").unlink(missing_ok=True)
+    for number in keep.superfluous(checkpoints_of(folder)):
+        delete_checkpoint(folder, number)
     return path
+
+
+def checkpoints_of(folder: Path) -> list[int]:
+    """The iterations of the complete checkpoints, sound or damaged, the oldest first."""
+    return sorted(int(m.stem) for m in folder.glob("*.sha256") if m.stem.isdigit())
+
+
+def checkpoint_file(folder: Path, iteration: int) -> Path:
+    """The file of a checkpoint; its digest is beside it."""
+    return folder / f"{iteration:07d}.pt"
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a checkpoint's file is as it was written, by its digest."""
+    try:
+        return path.with_suffix(".sha256").read_text().split()[:1] == [_sha256(path)]
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a sound checkpoint's state, with its tensors on the CPU; it runs no code of the file.
+
+    :raises GanlabError: when it holds other things than a checkpoint does, such as code.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise GanlabError(
+            f"{path}: cannot be read: it is not a checkpoint that ganlab wrote ({reason})"
+        ) from None
+    return state
+
+
+def delete_checkpoint(folder: Path, iteration: int) -> None:
+    """Delete a checkpoint, its digest first: a file without a digest is not used."""
+    path = checkpoint_file(folder, iteration)
+    path.with_suffix(".sha256").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def load_checkpoint(run: Run, folder: Path) -> int:
@@ -60,33 +115,33 @@ def load_checkpoint(run: Run, folder: Path) -> int:
 
     :raises GanlabError: when all are damaged, or when they are of other networks or plugins.
     """
-    markers = _markers(folder)
-    if not markers:
+    kept = checkpoints_of(folder)
+    if not kept:
         return 0
-    for marker in reversed(markers):
-        path = marker.with_suffix(".pt")
-        if path.is_file() and marker.read_text().startswith(_sha256(path)):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            _restore(run, state, path)
+    for number in reversed(kept):
+        path = checkpoint_file(folder, number)
+        if is_sound(path):
+            _restore(run, read_checkpoint(path), path)
             return run.iteration
         print(f"{path}: damaged (its sha256 differs); trying the one before it", file=sys.stderr)
     raise GanlabError(f"{folder}: no undamaged checkpoint to resume from; start a new run")
 
 
 def roll_back(run: Run, folder: Path, since: int) -> int:
-    """Restore the newest checkpoint from before an iteration, or else the oldest checkpoint.
+    """Restore the newest sound checkpoint from before an iteration, or else the oldest sound one.
 
-    Later checkpoints are deleted, so a resumed run would continue from the restored one.
-    Returns its iteration.
+    Later checkpoints are deleted, also those kept for good: a resumed run would otherwise continue
+    from them. Returns the iteration of the restored one.
 
-    :raises GanlabError: when it is damaged or absent.
+    :raises GanlabError: when there is no sound checkpoint; nothing is deleted then.
     """
-    kept = _markers(folder)
-    before = [marker for marker in kept if int(marker.stem) < since] or kept[:1]
-    for marker in kept:
-        if not before or int(marker.stem) > int(before[-1].stem):
-            marker.unlink()
-            marker.with_suffix(".pt").unlink(missing_ok=True)
+    sound = [n for n in checkpoints_of(folder) if is_sound(checkpoint_file(folder, n))]
+    if not sound:
+        raise GanlabError(f"{folder}: no undamaged checkpoint to go back to")
+    target = max((number for number in sound if number < since), default=sound[0])
+    for number in checkpoints_of(folder):
+        if number > target:
+            delete_checkpoint(folder, number)
     return load_checkpoint(run, folder)
 
 
@@ -202,11 +257,6 @@ def _restore(run: Run, state: dict[str, Any], path: Path) -> None:
             file=sys.stderr,
         )
     run.progress = Progress(**{name: state[name] for name in _progress(run)})
-
-
-def _markers(folder: Path) -> list[Path]:
-    """The digest files of the complete checkpoints, the oldest first."""
-    return sorted(folder.glob("*.sha256"), key=lambda path: int(path.stem))
 
 
 def _check_loadable(path: Path) -> None:

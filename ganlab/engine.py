@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ganlab.checkpoint import (
+    Keep,
+    checkpoints_of,
     roll_back,
     state_of,
     weights_of,
@@ -204,14 +206,18 @@ class Loop:
         self.journal.sync()
         if self.saving:
             self.saving.result()  # one at a time: waiting states would fill the memory
-        state = state_of(self.run)
-        self.saving = self.writer.later(write_checkpoint, state, self.run.folder.checkpoints)
+        recipe, folder = self.run.recipe, self.run.folder.checkpoints
+        keep = Keep(recipe.keep, recipe.keep_every)
+        self.saving = self.writer.later(write_checkpoint, state_of(self.run), folder, keep)
         self.saved = self.run.iteration
 
     def roll_back(self, since: int) -> None:
-        """Restore the state from before an iteration, and say so."""
+        """Restore the state from before an iteration, if there is a checkpoint."""
         assert self.run.folder
         self.writer.wait()
+        if not checkpoints_of(self.run.folder.checkpoints):
+            self.journal.say("there is no checkpoint yet to roll back to; the run ends here")
+            return
         self.saved = roll_back(self.run, self.run.folder.checkpoints, since)
         self.journal.say(f"rolled back to iteration {self.run.iteration}")
 

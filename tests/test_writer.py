@@ -67,10 +67,10 @@ def test_a_state_is_a_copy_that_training_leaves_alone(tiny: Path) -> None:
 def test_training_does_not_wait_for_the_disk(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, began, ended = checkpoint.write_checkpoint, [], []
 
-    def slow(state: dict, folder: Path) -> Path:
+    def slow(state: dict, folder: Path, keep: checkpoint.Keep) -> Path:
         began.append(state["iteration"])
         gate.wait(10)
-        path = whole(state, folder)
+        path = whole(state, folder, keep)
         ended.append(state["iteration"])
         return path
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_waits_until_the_one_before_is_on_the_disk(
 ) -> None:
     at_work, together = [], []
 
-    def slow(state: object, folder: Path) -> None:
+    def slow(*_: object) -> None:
         at_work.append(1)
         together.append(len(at_work))
         time.sleep(0.05)

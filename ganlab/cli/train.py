@@ -1,5 +1,6 @@
-"""`ganlab run`, `resume` and `check`."""
+"""`ganlab run`, `resume`, `checkpoints` and `check`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import click
 from ganlab.cli.options import (
     Duration,
     device_option,
+    json_option,
     next_is,
     run_command,
     runs_option,
@@ -111,6 +113,57 @@ def resume(
     from ganlab import session
 
     _report(*session.resume(run_folder, device, session.Limits(max_iterations, max_time)))
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN")
+@click.argument("iteration", type=click.IntRange(min=0), required=False)
+@click.option(
+    "--prune", is_flag=True, help="Delete damaged ones and those that the recipe does not keep."
+)
+@click.option(
+    "--keep", type=click.IntRange(min=1), help="With --prune: in the place of the recipe's keep."
+)
+@click.option(
+    "--keep-every",
+    type=click.IntRange(min=0),
+    help="With --prune: in the place of the recipe's keep_every; 0 keeps none for good.",
+)
+@json_option
+def checkpoints(
+    run_folder: str,
+    iteration: int | None,
+    prune: bool,
+    keep: int | None,
+    keep_every: int | None,
+    as_json: bool,
+) -> None:
+    """List a run's checkpoints, or show what the one of an ITERATION holds.
+
+    Each is read whole and compared with its digest: sound or damaged.
+
+    Example: ganlab checkpoints runs/wgan_gp-1 --prune --keep 1
+    """
+    from ganlab.commands import checkpoints as work
+
+    if not prune and (keep is not None or keep_every is not None):
+        raise RecipeError("--keep and --keep-every have no effect without --prune")
+    if prune and iteration is not None:
+        raise RecipeError("--prune has no effect on one checkpoint; leave out the iteration")
+    gone = work.prune_checkpoints(run_folder, keep, keep_every) if prune else []
+    if iteration is not None:
+        one = work.inspect_checkpoint(run_folder, iteration)
+        click.echo(json.dumps(one, indent=2)) if as_json else work.show_one(one)
+        return
+    found = work.describe_checkpoints(run_folder)
+    if as_json:
+        click.echo(json.dumps({"checkpoints": found, "deleted": gone}, indent=2))
+        return
+    for one in gone:
+        click.echo(f"deleted {one['file']}")
+    work.show_list(found, run_folder)
+    if sound := [one["iteration"] for one in found if one["sound"]]:
+        next_is(f"ganlab checkpoints {run_folder} {sound[-1]}")
 
 
 @click.command()

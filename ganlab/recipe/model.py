@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 
 from ganlab.errors import RecipeError
@@ -68,6 +76,11 @@ class Recipe(BaseModel):
     """Iterations between evaluations, each with a sample picture; there is one more at the end."""
     checkpoint_every: int = Field(1000, ge=1)
     """Iterations between checkpoints; there is one more at the end."""
+    keep: int = Field(2, ge=2)
+    """How many of the newest checkpoints are kept: at least 2, since the newest may be damaged."""
+    keep_every: int = Field(0, ge=0)
+    """Checkpoints at multiples of this number of iterations are kept for good; 0 means none are.
+    It must be a multiple of `checkpoint_every`."""
     report_every: int = Field(50, ge=1)
     """Iterations between two readings of the losses from the device, and between log lines."""
     watch_every: int = Field(50, ge=0)
@@ -86,6 +99,14 @@ class Recipe(BaseModel):
     _file: Path = PrivateAttr(default=Path("recipe.toml"))
     _name: str = PrivateAttr("")
     _table: RecipeTable | None = PrivateAttr(None)
+
+    @field_validator("keep_every")
+    @classmethod
+    def _meets_checkpoints(cls, keep_every: int, info: ValidationInfo) -> int:
+        every = info.data.get("checkpoint_every")  # absent when it is wrong itself
+        if every and keep_every % every:
+            raise ValueError(f"must be a multiple of checkpoint_every, which is {every}.")
+        return keep_every
 
     @property
     def plugins(self) -> dict[str, Plugin]:
