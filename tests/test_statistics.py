@@ -8,11 +8,14 @@ from scipy import stats
 
 from ganlab.report.statistics import (
     Interval,
+    deviation_interval,
     effect,
     interval,
     over_images,
     paired_difference,
+    seeds_needed,
     smallest_visible,
+    spread,
     unpaired_difference,
     wilcoxon,
 )
@@ -156,3 +159,49 @@ def test_a_difference_in_words(
     found: Interval | None, higher_is_better: bool | None, words: str
 ) -> None:
     assert effect(found, higher_is_better) == words
+
+
+@pytest.mark.parametrize(("effect", "deviation"), [(0.5, 1.0), (0.1, 0.1), (2.0, 9.0)])
+def test_the_seeds_needed_show_the_effect_four_times_in_five_and_one_less_does_not(
+    effect: float, deviation: float
+) -> None:
+    count = seeds_needed(effect, deviation)
+    assert count
+    rng = np.random.default_rng(0)
+    shown = []
+    for size in (count, count - 1):
+        samples = rng.normal(effect, deviation, (20_000, size))
+        half = stats.t.ppf(0.975, size - 1) * samples.std(1, ddof=1) / math.sqrt(size)
+        shown.append(float(np.mean(np.abs(samples.mean(1)) > half)))
+    assert shown[0] > 0.79
+    assert shown[1] < 0.81
+    # the interval of the simulation is the interval of the comparison
+    row = rng.normal(effect, deviation, count)
+    assert interval(row).half_width == pytest.approx(
+        stats.t.ppf(0.975, count - 1) * row.std(ddof=1) / math.sqrt(count)
+    )
+
+
+def test_the_seeds_needed_and_the_smallest_visible_effect_agree() -> None:
+    sample = [-1.0, -0.5, 0.0, 0.5, 1.0]
+    visible = smallest_visible(sample)
+    assert visible
+    assert seeds_needed(1.001 * visible, spread(sample)) == 5
+    assert seeds_needed(0.999 * visible, spread(sample)) == 6
+
+
+def test_the_seeds_needed_have_a_least_and_a_limit() -> None:
+    assert seeds_needed(1e6, 1.0) == 2
+    assert seeds_needed(1.0, 0.0) == 2
+    assert seeds_needed(1e-6, 1.0) is None
+    # a normal test would take (1.96 + 0.84)^2 / 0.1^2 = 785 seeds
+    assert seeds_needed(0.1, 1.0) == pytest.approx(787, abs=2)
+
+
+def test_the_interval_of_a_deviation_holds_it_nineteen_times_in_twenty() -> None:
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(2000):
+        low, high = deviation_interval(spread(rng.normal(0, 3.0, 4)), 3)
+        held += low < 3.0 < high
+    assert 0.935 < held / 2000 < 0.965

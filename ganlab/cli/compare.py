@@ -44,6 +44,11 @@ COMPARISON_OPTIONS = (
         is_flag=True,
         help="Print the runs to make and their cost; run nothing.",
     ),
+    click.option(
+        "--effect",
+        type=click.FloatRange(min=0, min_open=True),
+        help="With --plan: how many seeds show a difference of this size, in the figure's unit.",
+    ),
     json_option,
 )
 
@@ -117,8 +122,11 @@ def report(run_folder: str, output: Path | None) -> None:
 
 
 def _compared(outcome: Any, as_json: bool) -> None:
-    """Print the tables of a comparison and exit; do nothing when only its plan was wanted."""
+    """Print the tables of a comparison and exit; of a plan alone, how many seeds it needs."""
     if outcome is None:
+        return
+    if not isinstance(outcome, tuple):
+        _needed(outcome, as_json)
         return
     comparison, page = outcome
     if as_json:
@@ -134,3 +142,13 @@ def _compared(outcome: Any, as_json: bool) -> None:
         next_is(f"ganlab report {comparison.arms[-1].runs[0].folder.path}")
     # a failed run leaves its arm without figures, so the command has failed too
     sys.exit(1 if any(run.state == "failed" for arm in comparison.arms for run in arm.runs) else 0)
+
+
+def _needed(needs: Any, as_json: bool) -> None:
+    from ganlab.compare.seeds import as_data, lines
+
+    if as_json:
+        click.echo(json.dumps(as_data(needs), indent=2))
+    else:
+        for line in lines(needs):
+            click.echo(line)

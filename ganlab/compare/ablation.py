@@ -24,11 +24,10 @@ class Ablation:
     refused: dict[str, str]
 
 
-def ablate_recipe(file: Path, options: dict[str, Any]) -> Outcome | None:
+def ablate_recipe(file: Path, options: dict[str, Any]) -> Outcome:
     """`ganlab ablate`: plan, run, compare, and write the page.
 
     :param options: those of the command line.
-    :returns: None when only the plan was asked for.
     """
     found = plan_ablation(file, options["overrides"], options["without"], options["vary"])
     words = [f"{name} is not compared: {reason}" for name, reason in found.refused.items()]

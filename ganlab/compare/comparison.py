@@ -13,20 +13,21 @@ import torch
 from ganlab.bench.cost import clock
 from ganlab.compare.difference import Change, difference, side
 from ganlab.compare.plan import Job, Variant, carry_out, cost, make_plan, parse_seeds
+from ganlab.compare.seeds import Needs, find_needs, seeds_there
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.report import check_writable, write_report
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.tables import compare
 from ganlab.runs.records import RunRecord, read_run
 
-Outcome = tuple[Comparison, Path]
+Outcome = tuple[Comparison, Path] | Needs | None
+"""What a comparison gives: tables and page; of a plan alone the seeds needed, if asked for."""
 
 
-def compare_arms(arguments: Sequence[str], options: dict[str, Any]) -> Outcome | None:
+def compare_arms(arguments: Sequence[str], options: dict[str, Any]) -> Outcome:
     """`ganlab compare`: plan, run, compare, and write the page.
 
     :param options: those of the command line.
-    :returns: None when only the plan was asked for.
     """
     variants, arms, names = arms_of(arguments, options["overrides"])
     if len(names) < 2:
@@ -51,13 +52,15 @@ def carry_through(
     order: Sequence[str],
     options: dict[str, Any],
     words: Sequence[str] = (),
-) -> Outcome | None:
+) -> Outcome:
     """Make the runs of the variants, and compare them with the arms that exist already.
 
     :param order: the names of variants and arms, the baseline first.
     :param words: lines to print after the plan.
     """
-    device, parent = options["device"], options["parent"]
+    device, parent, effect = options["device"], options["parent"], options["effect"]
+    if effect and not options["only_plan"]:
+        raise RecipeError("--effect tells how many seeds are needed; give it together with --plan")
     page = options["output"] or parent / f"{stem[:80]}.html"
     check_writable(page)  # now, before hours of training
     seeds = parse_seeds(options["seeds"])
@@ -65,7 +68,8 @@ def carry_through(
     for line in (*_plan(variants, jobs, device), *words):
         _say(line)
     if options["only_plan"]:
-        return None
+        there = [*arms_there(variants, parent, device), *arms]
+        return find_needs(effect, order, there, options["figures"]) if effect else None
     workers = options["jobs"] or max(1, torch.cuda.device_count() if device != "cpu" else 1)
     done = carry_out(jobs, parent, device, workers, _say)
     every = sorted([*arms_of_jobs(done), *arms], key=lambda arm: order.index(arm.name))
@@ -172,3 +176,9 @@ def arms_of_jobs(jobs: Iterable[Job]) -> list[Arm]:
             continue
         runs.setdefault(job.variant.name, []).append(read_run(job.folder))
     return [Arm(name, tuple(records)) for name, records in runs.items()]
+
+
+def arms_there(variants: Sequence[Variant], parent: Path, device: str) -> list[Arm]:
+    """The arms of all finished runs of the variants, whatever their seeds."""
+    jobs = make_plan(variants, seeds_there(parent), parent, device)
+    return arms_of_jobs(job for job in jobs if job.finished)

@@ -17,6 +17,7 @@ where there are at least 20; over fewer images the interval is t again.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ POWER = 0.8
 FEWEST_FOR_BCA = 20
 FEWEST_FOR_WILCOXON = 6  # with fewer pairs no outcome has p < 0.05
 RESAMPLES = 9999
+MOST_SEEDS = 1000  # as many as one command runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +127,62 @@ def smallest_visible(differences: Sequence[float]) -> float | None:
     :returns: in the unit of the differences; None for a single one, or for equal ones.
     """
     x = _finite(differences)
-    deviation, freedom = _deviation(x), len(x) - 1
+    deviation = _deviation(x)
     if deviation == 0:
         return None
-    edge = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    edge = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1))
 
     def lacking(shift: float) -> float:
-        # the far tail is below 1e-3 wherever the power is 0.8
-        return float(stats.nct.sf(edge, freedom, shift)) - POWER
+        return power(shift, len(x)) - POWER
 
     shift = float(optimize.brentq(lacking, 0.1, 10 * edge + 10))
     return shift * deviation / math.sqrt(len(x))
+
+
+def power(shift: float, count: int) -> float:
+    """The share of experiments in which the t interval of n values excludes zero.
+
+    1 - F(t(n - 1)), with F the noncentral t distribution (n - 1 degrees of freedom) at this shift.
+    The far tail is left out: it is below 1e-3 wherever the power is 0.8.
+
+    :param shift: d sqrt(n) / s, for values of mean d and standard deviation s.
+    :param count: n, at least 2.
+    """
+    edge = float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
+    return float(stats.nct.sf(edge, count - 1, shift))
+
+
+def seeds_needed(effect: float, deviation: float) -> int | None:
+    """The smallest number of seeds that shows a true effect in four of five experiments.
+
+    :param effect: the true mean of the paired differences, more than 0.
+    :param deviation: the standard deviation of the paired differences.
+    :returns: at least 2, since one seed has no interval; None for more than `MOST_SEEDS`.
+    """
+
+    def shows(count: int) -> bool:
+        return power(effect * math.sqrt(count) / deviation, count) >= POWER
+
+    if deviation == 0:
+        return 2
+    counts = range(2, MOST_SEEDS + 1)
+    found = bisect_left(counts, True, key=shows)  # power grows with the number of seeds
+    return counts[found] if found < len(counts) else None
+
+
+def deviation_interval(deviation: float, freedom: float) -> tuple[float, float]:
+    """95 % interval of a standard deviation: s sqrt(f / chi2), with f degrees of freedom.
+
+    It is exact for normal values.
+    """
+    tails = stats.chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], freedom)
+    low, high = deviation * np.sqrt(freedom / tails)
+    return float(low), float(high)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Sample standard deviation, with n - 1; 0 for a single value."""
+    return _deviation(_finite(values))
 
 
 def effect(difference: Interval | None, higher_is_better: bool | None = None) -> str:

@@ -154,8 +154,8 @@ def _last(record: RunRecord) -> Evaluation | None:
 
 
 def _table(figure: str, view: str, arms: Sequence[Arm], chosen: Chosen) -> Table:
-    higher = _direction(figure, arms)
-    values = [_by_seed(arm, figure, chosen) for arm in arms]
+    higher = direction(figure, arms)
+    values = [by_seed(arm, figure, chosen) for arm in arms]
     baseline, rows = values[0], [_row(arms[0].name, values[0])]
     if len(arms) == 1:
         rows = [replace(rows[0], words="")]
@@ -187,7 +187,8 @@ def _row(
     )
 
 
-def _by_seed(arm: Arm, figure: str, chosen: Chosen) -> dict[int, float]:
+def by_seed(arm: Arm, figure: str, chosen: Chosen) -> dict[int, float]:
+    """A figure of each run of an arm by its seed; runs without a finite one are left out."""
     found = {}
     for record in arm.runs:
         evaluation = chosen(record)
@@ -197,7 +198,8 @@ def _by_seed(arm: Arm, figure: str, chosen: Chosen) -> dict[int, float]:
     return found
 
 
-def _direction(figure: str, arms: Sequence[Arm]) -> bool | None:
+def direction(figure: str, arms: Sequence[Arm]) -> bool | None:
+    """Whether a higher value of a figure is better; None when nobody says so."""
     for arm in arms:
         for record in arm.runs:
             if record.recipe["best_metric"] == figure:
@@ -255,7 +257,7 @@ def _images(arms: Sequence[Arm], figures: Sequence[str], chosen: Chosen) -> Imag
         arm: {n: {seed: images[n][figure] for seed, images in runs.items()} for n in names}
         for arm, runs in found.items()
     }
-    baseline, higher = scores.get(arms[0].name, {}), _direction(figure, arms)
+    baseline, higher = scores.get(arms[0].name, {}), direction(figure, arms)
     others = [arm for arm in scores if arm != arms[0].name and baseline]
     bicubic = next((r.bicubic for arm in arms for r in arm.runs if r.bicubic), {})
     rows = []
