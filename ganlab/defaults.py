@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ganlab.monitoring.verdicts import History, Verdict, find_verdicts
-from ganlab.plugin import Batch, hookimpl
+from ganlab.plugin import Batch, Losses, hookimpl
 from ganlab.run import Run
 
 
@@ -32,6 +32,10 @@ class Defaults:
     @hookimpl(trylast=True)
     def labels(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(real_logits), torch.zeros_like(fake_logits)
+
+    @hookimpl(trylast=True)
+    def gradients(self) -> Losses:
+        return {}
 
     @hookimpl(trylast=True)
     def evaluation_generator(self, generator: nn.Module) -> nn.Module:

@@ -184,6 +184,21 @@ def generator_loss(  # type: ignore[empty-body]
     """
 
 
+@hookspec(firstresult=True)
+def gradients(module: nn.Module, role: str) -> Losses:  # type: ignore[empty-body]
+    """Change the gradients of one network in place, before its optimizer step. Chained.
+
+    Called in every step after the backward pass, with the gradients of the whole batch. It begins
+    with an empty dict.
+
+    :param module: the network that the step moves; several discriminators are a ModuleList. The
+        gradient of a parameter is its `.grad`, which is None where there is no gradient.
+    :param role: "generator" or "discriminator".
+    :returns: the dict of the plugins before, with own values to log: log name ("G/gradient_norm")
+        -> 0-d tensor, detached.
+    """
+
+
 # --- event ---------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ _ONE = ("make_generator", "sample_real")
 _WITH_D = ("make_discriminator", "discriminator_loss")
 _AT_MOST_ONE = ("make_optimizer", "sample_batch")
 _ONLY_WITH_D = (*_WITH_D, "penalty", "labels", "augment", "discriminator_step")
-CHAINED = ("degrade", "augment", "labels", "evaluation_generator")
+CHAINED = ("degrade", "augment", "labels", "gradients", "evaluation_generator")
 
 
 class _Manager(PluginManager):

@@ -230,10 +230,12 @@ class Update:
                 else:
                     total.backward(inputs=parameters, retain_graph=run.execution.keeps_graphs)
                 found.append({n: v.detach() for n, v in (terms.losses | terms.logged).items()})
+            named = {"G": "generator", "D": "discriminator"}[self.role]
+            told = run.hook.gradients(module=module, role=named)
             optimizer.step()
             # freed before the other network's step: the memory peak is lower
             optimizer.zero_grad(set_to_none=True)
-        return mean(found) | seen
+        return merged(run, [mean(found), told]) | seen
 
 
 class Eager:

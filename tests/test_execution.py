@@ -63,6 +63,12 @@ GAMES = {
     "features": ["feature_matching={}"],
     "conditional": ["conditional_discriminator={}", "first=generator"],
     "spectral norm": [*ALONE, "spectral_norm={}", "first=generator"],
+    "gradient clipping": [
+        *ALONE,
+        "gradient_clipping={ generator = 0.01, discriminator = 0.01 }",
+        "r1={ every = 2 }",
+        "accumulate=2",
+    ],
     "parts": ["accumulate=2", "first=generator"],
     "several steps": ["d_steps=2", "g_steps=2"],
     "two discriminators": [

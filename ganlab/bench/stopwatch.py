@@ -37,6 +37,7 @@ _OF_HOOK = {
     "discriminator_loss": "losses",
     "generator_loss": "losses",
     "penalty": "penalty",
+    "gradients": "optimizer",
     "iteration_start": "events",
     "iteration_end": "events",
 }
