@@ -18,7 +18,7 @@ from ganlab.checkpoint import load_checkpoint, load_generator
 from ganlab.engine import train
 from ganlab.errors import Diverged, GanlabError, RecipeError
 from ganlab.monitoring.verdicts import Verdict
-from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Run
 from ganlab.runs.environment import describe_environment
@@ -102,16 +102,20 @@ def start(
     where = pick_device(device)
     with new_run_folder(recipe, parent, name) as folder:
         run = assemble(recipe, where, folder)
+    _write_manifest(run, folder)
+    with folder.lock():
+        return folder, _sit(run, folder, limits)
+
+
+def _write_manifest(run: Run, folder: RunFolder) -> None:
     manifest = describe_environment(run.device) | {
-        "seed": recipe.seed,
+        "seed": run.recipe.seed,
         "condition_shape": run.condition_shape,
         "real_shape": run.real_shape,
         "parameters": {"G": _count(run.G), "D": _count(run.D) if run.D else 0},
-        "plugins": plugin_record(recipe),
+        "plugins": plugin_record(run.recipe),
     }
     write_json(folder.manifest, manifest)
-    with folder.lock():
-        return folder, _sit(run, folder, limits)
 
 
 def resume(path: Path | str, device: str, limits: Limits) -> tuple[RunFolder, int]:
@@ -126,23 +130,10 @@ def resume(path: Path | str, device: str, limits: Limits) -> tuple[RunFolder, in
             raise RecipeError(f"{folder.path}: this run is done; start a new one from its recipe")
         _warn_of_changes(folder, recipe)
         run = assemble(recipe, pick_device(device), folder)
+        if not folder.manifest.is_file():  # killed before it began
+            _write_manifest(run, folder)
         load_checkpoint(run, folder.checkpoints)
         return folder, _sit(run, folder, limits)
-
-
-def check_same_recipe(recipe: Recipe, path: Path | str) -> None:
-    """Refuse to continue a run with a recipe other than its own.
-
-    :raises RecipeError: when they differ; it names the run's own recipe.
-    """
-    folder = open_run_folder(path)
-    theirs = load_recipe(folder.recipe)
-    code = [{n: s.sha256 for n, s in r.sources.items()} for r in (theirs, recipe)]
-    if resolved(theirs) != resolved(recipe) or code[0] != code[1]:
-        raise RecipeError(
-            f"--resume {path}: that run was made by another recipe, {folder.recipe}; "
-            f"continue it with `ganlab resume {path}`"
-        )
 
 
 @dataclass(frozen=True, slots=True)

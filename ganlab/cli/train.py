@@ -48,6 +48,12 @@ from ganlab.errors import RecipeError
     help="Continue this run, which this recipe must have made.",
 )
 @click.option(
+    "--continue",
+    "continues",
+    is_flag=True,
+    help="Continue the run that this command began before; start it if there is none.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Check the recipe and print it resolved; do not train."
 )
 def run(
@@ -60,6 +66,7 @@ def run(
     max_iterations: int | None,
     max_time: float | None,
     resumed: str | None,
+    continues: bool,
     dry_run: bool,
 ) -> None:
     """Train a recipe.
@@ -68,13 +75,18 @@ def run(
     recipe. Exit codes: 0 done, 1 failed, 2 wrong recipe or usage, 3 diverged, 4 stopped by a
     verdict, 75 stopped by a signal and resumable, 130 Ctrl-C and resumable.
 
+    With --continue the same command may be given again and again. The run is that of --name, or
+    without it the newest runs/<recipe>-<n> of this very recipe. When it has ended, nothing is
+    trained, and the exit code is that of the run.
+
     Example: ganlab run recipes/wgan_gp.toml --set gradient_penalty.weight=5 --seed 1
     """
     from ganlab import session
     from ganlab.recipe.model import load_recipe, resolved
 
-    if resumed and name:
-        raise RecipeError("--name has no effect with --resume: the run has its folder already")
+    if resumed and (name or continues):
+        other = "--name" if name else "--continue"
+        raise RecipeError(f"{other} has no effect with --resume: the run has its folder already")
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     loaded = load_recipe(recipe, overrides)
@@ -87,8 +99,17 @@ def run(
         click.echo(resolved(loaded, copied=False), nl=False)
         next_is(run_command(recipe, overrides))
     elif resumed:
-        session.check_same_recipe(loaded, resumed)
+        from ganlab.compare.again import check_same_recipe
+
+        check_same_recipe(loaded, resumed, f"--resume {resumed}")
         _report(*session.resume(resumed, device, limits))
+    elif continues:
+        from ganlab.compare.again import run_or_continue
+
+        folder, code, sentence = run_or_continue(loaded, device, limits, parent, name)
+        if sentence:
+            click.echo(sentence, err=True)
+        _report(folder, code)
     else:
         _report(*session.start(loaded, device, limits, parent, name))
 

@@ -35,11 +35,11 @@ def side(argument: Path | str) -> Side:
     path = Path(argument)
     if path.suffix == ".toml" and not path.is_dir():
         recipe = load_recipe(path)
-        return Side(recipe.name, recipe, _hashes(plugin_record(recipe)))
+        return Side(recipe.name, recipe, hashes(plugin_record(recipe)))
     folder = open_run_folder(argument)
     manifest = read_json(folder.manifest)
     recipe = load_recipe(folder.recipe)
-    return Side(folder.path.name, recipe, _hashes(manifest.get("plugins", {})), manifest)
+    return Side(folder.path.name, recipe, hashes(manifest.get("plugins", {})), manifest)
 
 
 def difference(a: Side, b: Side) -> list[Change]:
@@ -60,7 +60,8 @@ def difference(a: Side, b: Side) -> list[Change]:
     return found
 
 
-def _hashes(record: dict[str, Any]) -> dict[str, str]:
+def hashes(record: dict[str, Any]) -> dict[str, str]:
+    """The sha256 of each plugin's code in what `plugin_record` returns."""
     return {name: str(entry["sha256"]) for name, entry in record.items()}
 
 
