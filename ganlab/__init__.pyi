@@ -34,6 +34,7 @@ from .plugin import (
     RecipePath as RecipePath,
     hookimpl as hookimpl,
 )
+from .recipe.file import did_you_mean as did_you_mean
 from .run import Progress as Progress, Run as Run, Terms as Terms, discriminators as discriminators
 from .schedule import NonNegativeSchedule as NonNegativeSchedule, Schedule as Schedule
 from .steps import (

@@ -216,7 +216,7 @@ def _plugin(table: RecipeTable, name: str, options: Any) -> tuple[Plugin, Plugin
         plugin = plugin_class.model_validate_json(json.dumps(options), context={"folders": folders})
     except ValidationError as error:
         first = _worst(error)
-        key = [str(part) for part in first["loc"] if isinstance(part, str) and part in options]
+        key = [part for part in first["loc"] if isinstance(part, str)]
         where = table.origin("plugins", name, *key)
         complaint = _complaint(first, plugin_class, "option")
         raise RecipeError(f"{where}: plugins.{name}: {complaint}") from None
