@@ -6,7 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ganlab.defaults import Defaults
 from ganlab.errors import RecipeError
-from ganlab.evaluation.scores import check_held_out, eval_mode
+from ganlab.evaluation.scores import check_best_metric, check_held_out, eval_mode
 from ganlab.recipe.model import Recipe
 from ganlab.requirements import (
     adversarial,
@@ -34,6 +34,8 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     :raises RecipeError: when they do not fit together.
     """
     run = open_run(recipe, device, folder)
+    run.hook.check_recipe(run=run)
+    check_best_metric(run)
     condition, seen = _build(run)
     _check(run, condition)
     _choose(run, condition, seen)

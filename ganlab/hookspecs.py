@@ -218,11 +218,22 @@ def generator_step(run: Run, batch: Batch) -> Losses:  # type: ignore[empty-body
 
 
 @hookspec
+def check_recipe(run: Run) -> None:
+    """Called first, before any data are read and any network is built. All plugins.
+
+    A plugin checks here what it requires of the recipe, of other plugins and of its own files, so
+    that a fault is told at once, not after the data were decoded. For a fault it raises
+    `self.error(fault, option)`. The shapes, the networks and the held-out images are missing in
+    `run`. A file of weights that needs none of these is read here.
+    """
+
+
+@hookspec
 def run_start(run: Run) -> None:
     """Called when everything is built, and nothing is trained or loaded yet. All plugins.
 
-    A plugin makes its running state here, and checks what it requires of other plugins. For a
-    fault it raises `self.error(fault, option)`.
+    A plugin makes its running state here, and checks what it requires of shapes, networks and
+    held-out images; for the rest there is `check_recipe`.
     """
 
 

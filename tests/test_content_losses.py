@@ -288,7 +288,7 @@ def test_a_detached_weight_changes_the_gradient_and_not_the_value():
 def test_without_an_averaged_generator_ldl_is_refused_with_a_remedy():
     run = SimpleNamespace(plugins_with=lambda hook: [], real_shape=(3, 32, 32))
     with pytest.raises(RecipeError, match="averaged generator, but there is none; add ema"):
-        LDLLoss().run_start(run=run)
+        LDLLoss().check_recipe(run=run)
 
 
 LDL_RECIPE = """\

@@ -173,7 +173,7 @@ def test_without_the_weights_file_it_says_where_to_get_it(kind, tmp_path: Path):
     with pytest.raises(
         RecipeError, match=r"inception\.pth; get it from https://github\.com/toshas"
     ):
-        plugin.run_start(run)
+        plugin.check_recipe(run)
 
 
 @BOTH

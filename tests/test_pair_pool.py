@@ -86,6 +86,7 @@ def numbers(batch: Batch) -> list[int]:
 
 def pool(size: int = 12) -> PairPool:
     plugin = PairPool(size=size)
+    plugin.check_recipe(RunOf3())
     plugin.run_start(RunOf3())
     return plugin
 

@@ -74,7 +74,9 @@ def started(plugin, published, run=None, **options):
     """A plugin that has read its file through the real loader, as a run starts it."""
     file, sha256, _ = published(architecture_of(plugin, options))
     made = plugin(weights=file, sha256=sha256[:8], **options)
-    made.run_start(run=run or run_of())
+    made.check_recipe(run=run or run_of())
+    if hasattr(made, "run_start"):
+        made.run_start(run=run or run_of())
     return made
 
 
@@ -124,7 +126,7 @@ def test_a_missing_file_is_named_with_where_it_comes_from_and_goes(plugin, cache
     name = {PerceptualLoss: "vgg19-dcbb9e9d.pth", LPIPS: "alexnet-owt-7be5be79.pth"}
     name = name.get(plugin, "vgg16-397923af.pth")
     with pytest.raises(RecipeError) as caught:
-        plugin().run_start(run=run_of())
+        plugin().check_recipe(run=run_of())
     message = str(caught.value)
     assert str(cache / "weights" / name) in message
     assert f"get it from https://download.pytorch.org/models/{name}" in message
@@ -134,7 +136,7 @@ def test_a_missing_file_is_named_with_where_it_comes_from_and_goes(plugin, cache
 def test_a_file_of_another_digest_is_refused(plugin, published):
     file, _, _ = published("vgg16")
     with pytest.raises(RecipeError, match="is not the expected file"):
-        plugin(weights=file).run_start(run=run_of())
+        plugin(weights=file).check_recipe(run=run_of())
     with pytest.raises(ValidationError, match="sha256"):
         plugin(weights=file, sha256="")
 
@@ -143,7 +145,7 @@ def test_a_file_of_another_network_is_refused_even_where_the_first_layers_agree(
     file, sha256, _ = published("vgg16")
     plugin = PerceptualLoss(weights=file, sha256=sha256, layers={"conv1_2": 1.0})
     with pytest.raises(RecipeError, match="does not fit the network"):
-        plugin.run_start(run=run_of())
+        plugin.check_recipe(run=run_of())
 
 
 # --- VGG features
@@ -280,9 +282,9 @@ def test_features_that_are_all_zero_have_a_finite_gradient(published, plugin, op
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (2,)])
 @pytest.mark.parametrize("plugin", [PerceptualLoss, LPIPSLoss, DISTSLoss])
-def test_other_than_colour_images_are_refused(plugin, shape):
+def test_other_than_colour_images_are_refused(plugin, shape, published):
     with pytest.raises(RecipeError, match="needs colour images, and real samples are of shape"):
-        plugin().run_start(run=run_of(shape))
+        started(plugin, published, run_of(shape))
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from ganlab.assembly import assemble
 from ganlab.commands.audit import Audit, table
+from ganlab.commands.rehearsal import evaluate_once, resume_once, write_checkpoint_once
 from ganlab.engine import iterate
 from ganlab.errors import RecipeError
-from ganlab.evaluation.scores import eval_mode, evaluate_images
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Run
+from ganlab.runs.folder import new_run_folder
 from ganlab.speed.device import pick_device
 
 TINY_BATCH = 2
@@ -21,8 +23,10 @@ TINY_BATCH = 2
 def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[str]:
     """Check a recipe; yields lines that say what was checked.
 
-    The first and the last iteration of the recipe are run on a batch of two. Both are needed
-    because pretraining comes before adversarial training. The smallest held-out image is evaluated.
+    The run is assembled with the recipe's own values, in a temporary folder. The first and the last
+    iteration are run on a small batch. Both are needed because pretraining comes before adversarial
+    training. Then all that a run writes is written once: an evaluation, pictures, weights and a
+    checkpoint.
 
     Each loss of both iterations is audited: its gradient must reach its own network and no other.
 
@@ -32,23 +36,30 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
     yield f"{file}: {len(recipe.plugins)} plugins, every key and value is known"
     for warning in warnings_of(recipe):
         yield f"warning: {warning}"
-    small = Recipe.model_validate(
-        recipe.model_dump() | {"batch_size": min(recipe.batch_size, TINY_BATCH), "accumulate": 1}
-    )
-    small._plugins, small._sources, small._file = recipe.plugins, recipe.sources, recipe.file
-    run = assemble(small, pick_device(device))
-    for note in run.notes:
-        yield f"note: {note}"
-    yield f"one batch: condition {_shape(run.condition_shape)}, real {_shape(run.real_shape)}"
-    for iteration in sorted({0, recipe.iterations - 1}):
-        run.iteration = iteration
-        yield from _try(run)
-    if run.held_out:
-        name = min(run.held_out, key=lambda name: run.held_out[name].numel())
-        with eval_mode(run.hook.evaluation_generator(generator=run.G)) as generator:
-            (evaluated,) = evaluate_images([(name, run.held_out[name])], generator, run)
-        yield f"{len(run.held_out)} held-out images; {name}: {_shown(evaluated.scores)}"
+    with TemporaryDirectory() as parent, new_run_folder(recipe, Path(parent)) as folder:
+        run = assemble(recipe, pick_device(device), folder)
+        for note in run.notes:
+            yield f"note: {note}"
+        yield f"one batch: condition {_shape(run.condition_shape)}, real {_shape(run.real_shape)}"
+        run.recipe = with_tiny_batch(recipe)
+        for iteration in sorted({0, recipe.iterations - 1}):
+            run.iteration = iteration
+            yield from _try(run)
+        yield evaluate_once(run)
+        resume_once(run, write_checkpoint_once(run))
+        yield "a checkpoint was written, read back and compared"
     yield "ok"
+
+
+def with_tiny_batch(recipe: Recipe) -> Recipe:
+    """The recipe with the smallest batch that has the same number of parts, and the same plugins.
+
+    The batch divides the recipe's batch, so that what fits a multiple of that fits this one too.
+    A part has at least two images, as far as the recipe's parts have so many: batch norm needs two.
+    """
+    part = recipe.batch_size // recipe.accumulate
+    fewest = next((n for n in range(TINY_BATCH, part + 1) if part % n == 0), part)
+    return recipe.model_copy(update={"batch_size": recipe.accumulate * fewest})
 
 
 def _try(run: Run) -> Iterator[str]:
@@ -66,10 +77,6 @@ def _try(run: Run) -> Iterator[str]:
         raise RecipeError(f"{run.recipe.file}: not finite at the first step: {', '.join(bad)}")
     if not losses:
         raise RecipeError(f"{run.recipe.file}: iteration {run.iteration} trains no network")
-
-
-def _shown(figures: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -123,9 +123,9 @@ def eval_mode(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_held_out(run: Run) -> None:
-    """Check at assembly for faults that would stop the run at its first evaluation.
+    """Refuse at assembly what would stop the run at its first evaluation.
 
-    :raises RecipeError: for an image too small to score, or a best metric that is not computed.
+    :raises RecipeError: for an image too small to score.
     """
     smallest = WINDOW + 3 * run.scale
     for name, image in run.held_out.items():
@@ -134,6 +134,13 @@ def check_held_out(run: Run) -> None:
                 f"{run.recipe.file}: the held-out image {name} is too small to score at "
                 f"x{run.scale}; it must have at least {smallest} pixels a side"
             )
+
+
+def check_best_metric(run: Run) -> None:
+    """Refuse a best metric that no evaluation computes; needs no data.
+
+    :raises RecipeError: when no plugin has figures of its own, and the engine has none of the name.
+    """
     others = run.plugins_with("evaluate") or run.plugins_with("score_images")
     if not others and run.recipe.best_metric not in SCORES:
         near = did_you_mean(run.recipe.best_metric, SCORES)

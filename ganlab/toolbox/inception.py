@@ -76,9 +76,12 @@ class InceptionDistance(Plugin):
         raise NotImplementedError
 
     @hookimpl
+    def check_recipe(self, run: Run) -> None:
+        self._features_on(run.device)
+
+    @hookimpl
     def run_start(self, run: Run) -> None:
         require_held_out(self, run, self.patch)
-        self._features_on(run.device)
 
     @hookimpl
     def evaluate(self, run: Run, images: list[EvaluatedImage]) -> dict[str, float]:
@@ -90,7 +93,7 @@ class InceptionDistance(Plugin):
         return {self.name: self.distance(sr, hr).item()}
 
     def _features_on(self, device: torch.device) -> nn.Module:
-        """The network, loaded at the first call, since `ganlab eval` does not call `run_start`."""
+        """The network, loaded at the first call, since `ganlab eval` calls no `check_recipe`."""
         if self._network is None:
             network = InceptionFeatures(self.dims)
             file = weights_file(network.file_name, self.weights)

@@ -36,8 +36,7 @@ class APA(AdaptiveProbability):
     """
 
     @hookimpl
-    def run_start(self, run: Run) -> None:
-        super().run_start(run)
+    def check_recipe(self, run: Run) -> None:
         for step in run.hook.discriminator_step.get_hookimpls():
             other, takes = step.plugin, not (step.wrapper or step.tryfirst)
             if isinstance(other, Plugin) and other is not self and takes:

@@ -37,7 +37,7 @@ class Consensus(Plugin):
     """The paper's gamma."""
 
     @hookimpl
-    def run_start(self, run: Run) -> None:
+    def check_recipe(self, run: Run) -> None:
         for other in run.plugins_with("penalty"):
             raise self.error(
                 f"does not take account of the penalty of {other.name}; remove one of them"

@@ -33,11 +33,11 @@ class DISTS(Plugin):
     _network: DISTSNetwork | None = PrivateAttr(None)
 
     @hookimpl
-    def run_start(self, run: Run) -> None:
-        self._on(run)  # so that a missing file is reported before the training
+    def check_recipe(self, run: Run) -> None:
+        self._on(run)  # so that a missing file is reported before any data are read
 
     def _on(self, run: Run) -> DISTSNetwork:
-        """The network, built on first use, because `ganlab eval` does not call `run_start`."""
+        """The network, built on first use, because `ganlab eval` does not call `check_recipe`."""
         if self._network is None:
             network = DISTSNetwork()
             file = weights_file(network.file_name, self.weights)

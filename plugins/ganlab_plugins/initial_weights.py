@@ -33,31 +33,41 @@ class InitialWeights(Plugin):
     discriminator: RecipePath | None = None
     """File of the discriminator's weights."""
 
-    @hookimpl(tryfirst=True)
-    def run_start(self, run: Run) -> None:
+    @hookimpl
+    def check_recipe(self, run: Run) -> None:
         if self.generator is None and self.discriminator is None:
             raise self.error("names no file; set generator or discriminator, or remove the plugin")
-        if self.generator is not None:
-            self._fill(run.G, self.generator, "generator")
+        for option, file in self._files():
+            if not file.is_file():
+                raise self.error(f"{file}: no such weights file; correct the path", option)
         if self.discriminator is not None:
-            self._fill(self._only_discriminator(run), self.discriminator, "discriminator")
+            self._require_one_discriminator(run)
 
-    def _only_discriminator(self, run: Run) -> nn.Module:
-        if run.D is None:
+    @hookimpl(tryfirst=True)
+    def run_start(self, run: Run) -> None:
+        for option, file in self._files():
+            network = run.G if option == "generator" else run.D
+            assert network is not None
+            self._fill(network, file)
+
+    def _files(self) -> list[tuple[str, Path]]:
+        """The options that name a file, with their files."""
+        options = (("generator", self.generator), ("discriminator", self.discriminator))
+        return [(option, file) for option, file in options if file is not None]
+
+    def _require_one_discriminator(self, run: Run) -> None:
+        if not run.recipe.d_steps:
             raise self.error(
                 "there is no discriminator (d_steps = 0); leave the option out", "discriminator"
             )
-        if isinstance(run.D, nn.ModuleList):
+        if run.recipe.num_discriminators > 1:
             raise self.error(
-                f"the recipe has {len(run.D)} discriminators, and a file holds the weights of one; "
-                "leave the option out",
+                f"the recipe has {run.recipe.num_discriminators} discriminators, and a file holds "
+                "the weights of one; leave the option out",
                 "discriminator",
             )
-        return run.D
 
-    def _fill(self, network: nn.Module, file: Path, option: str) -> None:
-        if not file.is_file():
-            raise self.error(f"{file}: no such weights file; correct the path", option)
+    def _fill(self, network: nn.Module, file: Path) -> None:
         state = read_weights(self, file)
         try:
             network.load_state_dict(state)  # it may accept older names of its tensors

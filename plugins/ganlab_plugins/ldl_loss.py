@@ -45,10 +45,13 @@ class LDLLoss(Plugin):
     _precision: Callable[[], AbstractContextManager[Any]] | None = PrivateAttr(None)
 
     @hookimpl
-    def run_start(self, run: Run) -> None:
-        # the averaged generator may not exist yet, so this looks for a plugin that makes one
+    def check_recipe(self, run: Run) -> None:
+        # no averaged generator exists yet, so this looks for a plugin that makes one
         if not run.plugins_with("evaluation_generator"):
             raise self.error("it needs an averaged generator, but there is none; add ema")
+
+    @hookimpl
+    def run_start(self, run: Run) -> None:
         if len(run.real_shape) != 3 or min(run.real_shape[1:]) <= WINDOW // 2:
             raise self.error(f"it needs images, but real samples have shape {[*run.real_shape]}")
 

@@ -39,15 +39,19 @@ class LPIPS(Plugin):
     _network: LPIPSNetwork | None = PrivateAttr(None)
 
     @hookimpl
+    def check_recipe(self, run: Run) -> None:
+        self._on(run)  # so that a missing file is reported before any data are read
+
+    @hookimpl
     def run_start(self, run: Run) -> None:
-        network = self._on(run)  # so that a missing file is reported before the training
+        network = self._on(run)
         for name, image in run.held_out.items():
             _, height, width = image.shape
             cropped = 3, height - height % run.scale, width - width % run.scale
             network.check(self, cropped, f"the pixels of {name}")
 
     def _on(self, run: Run) -> LPIPSNetwork:
-        """The network, built on first use, because `ganlab eval` does not call `run_start`."""
+        """The network, built on first use, because `ganlab eval` does not call `check_recipe`."""
         if self._network is None:
             network = LPIPSNetwork(self.network)
             file = weights_file(network.file_name, self.weights)

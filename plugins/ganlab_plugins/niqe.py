@@ -60,9 +60,12 @@ class NIQE(Plugin):
     _model: nn.Module | None = PrivateAttr(None)
 
     @hookimpl
+    def check_recipe(self, run: Run) -> None:
+        self._photographs()
+
+    @hookimpl
     def run_start(self, run: Run) -> None:
         require_held_out(self, run, BLOCK + 2 * run.scale)
-        self._photographs()
 
     @hookimpl
     def score_images(self, run: Run, sr: Tensor) -> dict[str, float]:

@@ -37,7 +37,7 @@ class PairPool(Plugin):
     _pool: list[Tensor] = PrivateAttr(default_factory=list)
 
     @hookimpl
-    def run_start(self, run: Run) -> None:
+    def check_recipe(self, run: Run) -> None:
         batch_size = run.recipe.batch_size
         if self.size % batch_size:
             below = self.size // batch_size * batch_size
@@ -47,6 +47,9 @@ class PairPool(Plugin):
                 f"size = {self.size} is not a multiple of batch_size = {batch_size}; use {remedy}",
                 "size",
             )
+
+    @hookimpl
+    def run_start(self, run: Run) -> None:
         self._ready = True
 
     @hookimpl(wrapper=True)

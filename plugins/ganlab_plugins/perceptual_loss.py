@@ -77,16 +77,20 @@ class PerceptualLoss(Plugin):
     _network: VGGFeatures | None = PrivateAttr(None)
 
     @hookimpl
-    def run_start(self, run: Run) -> None:
+    def check_recipe(self, run: Run) -> None:
         network = VGGFeatures(list(self._factors()))
-        network.check(self, run.real_shape, "real samples")
         file = weights_file(network.file_name, self.weights)
         load_weights(self, network, file, self.sha256, network.source, ignored=network.ignored)
         self._network = network.to(run.device, run.dtype).eval().requires_grad_(False)
 
     @hookimpl
+    def run_start(self, run: Run) -> None:
+        assert self._network is not None
+        self._network.check(self, run.real_shape, "real samples")
+
+    @hookimpl
     def generator_loss(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
-        assert self._network is not None, "no network before run_start"
+        assert self._network is not None, "no network before check_recipe"
         found = self._network(fake)
         with torch.no_grad():
             wanted = self._network(degradation.sharpen(real) if self.sharpen else real)

@@ -31,7 +31,7 @@ class Pretraining(Plugin):
     _content: HookCaller | None = PrivateAttr(None)
 
     @hookimpl
-    def run_start(self, run: Run) -> None:
+    def check_recipe(self, run: Run) -> None:
         found = [impl.plugin for impl in run.generator_loss.content.get_hookimpls()]
         content = [plugin for plugin in found if isinstance(plugin, Plugin)]
         if not content:

@@ -51,7 +51,7 @@ class RelativisticAverage(Plugin):
     """Factor on the generator's term; the discriminator's loss is not weighted."""
 
     @hookimpl
-    def run_start(self, run: Run) -> None:
+    def check_recipe(self, run: Run) -> None:
         readers = [
             i.plugin for i in run.hook.labels.get_hookimpls() if isinstance(i.plugin, Plugin)
         ]

@@ -30,7 +30,7 @@ class WeightClipping(Plugin):
     """The paper's c: the largest absolute value of a parameter."""
 
     @hookimpl
-    def run_start(self, run: Run) -> None:
+    def check_recipe(self, run: Run) -> None:
         for plugin in run.recipe.plugins.values():
             if plugin is not self and plugin.bounds_slope:
                 raise self.error(
