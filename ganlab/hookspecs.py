@@ -175,8 +175,9 @@ def generator_loss(  # type: ignore[empty-body]
     """Terms of the generator's loss on its images before `augment`. Collected, summed.
 
     Called in the G step. A plugin that names `fake_logits` or `real_logits` is adversarial: it is
-    left out when there is no discriminator, and during pretraining. The discriminator runs on the
-    real images only when some plugin names `real_logits`; these have no gradient to the generator.
+    refused when there is no discriminator, and left out during pretraining. The discriminator runs
+    on the real images only when some plugin names `real_logits`; these have no gradient to the
+    generator.
 
     :param fake: the generator's images, not augmented, with their gradient.
     :param real: the real images, not augmented.

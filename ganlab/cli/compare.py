@@ -110,7 +110,7 @@ def report(run_folder: str, output: Path | None) -> None:
     """Write the page of one run: scores, curves, gradients, health, pictures, environment.
 
     The page is one file; it loads no scripts or pictures from elsewhere. A run writes its page at
-    each evaluation.
+    its end, and at each evaluation unless that would take more than a hundredth of its time.
 
     Example: ganlab report runs/wgan_gp-1
     """

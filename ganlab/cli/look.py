@@ -24,7 +24,9 @@ from ganlab.errors import RecipeError
 @click.option("--exit-code", is_flag=True, help="Exit with 1 when there is a difference.")
 @json_option
 def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
-    """List the differences between two recipes or runs: values, plugins, code, versions.
+    """List the differences between two recipes or runs: values, plugins and their code.
+
+    Between two runs, the versions, the device and the code of ganlab are compared too.
 
     Defaults count: a value that one recipe sets and the other has by default is no difference.
 

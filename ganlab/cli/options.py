@@ -39,7 +39,7 @@ class Duration(click.ParamType):
 
 
 def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    help_text = "auto (CUDA if there is a device), cpu, cuda or cuda:N."
+    help_text = "auto (CUDA if there is a device), cpu, cuda, cuda:N or mps."
     return click.option("--device", default="auto", show_default=True, help=help_text)(command)
 
 

@@ -54,7 +54,7 @@ from ganlab.errors import RecipeError
     help="Continue the run that this command began before; start it if there is none.",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Check the recipe and print it resolved; do not train."
+    "--dry-run", is_flag=True, help="Build the run, print the recipe resolved, and do not train."
 )
 def run(
     recipe: Path,

@@ -79,8 +79,7 @@ class Recipe(BaseModel):
     keep: int = Field(2, ge=2)
     """How many of the newest checkpoints are kept: at least 2, since the newest may be damaged."""
     keep_every: int = Field(0, ge=0)
-    """Checkpoints at multiples of this number of iterations are kept for good; 0 means none are.
-    It must be a multiple of `checkpoint_every`."""
+    """Checkpoints at multiples of this number of iterations are kept for good; 0: none are."""
     report_every: int = Field(50, ge=1)
     """Iterations between two readings of the losses from the device, and between log lines."""
     watch_every: int = Field(50, ge=0)
@@ -103,6 +102,7 @@ class Recipe(BaseModel):
     @field_validator("keep_every")
     @classmethod
     def _meets_checkpoints(cls, keep_every: int, info: ValidationInfo) -> int:
+        """A multiple of checkpoint_every."""
         every = info.data.get("checkpoint_every")  # absent when it is wrong itself
         if every and keep_every % every:
             raise ValueError(f"must be a multiple of checkpoint_every, which is {every}.")
