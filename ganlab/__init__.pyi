@@ -26,6 +26,7 @@ from .images.resampling import (
 )
 from .images.store import ImageStore as ImageStore
 from .monitoring.verdicts import History as History, Verdict as Verdict
+from .option import Begins as Begins, NoEffect as NoEffect
 from .plugin import (
     Batch as Batch,
     EvaluatedImage as EvaluatedImage,

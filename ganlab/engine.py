@@ -175,6 +175,11 @@ class Loop:
             self.writer.later(write_weights, weights, folder.weights(name))
         if found.figures or health:
             self.journal.evaluation(run.iteration, found.figures, found.scores, health, planned)
+        if found.figures and self.evaluated < 0 and run.recipe.best_metric not in found.figures:
+            self.journal.say(
+                f"warning: best_metric = '{run.recipe.best_metric}' has no effect: no evaluation "
+                f"gives it, only {', '.join(found.figures)}; no best generator is kept"
+            )
         self.evaluated = run.iteration
 
     def _is_best(self, figures: dict[str, float]) -> bool:

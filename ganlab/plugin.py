@@ -183,6 +183,10 @@ class Plugin(BaseModel):
         """
         return []
 
+    def rest_of_discriminator(self) -> int:
+        """For how many iterations, from the first, this plugin keeps D from making a step."""
+        return 0
+
     def schedules(self) -> Iterator[Schedule]:
         """The options that change over iterations."""
         return schedules_in([getattr(self, field) for field in type(self).model_fields])

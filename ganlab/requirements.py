@@ -1,6 +1,9 @@
 """Register plugins on the hooks, and check that together they make an experiment."""
 
 import copy
+import inspect
+from collections.abc import Iterator
+from typing import Any
 
 import pluggy
 import torch
@@ -9,15 +12,18 @@ from torch import Tensor, nn
 
 from ganlab import hookspecs
 from ganlab.errors import RecipeError
+from ganlab.option import Begins, NoEffect
 from ganlab.plugin import Plugin
 from ganlab.recipe.file import did_you_mean
 from ganlab.recipe.model import Recipe
+from ganlab.schedule import Schedule, schedules_in
 
 _ONE = ("make_generator", "sample_real")
 _WITH_D = ("make_discriminator", "discriminator_loss")
 _AT_MOST_ONE = ("make_optimizer", "sample_batch")
 _ONLY_WITH_D = (*_WITH_D, "penalty", "labels", "augment", "discriminator_step")
 CHAINED = ("degrade", "augment", "labels", "gradients", "evaluation_generator")
+_LOGITS = {"fake_logits", "real_logits"}
 
 
 class _Manager(PluginManager):
@@ -70,7 +76,7 @@ def adversarial(manager: PluginManager) -> list[tuple[Plugin, HookImpl]]:
     return [
         (plugin, impl)
         for plugin, impl in implementations(manager, "generator_loss")
-        if {"fake_logits", "real_logits"} & set(impl.argnames)
+        if _LOGITS & set(impl.argnames)
     ]
 
 
@@ -97,6 +103,11 @@ def _check_settings(recipe: Recipe) -> None:
         raise RecipeError(
             f'{recipe.file}: first = "generator" needs one D step and one G step; here d_steps = '
             f"{recipe.d_steps} and g_steps = {recipe.g_steps}; set both to 1, or leave out first"
+        )
+    if recipe.first == "discriminator" and not recipe.share_forward:
+        raise RecipeError(
+            f"{recipe.origin('share_forward')}: share_forward = false has no effect: with first = "
+            '"discriminator" no pass of D is shared; leave it out, or set first = "generator"'
         )
     if recipe.batch_size % recipe.accumulate:
         raise RecipeError(
@@ -177,13 +188,86 @@ def _check_reach(manager: PluginManager, recipe: Recipe) -> None:
 
 
 def warnings_of(recipe: Recipe) -> list[str]:
-    """What is allowed in a recipe, but probably a mistake; each begins with the plugin's name."""
+    """What is allowed in a recipe, but probably a mistake; each names the plugin or the option.
+
+    An option without effect is told here if a run of another length, or an ablation, would state
+    it on purpose. What could have no effect in any run is refused elsewhere.
+    """
     plugins = list(recipe.plugins.values())
-    return [
+    found = [
         f"{plugin.name} {warning}"
         for plugin in plugins
         for warning in plugin.warnings([other for other in plugins if other is not plugin])
     ]
+    every = recipe.watch_every
+    if every > recipe.iterations and every != Recipe.model_fields["watch_every"].default:
+        found.append(_never_reached("watch_every", every, recipe.iterations, "iterations"))
+    return found + [warning for plugin in plugins for warning in _idle_options(recipe, plugin)]
+
+
+def _idle_options(recipe: Recipe, plugin: Plugin) -> Iterator[str]:
+    """Say which options of a plugin have no effect in a run of this length."""
+    rest = max(other.rest_of_discriminator() for other in recipe.plugins.values())
+    d_steps = recipe.d_steps * max(recipe.iterations - rest, 0)
+    last = recipe.iterations - 1
+    first = min(rest, last) if _acts_with_d_only(plugin) else 0
+    for name, field in type(plugin).model_fields.items():
+        option, value = f"{plugin.name}.{field.alias or name}", getattr(plugin, name)
+        still = [why for one in schedules_in(value) if (why := _why_still(one, first, last))]
+        idle = False
+        for mark in field.metadata:
+            if isinstance(mark, NoEffect):
+                constant = _constant(value, first, last)
+                idle = constant == mark.at and _constant(field.default, first, last) != mark.at
+                if idle:
+                    yield f"{option} {_stays(constant, first)}, so it has no effect"
+            elif isinstance(mark, Begins):
+                total = recipe.iterations if mark.after == "iterations" else d_steps
+                for number in value if isinstance(value, tuple) else (value,):
+                    if number and number >= total:
+                        yield _never_reached(option, number, total, mark.after)
+        yield from (f"{option} never changes: {why}" for why in still if not idle)
+
+
+def _why_still(schedule: Schedule, first: int, last: int) -> str:
+    """Why a schedule does not move between two iterations; "" if it does."""
+    if not schedule.moves or schedule.at(first) != schedule.at(last):
+        return ""
+    if schedule.at(last) == schedule.start:
+        return f"it begins after iteration {schedule.after:,}, and the last one is {last:,}"
+    return f"it has ended before D's first step, at iteration {first:,}"
+
+
+def _stays(value: Any, first: int) -> str:
+    shown = f"{value:g}" if isinstance(value, int | float) else str(value)
+    return f"is {shown} " + (
+        f"from D's first step on (iteration {first:,})" if first else "throughout"
+    )
+
+
+def _constant(value: Any, first: int, last: int) -> Any:
+    """The value of an option between two iterations; None when it changes."""
+    if not isinstance(value, Schedule):
+        return value
+    return value.at(first) if value.at(first) == value.at(last) else None
+
+
+def _never_reached(option: str, number: int, total: int, what: str) -> str:
+    return f"{option} = {number:,} is never reached: the run has {total:,} {what}"
+
+
+def _acts_with_d_only(plugin: Plugin) -> bool:
+    """Whether a plugin acts in iterations with a D step only."""
+    silent = {*_ONLY_WITH_D, "run_start", "make_optimizer"}
+    hooks = [name for name in vars(hookspecs) if _implements(plugin, name) and name not in silent]
+    loss: Any = getattr(plugin, "generator_loss", None)
+    return not hooks or (
+        hooks == ["generator_loss"] and bool(_LOGITS & inspect.signature(loss).parameters.keys())
+    )
+
+
+def _implements(plugin: Plugin, hook: str) -> bool:
+    return hasattr(getattr(type(plugin), hook, None), "ganlab_impl")
 
 
 def check_images(recipe: Recipe, samples: Tensor) -> None:

@@ -16,6 +16,7 @@ from pydantic import (
 )
 from torch import Tensor
 
+from ganlab.option import NoEffect
 from ganlab.speed.device import widest_float
 
 
@@ -105,6 +106,9 @@ def _not_negative(schedule: Schedule) -> Schedule:
 
 
 NonNegativeSchedule = Annotated[
-    Schedule, AfterValidator(_not_negative), Field(json_schema_extra={"minimum": 0})
+    Schedule,
+    AfterValidator(_not_negative),
+    Field(json_schema_extra={"minimum": 0}),
+    NoEffect(0),
 ]
-"""A Schedule that never falls below 0: weights, noise levels."""
+"""A Schedule that never falls below 0: weights, noise levels. At 0 it has no effect."""

@@ -31,7 +31,7 @@ FLOORS = """
     monitoring testing
     plugin
     schedule streams images degradation speed.device
-    errors system
+    errors system option
 """
 LEVEL = {name: number for number, line in enumerate(FLOORS.split("\n")) for name in line.split()}
 

@@ -134,6 +134,14 @@ def check_held_out(run: Run) -> None:
                 f"{run.recipe.file}: the held-out image {name} is too small to score at "
                 f"x{run.scale}; it must have at least {smallest} pixels a side"
             )
+    default = type(run.recipe).model_fields["best_metric"].default
+    judged = run.held_out or run.plugins_with("evaluate")
+    if not judged and run.recipe.best_metric != default:
+        raise RecipeError(
+            f"{run.recipe.origin('best_metric')}: best_metric = '{run.recipe.best_metric}' has no "
+            "effect: there are no held-out images, and no plugin evaluates anything else; leave "
+            "it out, or add held-out images"
+        )
 
 
 def check_best_metric(run: Run) -> None:

@@ -1,12 +1,13 @@
 """A probability that rises while the discriminator overfits and falls while it does not."""
 
 from collections.abc import Generator, Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
+from ganlab.option import Begins, NoEffect
 from ganlab.plugin import Losses, Plugin, hookimpl
 from ganlab.run import Run
 from ganlab.speed.device import widest_float
@@ -32,13 +33,13 @@ class AdaptiveProbability(Plugin):
     speed: float = Field(500.0, gt=0)
     """Thousands of real images in which p can move by 1; 100 suits fine-tuning (paper's code)."""
 
-    every: int = Field(4, ge=1)
+    every: Annotated[int, Begins("D steps")] = Field(4, ge=1)
     """D steps from one update of p to the next."""
 
     initial_p: float = Field(0.0, ge=0, le=1)
     """Probability at the beginning."""
 
-    fixed_p: float | None = Field(None, ge=0, le=1)
+    fixed_p: Annotated[float | None, NoEffect(0)] = Field(None, ge=0, le=1)
     """A constant probability; the options that change p may then not be set."""
 
     _p: Tensor = PrivateAttr()

@@ -1,13 +1,13 @@
 """DiffAugment: differentiable augmentation of all images that the discriminator sees."""
 
 from collections.abc import Generator
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ganlab import Plugin, hookimpl
+from ganlab import NoEffect, Plugin, hookimpl
 
 Kind = Literal["color", "translation", "cutout"]
 
@@ -42,19 +42,19 @@ class DiffAugment(Plugin):
     policy: list[Kind] = Field(["color", "translation", "cutout"], min_length=1)
     """The changes, in this order."""
 
-    brightness: float = Field(0.25, ge=0)
+    brightness: Annotated[float, NoEffect(0)] = Field(0.25, ge=0)
     """Largest change of brightness, for images in 0..1."""
 
-    saturation: float = Field(1.0, ge=0, le=1)
+    saturation: Annotated[float, NoEffect(0)] = Field(1.0, ge=0, le=1)
     """Largest relative change of the colours' distance from grey."""
 
-    contrast: float = Field(0.5, ge=0, le=1)
+    contrast: Annotated[float, NoEffect(0)] = Field(0.5, ge=0, le=1)
     """Largest relative change of the distance from the image's mean."""
 
-    translation: float = Field(0.125, ge=0, le=1)
+    translation: Annotated[float, NoEffect(0)] = Field(0.125, ge=0, le=1)
     """Largest shift, as a share of a side, rounded down to pixels."""
 
-    cutout: float = Field(0.5, ge=0, le=1)
+    cutout: Annotated[float, NoEffect(0)] = Field(0.5, ge=0, le=1)
     """Sides of the rectangle, as a share of the image's sides, rounded down to pixels."""
 
     fill: float = 0.5

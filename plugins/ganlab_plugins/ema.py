@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Generator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from ganlab import (
+    NoEffect,
     Plugin,
     Run,
     hookimpl,
@@ -24,7 +25,7 @@ class EMA(Plugin):
     copied. It needs memory for one more copy of G.
     """
 
-    decay: float = Field(0.999, ge=0, lt=1)
+    decay: Annotated[float, NoEffect(0)] = Field(0.999, ge=0, lt=1)
     """Share of the average kept in each iteration; it spans about 1 / (1 - decay) iterations."""
 
     warmup: bool = True

@@ -7,7 +7,7 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from ganlab import Plugin, degradation, hookimpl
+from ganlab import NoEffect, Plugin, degradation, hookimpl
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -32,7 +32,7 @@ class GaussianBlur(Plugin):
 
     images_only: ClassVar[bool] = True
 
-    probability: Share = 1.0
+    probability: Annotated[Share, NoEffect(0)] = 1.0
     """Share of the images that are blurred."""
 
     probabilities: Annotated[Shares, AfterValidator(degradation.summing_to_one)] = (

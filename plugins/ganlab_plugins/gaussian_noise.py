@@ -7,7 +7,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from ganlab import Plugin, degradation, hookimpl
+from ganlab import NoEffect, Plugin, degradation, hookimpl
 
 Level = Annotated[float, Field(ge=0, le=255)]
 
@@ -24,10 +24,13 @@ class GaussianNoise(Plugin):
 
     images_only: ClassVar[bool] = True
 
-    probability: float = Field(1.0, ge=0, le=1)
+    probability: Annotated[float, NoEffect(0)] = Field(1.0, ge=0, le=1)
     """Share of the images that get noise."""
 
-    sigma: Annotated[tuple[Level, Level], AfterValidator(degradation.rising)] = (1.0, 30.0)
+    sigma: Annotated[tuple[Level, Level], AfterValidator(degradation.rising), NoEffect((0, 0))] = (
+        1.0,
+        30.0,
+    )
     """Range of the standard deviation, in grey levels of 255."""
 
     grey_probability: float = Field(0.4, ge=0, le=1)

@@ -7,7 +7,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from ganlab import Plugin, degradation, hookimpl
+from ganlab import NoEffect, Plugin, degradation, hookimpl
 
 Quality = Annotated[float, Field(ge=1, le=100)]
 
@@ -25,7 +25,7 @@ class Jpeg(Plugin):
 
     images_only: ClassVar[bool] = True
 
-    probability: float = Field(1.0, ge=0, le=1)
+    probability: Annotated[float, NoEffect(0)] = Field(1.0, ge=0, le=1)
     """Share of the images that are compressed."""
 
     quality: Annotated[tuple[Quality, Quality], AfterValidator(degradation.rising)] = (30.0, 95.0)

@@ -7,7 +7,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from ganlab import Plugin, Schedule, hookimpl
+from ganlab import NoEffect, Plugin, Schedule, hookimpl
 
 Labels = tuple[Tensor, Tensor]
 
@@ -32,6 +32,7 @@ class LabelFlipping(Plugin):
         Schedule,
         AfterValidator(_probability),
         Field(json_schema_extra={"minimum": 0, "maximum": 1}),
+        NoEffect(0),
     ] = Schedule.constant(0.05)
     """Probability that an image's label is flipped; at 0.5 the labels say nothing."""
 

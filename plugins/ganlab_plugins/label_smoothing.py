@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from ganlab import Plugin, Schedule, hookimpl
+from ganlab import NoEffect, Plugin, Schedule, hookimpl
 
 Labels = tuple[Tensor, Tensor]
 
@@ -31,6 +31,7 @@ class LabelSmoothing(Plugin):
         Schedule,
         AfterValidator(_label),
         Field(json_schema_extra={"exclusiveMinimum": 0, "maximum": 1}),
+        NoEffect(1),
     ] = Schedule.constant(0.9)
     """The label of real images; 1 means no smoothing."""
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ganlab import (
+    Begins,
+    NoEffect,
     Plugin,
     Run,
     Schedule,
@@ -42,25 +44,25 @@ class LearningRateSchedule(Plugin):
     over: int | None = Field(None, ge=1, examples=[10])
     """Iterations that `linear` and `cosine` take to fall to `end`."""
 
-    after: int = Field(0, ge=0)
+    after: Annotated[int, Begins("iterations")] = Field(0, ge=0)
     """Iterations at the full rate before `linear` or `cosine` begins."""
 
-    end: float = Field(0.0, ge=0, le=1)
+    end: Annotated[float, NoEffect(1)] = Field(0.0, ge=0, le=1)
     """Share of the base rate at which `linear` and `cosine` end; it stays there."""
 
     cycles: int = Field(1, ge=1)
     """How often `cosine` falls from the full rate, each time in `over` iterations."""
 
-    milestones: tuple[int, ...] = ()
+    milestones: Annotated[tuple[int, ...], Begins("iterations")] = ()
     """Iterations at which `step` multiplies the rate by `factor`."""
 
-    factor: float = Field(0.5, gt=0, le=1)
+    factor: Annotated[float, NoEffect(1)] = Field(0.5, gt=0, le=1)
     """Factor by which `step` multiplies the rate at each milestone."""
 
     factors: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Instead of `factor`, one factor per milestone; above 1 where a new phase begins."""
 
-    warmup: int = Field(0, ge=0)
+    warmup: Annotated[int, NoEffect(1)] = Field(0, ge=0)
     """Iterations over which the rate rises linearly to its full value; 0 means no warm-up."""
 
     @model_validator(mode="after")

@@ -1,13 +1,14 @@
 """LeCam regularisation: D's logits of real and fake stay near each other's running means."""
 
 from collections.abc import Generator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from ganlab import (
+    Begins,
     NonNegativeSchedule,
     Plugin,
     Run,
@@ -36,7 +37,7 @@ class Lecam(Plugin):
     decay: float = Field(0.99, ge=0, lt=1)
     """Share of a running mean that is kept in each D step."""
 
-    start: int = Field(1000, ge=0, examples=[1])
+    start: Annotated[int, Begins("D steps")] = Field(1000, ge=0, examples=[1])
     """Steps of D after which the term begins; D makes no steps during pretraining."""
 
     _means: dict[nn.Module, Tensor] = PrivateAttr(default_factory=dict)

@@ -7,7 +7,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from ganlab import Plugin, degradation, hookimpl
+from ganlab import NoEffect, Plugin, degradation, hookimpl
 
 Factor = Annotated[float, Field(ge=0)]
 
@@ -25,10 +25,12 @@ class PoissonNoise(Plugin):
 
     images_only: ClassVar[bool] = True
 
-    probability: float = Field(1.0, ge=0, le=1)
+    probability: Annotated[float, NoEffect(0)] = Field(1.0, ge=0, le=1)
     """Share of the images that get noise."""
 
-    scale: Annotated[tuple[Factor, Factor], AfterValidator(degradation.rising)] = (0.05, 3.0)
+    scale: Annotated[
+        tuple[Factor, Factor], AfterValidator(degradation.rising), NoEffect((0, 0))
+    ] = (0.05, 3.0)
     """Range of the factor on the noise."""
 
     grey_probability: float = Field(0.4, ge=0, le=1)

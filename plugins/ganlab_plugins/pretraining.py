@@ -30,6 +30,9 @@ class Pretraining(Plugin):
 
     _content: HookCaller | None = PrivateAttr(None)
 
+    def rest_of_discriminator(self) -> int:
+        return self.iterations
+
     @hookimpl
     def check_recipe(self, run: Run) -> None:
         found = [impl.plugin for impl in run.generator_loss.content.get_hookimpls()]

@@ -8,7 +8,7 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from ganlab import Plugin, degradation, hookimpl
+from ganlab import NoEffect, Plugin, degradation, hookimpl
 
 Frequency = Annotated[float, Field(gt=0, le=math.pi)]
 Size = Annotated[int, Field(ge=3, le=63)]
@@ -26,7 +26,7 @@ class Sinc(Plugin):
 
     images_only: ClassVar[bool] = True
 
-    probability: float = Field(0.8, ge=0, le=1)
+    probability: Annotated[float, NoEffect(0)] = Field(0.8, ge=0, le=1)
     """Share of the images that are filtered."""
 
     cutoff: Annotated[tuple[Frequency, Frequency], AfterValidator(degradation.rising)] = (
