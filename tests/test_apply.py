@@ -106,7 +106,7 @@ def test_a_file_is_told_once_it_is_written(
 
 def test_no_more_files_are_read_ahead_than_told() -> None:
     read: list[int] = []
-    beside = apply._beside(lambda number: read.append(number) or number, range(20))
+    beside = apply.beside(lambda number: read.append(number) or number, range(20))
     for number in range(20):
         assert next(beside) == number
         assert len(read) <= number + 1 + apply.AHEAD

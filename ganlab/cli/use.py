@@ -1,4 +1,4 @@
-"""`ganlab eval` and `upscale`, which use the generator of a run."""
+"""`ganlab eval`, `score` and `upscale`: the pictures of a generator."""
 
 import json
 from pathlib import Path
@@ -32,6 +32,53 @@ def evaluate(run_folder: str, data: Path, weights: str, device: str, as_json: bo
     else:
         show_scores(rows)
         next_is(f"ganlab upscale {run_folder} IMAGE")
+
+
+@click.command()
+@click.argument("sr", type=click.Path(path_type=Path))
+@click.argument("hr", type=click.Path(path_type=Path))
+@click.option(
+    "--lr", type=click.Path(path_type=Path), help="The LR pictures: adds bicubic and lr_psnr."
+)
+@click.option(
+    "--scale",
+    type=click.IntRange(min=1),
+    help="HR is cropped to a multiple of it; default: that of HR and LR.",
+)
+@click.option(
+    "--shave", type=click.IntRange(min=0), help="Pixels cut from every side; default: the scale."
+)
+@click.option("--metric", "metrics", multiple=True, help="Only this score; may be repeated.")
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="Also the scores of this recipe's plugins, such as lpips.",
+)
+@json_option
+def score(
+    sr: Path,
+    hr: Path,
+    lr: Path | None,
+    scale: int | None,
+    shave: int | None,
+    metrics: tuple[str, ...],
+    recipe: Path | None,
+    as_json: bool,
+) -> None:
+    """Score pictures against their originals: two folders, or two files. No run is needed.
+
+    A picture belongs to the original of its name, apart from endings such as _x4 or _SR. A picture
+    without its partner is an error. The protocol is that of `ganlab eval`.
+
+    Example: ganlab score upscaled Set5 --scale 4
+    """
+    from ganlab.commands.score import score_files, show_scores
+
+    found = score_files(sr, hr, lr, scale, shave, metrics, recipe)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        show_scores(found)
 
 
 @click.command()

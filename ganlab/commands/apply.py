@@ -52,7 +52,7 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
 
     rows: dict[str, Any] = {}
     kept: list[EvaluatedImage] = []
-    for image in evaluate_images(_beside(read, list_images(data)), generator, loaded):
+    for image in evaluate_images(beside(read, list_images(data)), generator, loaded):
         rows[image.name] = {"generator": image.scores, "bicubic": image.bicubic_scores}
         kept += [image] if of_sets else []  # keeps a whole folder of images in memory
     mean = {who: means([row[who] for row in rows.values()]) for who in ("generator", "bicubic")}
@@ -85,21 +85,27 @@ def _figures(
 
 def show_scores(found: dict[str, Any]) -> None:
     """Print the scores of `evaluate_folder` as tables on stdout."""
-    rows = {**found["images"], f"mean of {len(found['images'])}": found["mean"]}
-    # a file or a pipe has no width of its own
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    room = console.width - max(len(title) for title in rows) - len("  generator")
-    for names in _fitting(list(found["mean"]["generator"]), room):
-        console.print(_table(rows, names), no_wrap=True)
-    for names in _fitting(list(found["set"]["generator"]), room):
-        whole = {f"set of {len(found['images'])}": found["set"]}
-        console.print(_table(whole, names), no_wrap=True)
+    count = len(found["images"])
+    rows = {**found["images"], f"mean of {count}": found["mean"]}
+    console = show_tables([rows, {f"set of {count}": found["set"]}])
     console.print(
         f"x{found['scale']}; _y: BT.601 luma in 16-235, {found['scale']} pixels shaved; "
         "lr_psnr: PSNR of the SR, degraded again, against the LR; "
         "hf_ratio: fine detail of the SR as a share of the HR's",
         soft_wrap=True,
     )
+
+
+def show_tables(tables: list[dict[str, Any]]) -> Console:
+    """Print tables of scores, {image: {who: {score: value}}} each, broken to fit the width."""
+    # a file or a pipe has no width of its own
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    room = console.width - max(len(title) for title in tables[0]) - len("  generator")
+    for rows in tables:
+        (first, *_) = next(iter(rows.values())).values()
+        for names in _fitting(list(first), room):
+            console.print(_table(rows, names), no_wrap=True)
+    return console
 
 
 def _fitting(names: list[str], room: int) -> Iterator[list[str]]:
@@ -119,8 +125,9 @@ def _table(rows: dict[str, Any], names: list[str]) -> Table:
     for title in ("image", "", *names):
         table.add_column(title, justify="left" if title in ("image", "") else "right", no_wrap=True)
     for image, row in rows.items():
-        table.add_row(image, "generator", *(_shown(n, row["generator"][n]) for n in names))
-        table.add_row("", "bicubic", *(_shown(n, row["bicubic"][n]) for n in names))
+        for number, (who, scores) in enumerate(row.items()):
+            values = [_shown(name, scores[name]) for name in names]
+            table.add_row("" if number else image, who, *values)
     return table
 
 
@@ -148,14 +155,14 @@ def upscale_files(
             )
     loaded, generator, _ = load_for_use(run, weights, device)
     output.mkdir(parents=True, exist_ok=True)
-    photographs = _beside(_read, zip(files, targets, strict=True))
+    photographs = beside(_read, zip(files, targets, strict=True))
     together = TOGETHER[loaded.device.type] // loaded.scale**2
     enlarged = (
         one
         for group in of_one_size(photographs, lambda item: item[1].shape, together)
         for one in _enlarged(group, generator, loaded, tile)
     )
-    yield from _beside(_write, enlarged)
+    yield from beside(_write, enlarged)
 
 
 def _read(job: tuple[Path, Path]) -> Photograph:
@@ -183,7 +190,7 @@ def _write(job: tuple[Path, Tensor, Tensor]) -> str:
     return f"{target}: {lr.shape[-1]}x{lr.shape[-2]} -> {sr.shape[-1]}x{sr.shape[-2]}"
 
 
-def _beside(function: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
+def beside(function: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
     """Apply a function to items in threads, up to `AHEAD` items ahead; yields answers in order.
 
     An error of the function or of the items is raised in order too: after the earlier answers.

@@ -98,7 +98,7 @@ def _evaluate_group(
             hr, lr, sr, bicubic = (images.cpu() for images in (hr, lr, sr, bicubic))
         rows = _scored(run, names, sr, hr, lr)
         rows += _scored(run, names, bicubic, hr, lr) if score_bicubic else []
-    scores = _numbers(rows)
+    scores = numbers(rows)
     pictures = zip(originals.values(), lr.cpu(), sr.cpu(), bicubic.cpu(), strict=True)
     for index, (name, four) in enumerate(zip(names, pictures, strict=True)):
         yield EvaluatedImage(name, *four, *scores[index :: len(names)])
@@ -197,15 +197,8 @@ def _scored(run: Run, names: Sequence[str], images: Tensor, hr: Tensor, lr: Tens
     """
     scale = run.scale
     again = to_uint8(_degraded(run, names, images)).to(lr.device)
-    sr = _grey(images) if hr.shape[1] == 1 else images
-    own = {
-        "psnr_y": psnr(sr, hr, scale, "y"),
-        "ssim_y": ssim(sr, hr, scale, "y"),
-        "psnr_rgb": psnr(sr, hr, scale, "rgb"),
-        "ssim_rgb": ssim(sr, hr, scale, "rgb"),
-        "hf_ratio": high_frequency_ratio(sr, hr, scale),
-        "lr_psnr": psnr(again, lr, 0),
-    }
+    own = reference_scores(images, hr, scale, scale) | {"lr_psnr": psnr(again, lr, 0)}
+    sr = grey_plane(images) if hr.shape[1] == 1 else images
     rows = []
     for index, name in enumerate(names):
         one = slice(index, index + 1)
@@ -215,7 +208,27 @@ def _scored(run: Run, names: Sequence[str], images: Tensor, hr: Tensor, lr: Tens
     return rows
 
 
-def _numbers(rows: list[Scores]) -> list[dict[str, float]]:
+def reference_scores(
+    images: Tensor, hr: Tensor, shave: int, scale: int | None
+) -> dict[str, Tensor]:
+    """The scores of images against their originals: `SCORES` without `lr_psnr`.
+
+    :param images: uint8 [N, 3 or 1, H, W]; of a grey original, their grey planes are scored.
+    :param hr: uint8 [N, 3 or 1, H, W].
+    :param scale: of `hf_ratio`, which is left out without it.
+    :returns: float64 [N] each.
+    """
+    sr = grey_plane(images) if hr.shape[1] == 1 else images
+    found = {
+        "psnr_y": psnr(sr, hr, shave, "y"),
+        "ssim_y": ssim(sr, hr, shave, "y"),
+        "psnr_rgb": psnr(sr, hr, shave, "rgb"),
+        "ssim_rgb": ssim(sr, hr, shave, "rgb"),
+    }
+    return found | ({"hf_ratio": high_frequency_ratio(sr, hr, scale)} if scale else {})
+
+
+def numbers(rows: list[Scores]) -> list[dict[str, float]]:
     """The scores as numbers. Those on the device are brought to the host in one transfer."""
     waiting = [v for row in rows for v in row.values() if isinstance(v, Tensor)]
     device = waiting[0].device
@@ -226,6 +239,6 @@ def _numbers(rows: list[Scores]) -> list[dict[str, float]]:
     ]
 
 
-def _grey(picture: Tensor) -> Tensor:
-    """The grey plane of a picture that a colour generator made from a grey one."""
+def grey_plane(picture: Tensor) -> Tensor:
+    """The grey plane of a picture that a colour generator made from a grey one, uint8."""
     return to_uint8(to_float(picture).mean(dim=1, keepdim=True))
