@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from ganlab.cli import main
 from ganlab.commands import apply
 from ganlab.commands.apply import evaluate_folder, upscale_files
+from ganlab.errors import RecipeError
 from ganlab.images.files import ImageError, read_image, split_alpha, write_png
 
 SIDES = {"a": (20, 24), "b": (20, 24), "c": (20, 24), "d": (24, 20), "e": (20, 24)}
@@ -130,3 +133,78 @@ def test_a_folder_scored_in_groups_has_the_figures_of_its_images(
             # one rounded pixel more or less, where a batch rounds otherwise
             assert found["images"][f"{name}.png"][who] == pytest.approx(expected, rel=1e-3)
     assert read_image(tmp_path / "all" / "c.png").shape == (3, 48, 48)
+
+
+def seen(path: Path) -> tuple[str, torch.Tensor]:
+    """Pillow's mode of a file, and its values."""
+    with Image.open(path) as image:
+        values = np.asarray(image).astype(np.int32)
+    return image.mode, torch.from_numpy(values)
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "bits", "mode"),
+    [
+        (1, torch.uint8, None, "L"),
+        (2, torch.uint8, None, "LA"),
+        (3, torch.uint8, None, "RGB"),
+        (1, torch.uint16, None, "I;16"),
+        (1, torch.uint16, 8, "L"),
+        (1, torch.uint8, 16, "I;16"),
+        (4, torch.uint8, 8, "RGBA"),
+    ],
+)
+def test_a_picture_keeps_its_channels_and_its_bits(
+    trained: Path, tmp_path: Path, channels: int, dtype: torch.dtype, bits: int | None, mode: str
+) -> None:
+    image = torch.randint(0, 256, (channels, 20, 24)).to(dtype)
+    if dtype == torch.uint16:
+        image = (image.int() * 251).to(dtype)
+    write_png(image, tmp_path / "x.png")
+    options = ["--bits", str(bits)] if bits else []
+    command = ["upscale", str(trained), str(tmp_path / "x.png"), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, [*command, *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found, values = seen(tmp_path / "out" / "x.png")
+    assert found == mode
+    assert values.shape[:2] == (80, 96)
+
+
+def test_16_bits_and_8_bits_are_the_same_picture(trained: Path, tmp_path: Path) -> None:
+    deep = (torch.randint(0, 256, (1, 20, 24)).int() * 257).to(torch.uint16)
+    write_png(deep, tmp_path / "deep.png")
+    write_png((deep.int() // 257).to(torch.uint8), tmp_path / "flat.png")
+    files = [tmp_path / "deep.png", tmp_path / "flat.png"]
+    lines = enlarged(trained, files, tmp_path / "out")
+    assert len(lines) == 2
+    wide, narrow = (seen(tmp_path / "out" / file.name)[1] for file in files)
+    assert len(wide.unique()) > 256
+    # 8 bits are rounded twice: each channel, and then their mean
+    assert ((wide / 257) - narrow).abs().max() <= 1.01
+
+
+def test_a_generator_that_only_enlarges_keeps_every_grey_level(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        apply,
+        "upscale",
+        lambda _, lr, scale, tile: lr.repeat_interleave(4, 2).repeat_interleave(4, 3),
+    )
+    for dtype, most in ((torch.uint8, 256), (torch.uint16, 65536)):
+        image = torch.randint(0, most, (1, 20, 24)).int().to(dtype)
+        write_png(image, tmp_path / f"{most}.png")
+        enlarged(trained, [tmp_path / f"{most}.png"], tmp_path / "out")
+        _, values = seen(tmp_path / "out" / f"{most}.png")
+        assert torch.equal(values[::4, ::4], image[0].int())
+
+
+@pytest.mark.parametrize(("channels", "what"), [(3, "colours"), (2, "an alpha channel")])
+def test_16_bits_are_refused_where_they_cannot_be_written(
+    trained: Path, tmp_path: Path, channels: int, what: str
+) -> None:
+    write_png(torch.randint(0, 256, (channels, 20, 24)).byte(), tmp_path / "x.png")
+    with pytest.raises(RecipeError, match=f"x.png: has {what}; only grey images"):
+        list(
+            upscale_files(str(trained), [tmp_path / "x.png"], tmp_path / "o", 64, "last", "cpu", 16)
+        )

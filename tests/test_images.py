@@ -1,7 +1,9 @@
 """Image files: every mode becomes the 8-bit RGB that a viewer would show, or is refused by name."""
 
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from ganlab import (
     split_alpha,
     write_png,
 )
+from ganlab.images.files import loses_16_bits
+from ganlab.images.resampling import to_float, to_uint16
 
 ORIENTATION = 0x0112
 
@@ -242,7 +246,7 @@ def test_the_cache_folder_follows_its_variable(tmp_path, monkeypatch):
 # --- writing -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_a_written_png_holds_the_same_pixels(tmp_path, channels):
     image = chw(noise(channels=channels))
     write_png(image, tmp_path / "a.png")
@@ -271,9 +275,54 @@ def test_a_missing_target_folder_is_named(tmp_path):
         write_png(chw(noise()), tmp_path / "nil" / "a.png")
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4)])
+@pytest.mark.parametrize("shape", [(5, 4, 4), (4, 4)])
 def test_only_images_are_written(tmp_path, shape):
     with pytest.raises(ValueError, match="write_png takes uint8"):
         write_png(torch.zeros(shape, dtype=torch.uint8), tmp_path / "a.png")
     with pytest.raises(ValueError, match="write_png takes uint8"):
         write_png(torch.zeros(3, 4, 4), tmp_path / "a.png")
+    with pytest.raises(ValueError, match="write_png takes uint8"):
+        write_png(torch.zeros(3, 4, 4, dtype=torch.uint16), tmp_path / "a.png")
+
+
+def test_16_grey_bits_survive_writing_and_reading(tmp_path):
+    values = torch.tensor([[[0, 1, 128, 257, 40_000, 65_534, 65_535]]], dtype=torch.uint16)
+    write_png(values, tmp_path / "a.png")
+    again, alpha = split_alpha(tmp_path / "a.png", keep_grey=True, keep_16_bits=True)
+    assert again.dtype == torch.uint16
+    assert again.tolist() == values.tolist()
+    assert alpha is None
+    assert to_uint16(to_float(again)).tolist() == values.tolist()
+    assert split_alpha(tmp_path / "a.png")[0].dtype == torch.uint8
+
+
+def png(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit colours [H, W, 3], which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    height, width, _ = values.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    )
+
+
+def test_colours_of_16_bits_are_known_to_lose_their_low_byte(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (3, 4, 3), np.uint16)
+    (tmp_path / "wide.png").write_bytes(png(values))
+    assert loses_16_bits(tmp_path / "wide.png")
+    assert torch.equal(read_image(tmp_path / "wide.png"), chw((values >> 8).astype(np.uint8)))
+    write_png(torch.zeros(1, 3, 4, dtype=torch.uint16), tmp_path / "grey.png")
+    write_png(torch.zeros(3, 3, 4, dtype=torch.uint8), tmp_path / "narrow.png")
+    for name in ("grey", "narrow"):
+        assert not loses_16_bits(tmp_path / f"{name}.png")
+
+
+def test_every_16_bit_level_comes_back_from_its_float():
+    levels = torch.arange(65536, dtype=torch.int32).to(torch.uint16)
+    assert to_uint16(to_float(levels)).tolist() == levels.tolist()
+    assert to_uint16(torch.tensor([-0.1, 1.1])).tolist() == [0, 65535]

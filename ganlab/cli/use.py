@@ -99,17 +99,32 @@ def score(
     show_default=True,
     help="Side of the tiles, in pixels of the input image; smaller tiles need less memory.",
 )
+@click.option(
+    "--bits",
+    type=click.Choice(["8", "16"]),
+    help="Of each value; default: 16 for a grey image of 16 bits, else 8. 16 is for grey images.",
+)
 @weights_option
 @device_option
 def upscale(
-    run_folder: str, images: tuple[Path, ...], output: Path, tile: int, weights: str, device: str
+    run_folder: str,
+    images: tuple[Path, ...],
+    output: Path,
+    tile: int,
+    bits: str | None,
+    weights: str,
+    device: str,
 ) -> None:
     """Enlarge photographs with a run's generator: any size, tiled without seams, alpha kept.
+
+    A grey image stays grey, and a grey image of 16 bits keeps them. Colours of 16 bits are read
+    and written with 8.
 
     Example: ganlab upscale runs/wgan_gp-1 photo.jpg
     """
     from ganlab.commands.apply import upscale_files
 
-    for line in upscale_files(run_folder, images, output, tile, weights, device):
+    depth = int(bits) if bits else None
+    for line in upscale_files(run_folder, images, output, tile, weights, device, depth):
         click.echo(line)
     next_is(f"ganlab eval {run_folder} --data FOLDER")

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,10 +16,16 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ganlab.errors import RecipeError
-from ganlab.evaluation.scores import TOGETHER, evaluate_images, means
-from ganlab.images.files import list_images, read_image, split_alpha, write_png
+from ganlab.evaluation.scores import TOGETHER, evaluate_images, grey_plane, means
+from ganlab.images.files import (
+    list_images,
+    loses_16_bits,
+    read_image,
+    split_alpha,
+    write_png,
+)
 from ganlab.images.metrics import WINDOW
-from ganlab.images.resampling import resize, to_float, to_uint8
+from ganlab.images.resampling import resize, to_float, to_uint8, to_uint16
 from ganlab.images.upscaling import of_one_size, upscale
 from ganlab.plugin import EvaluatedImage
 from ganlab.run import Run, merged
@@ -27,7 +34,7 @@ from ganlab.session import load_for_use
 AHEAD = 2  # images that are read or written in threads during the computation
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-Photograph = tuple[Path, Tensor, Tensor | None]  # output file, colour, alpha
+Photograph = tuple[Path, Tensor, Tensor | None, str]  # output file, colour, alpha, note
 
 
 def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str, Any]:
@@ -138,11 +145,23 @@ def _shown(name: str, value: float) -> str:
 
 
 def upscale_files(
-    run: str, images: Iterable[Path], output: Path, tile: int, weights: str, device: str
+    run: str,
+    images: Iterable[Path],
+    output: Path,
+    tile: int,
+    weights: str,
+    device: str,
+    bits: int | None = None,
 ) -> Iterator[str]:
     """Enlarge image files and write them to a folder as PNG files; yields a line of text for each.
 
-    :raises RecipeError: when an output exists already; nothing is overwritten.
+    A grey image stays grey; the generator is shown its plane three times, and the mean of its
+    answer is the result.
+
+    :param bits: 8 or 16 for each value of the files; by default 16 for a grey image of 16 bits,
+        else 8. Only grey images without alpha can be written with 16.
+    :raises RecipeError: when an output exists already (nothing is overwritten), or cannot be
+        written with 16 bits.
     """
     files = list(images)
     targets = [output / f"{file.stem}.png" for file in files]
@@ -155,39 +174,60 @@ def upscale_files(
             )
     loaded, generator, _ = load_for_use(run, weights, device)
     output.mkdir(parents=True, exist_ok=True)
-    photographs = beside(_read, zip(files, targets, strict=True))
+    photographs = beside(partial(_read, bits=bits), zip(files, targets, strict=True))
     together = TOGETHER[loaded.device.type] // loaded.scale**2
     enlarged = (
         one
-        for group in of_one_size(photographs, lambda item: item[1].shape, together)
-        for one in _enlarged(group, generator, loaded, tile)
+        for group in of_one_size(photographs, _kind, together)
+        for one in _enlarged(group, generator, loaded, tile, bits)
     )
     yield from beside(_write, enlarged)
 
 
-def _read(job: tuple[Path, Path]) -> Photograph:
+def _read(job: tuple[Path, Path], bits: int | None) -> Photograph:
     file, target = job
-    return target, *split_alpha(file)
+    colour, alpha = split_alpha(file, keep_grey=True, keep_16_bits=bits != 8)
+    if bits == 16 and (len(colour) == 3 or alpha is not None):
+        what = "an alpha channel" if len(colour) == 1 else "colours"
+        raise RecipeError(
+            f"{file}: has {what}; only grey images without alpha can be written with 16 bits; "
+            "leave out --bits 16"
+        )
+    note = " (its colours have 16 bits; read and written with 8)" if loses_16_bits(file) else ""
+    return target, colour, alpha, note
+
+
+def _kind(photograph: Photograph) -> tuple[int, ...]:
+    """What photographs must share to be enlarged together: depth, channels, height, width."""
+    colour = photograph[1]
+    return colour.dtype.itemsize, *colour.shape
 
 
 def _enlarged(
-    group: list[Photograph], generator: nn.Module, run: Run, tile: int
-) -> Iterator[tuple[Path, Tensor, Tensor]]:
-    """Enlarge photographs of one size together; yields output file, LR and SR of each."""
-    lr = to_float(torch.stack([colour for _, colour, _ in group])).to(run.device, run.dtype)
+    group: list[Photograph], generator: nn.Module, run: Run, tile: int, bits: int | None
+) -> Iterator[tuple[Path, Tensor, Tensor, str]]:
+    """Enlarge photographs of one kind together; yields output file, LR, SR and note of each."""
+    colours = torch.stack([colour for _, colour, _, _ in group])
+    is_grey, deep = colours.shape[1] == 1, 16 in (bits, 8 * colours.dtype.itemsize)
+    lr = to_float(colours).to(run.device, run.dtype).expand(-1, 3, -1, -1)
     with torch.no_grad():
-        pictures = to_uint8(upscale(generator, lr, run.scale, tile)).cpu()
-    for (target, colour, alpha), sr in zip(group, pictures, strict=True):
+        made = upscale(generator, lr, run.scale, tile)
+        if deep:
+            pictures = to_uint16(made.cpu().clamp(0, 1).mean(1, keepdim=True))
+        else:
+            pictures = to_uint8(made).cpu()
+            pictures = grey_plane(pictures) if is_grey else pictures
+    for (target, colour, alpha, note), sr in zip(group, pictures, strict=True):
         if alpha is not None:
             size = (sr.shape[-2], sr.shape[-1])
             sr = torch.cat([sr, to_uint8(resize(to_float(alpha[None]), size))[0]])
-        yield target, colour, sr
+        yield target, colour, sr, note
 
 
-def _write(job: tuple[Path, Tensor, Tensor]) -> str:
-    target, lr, sr = job
+def _write(job: tuple[Path, Tensor, Tensor, str]) -> str:
+    target, lr, sr, note = job
     write_png(sr, target)
-    return f"{target}: {lr.shape[-1]}x{lr.shape[-2]} -> {sr.shape[-1]}x{sr.shape[-2]}"
+    return f"{target}: {lr.shape[-1]}x{lr.shape[-2]} -> {sr.shape[-1]}x{sr.shape[-2]}{note}"
 
 
 def beside(function: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:

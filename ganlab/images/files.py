@@ -1,4 +1,4 @@
-"""Reads and writes image files: a file becomes 8-bit RGB, or an error names it."""
+"""Reads and writes image files: a file becomes pixels, 8-bit RGB in most cases, or an error."""
 
 import os
 import struct
@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import platformdirs
@@ -108,27 +108,45 @@ def read_image(path: Path, keep_grey: bool = False, alpha: AlphaPolicy = "white"
     return _to_tensor(colour)
 
 
-def split_alpha(path: Path) -> tuple[Tensor, Tensor | None]:
+def split_alpha(
+    path: Path, keep_grey: bool = False, keep_16_bits: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Read one image file as colour and alpha, for callers that keep the transparency.
 
+    :param keep_grey: return one channel when the file is grey.
+    :param keep_16_bits: return a grey file of 16 bits as uint16, in 0..65535.
     :returns: uint8 [3, H, W], the colours as stored, also under transparent pixels; and alpha,
         uint8 [1, H, W], 255 = opaque, or None when there is no alpha or it is opaque everywhere.
     :raises ImageError: as `read_image`.
     """
-    colour, opacity = _decode(path)
-    if colour.shape[2] == 1:
+    colour, opacity = _decode(path, keep_16_bits)
+    if colour.shape[2] == 1 and not keep_grey:
         colour = colour.repeat(3, axis=2)
     return _to_tensor(colour), None if opacity is None else _to_tensor(opacity)
 
 
-def write_png(image: Tensor, path: Path) -> None:
-    """Write uint8 [C, H, W] (C: 1 grey, 3 RGB, 4 RGB and alpha) as PNG, completely or not at all.
+def loses_16_bits(path: Path) -> bool:
+    """Whether a file has colours of 16 bits, of which Pillow keeps the high byte only.
 
+    :raises ImageError: when the file cannot be read as an image.
+    """
+    with _opened(path) as image:
+        parts: list[Any] = getattr(image, "tile", [])
+        return not image.mode.startswith("I") and any(";16" in str(p[3]) for p in parts)
+
+
+def write_png(image: Tensor, path: Path) -> None:
+    """Write an image as PNG, completely or not at all.
+
+    :param image: uint8 [C, H, W], C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; or uint16
+        [1, H, W] for a grey file of 16 bits.
     :raises ImageError: when the file cannot be written; an older file at `path` is then kept.
     """
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+    channels = {torch.uint8: (1, 2, 3, 4), torch.uint16: (1,)}.get(image.dtype, ())
+    if image.ndim != 3 or image.shape[0] not in channels:
         raise ValueError(
-            f"write_png takes uint8 [1, 3 or 4, H, W], not {image.dtype} {tuple(image.shape)}"
+            "write_png takes uint8 [1 to 4, H, W] or uint16 [1, H, W], not "
+            f"{image.dtype} {tuple(image.shape)}"
         )
     array = image.detach().cpu().permute(1, 2, 0).contiguous().numpy()
     with replacing(path) as file:
@@ -157,15 +175,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
 
-def _decode(path: Path) -> tuple[Pixels, Pixels | None]:
+def _decode(path: Path, keep_16_bits: bool = False) -> tuple[Pixels, NDArray[np.uint8] | None]:
     """Colour [H, W, 1 or 3], and alpha [H, W, 1] when some pixel is not opaque."""
+    with _opened(path) as image:
+        _refuse_unfit(image, path)
+        return _to_pixels(ImageOps.exif_transpose(image), path, keep_16_bits)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Context with an open image file, in which Pillow's errors become one `ImageError`."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            _refuse_unfit(image, path)
-            return _to_pixels(ImageOps.exif_transpose(image), path)
+            yield image
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file.") from None
     except IsADirectoryError:
@@ -193,7 +218,9 @@ def _refuse_unfit(image: Image.Image, path: Path) -> None:
         )
 
 
-def _to_pixels(image: Image.Image, path: Path) -> tuple[Pixels, Pixels | None]:
+def _to_pixels(
+    image: Image.Image, path: Path, keep_16_bits: bool
+) -> tuple[Pixels, NDArray[np.uint8] | None]:
     # Pillow may open a 16-bit file in mode I, which has 32 bits
     if image.mode == "F" or (image.mode == "I" and not _fits_16_bits(image)):
         raise ImageError(
@@ -201,8 +228,10 @@ def _to_pixels(image: Image.Image, path: Path) -> tuple[Pixels, Pixels | None]:
             "white; save it with 8 or 16 bits per channel."
         )
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.uint32)
-        return ((wide + 128) // 257).astype(np.uint8)[:, :, None], None
+        wide = np.asarray(image).astype(np.uint32)[:, :, None]
+        if keep_16_bits:
+            return wide.astype(np.uint16), None
+        return ((wide + 128) // 257).astype(np.uint8), None
     if image.has_transparency_data:
         return _split(np.asarray(image.convert("RGBA")), grey=image.mode in ("1", "L", "LA", "La"))
     if image.mode in ("1", "L"):
@@ -215,7 +244,9 @@ def _fits_16_bits(image: Image.Image) -> bool:
     return bool(values.min() >= 0 and values.max() <= 65535)
 
 
-def _split(rgba: Pixels, grey: bool) -> tuple[Pixels, Pixels | None]:
+def _split(
+    rgba: NDArray[np.uint8], grey: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     colour, alpha = rgba[:, :, : 1 if grey else 3], rgba[:, :, 3:]
     return colour, None if alpha.min() == 255 else alpha
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Size = tuple[int, int]
+WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
 def resize(images: Tensor, size: Size, antialias: bool = True) -> Tensor:
@@ -79,11 +80,17 @@ def to_uint8(images: Tensor) -> Tensor:
     return _grey_levels(images).to(torch.uint8)
 
 
+def to_uint16(images: Tensor) -> Tensor:
+    """16-bit images from floats in 0..1: rounded half up, clipped."""
+    levels = (images.double() * WHITE[torch.uint16] + 0.5).floor()
+    return levels.clamp(0, WHITE[torch.uint16]).to(torch.uint16)
+
+
 def to_float(images: Tensor) -> Tensor:
-    """Float32 images in 0..1 from 8-bit images, with the same bits on every device."""
+    """Float32 images in 0..1 from 8- or 16-bit images, with the same bits on every device."""
     levels = images.to(torch.float32, copy=True)
     # CUDA divides by a tensor, but for a plain number it multiplies by the reciprocal
-    return levels.div_(torch.full((), 255.0, device=images.device))
+    return levels.div_(torch.full((), WHITE.get(images.dtype, 255.0), device=images.device))
 
 
 def _grey_levels(images: Tensor) -> Tensor:
