@@ -24,7 +24,7 @@ from .images.resampling import (
     to_float as to_float,
     to_uint8 as to_uint8,
 )
-from .images.store import ImageStore as ImageStore
+from .images.store import ImageStore as ImageStore, image_digest as image_digest
 from .monitoring.verdicts import History as History, Verdict as Verdict
 from .option import Begins as Begins, NoEffect as NoEffect
 from .plugin import (
@@ -37,6 +37,7 @@ from .plugin import (
 )
 from .recipe.file import did_you_mean as did_you_mean
 from .run import Progress as Progress, Run as Run, Terms as Terms, discriminators as discriminators
+from .runs.data import content_digest as content_digest, file_digests as file_digests
 from .schedule import NonNegativeSchedule as NonNegativeSchedule, Schedule as Schedule
 from .steps import (
     discriminator_losses as discriminator_losses,

@@ -1,5 +1,7 @@
 """Make a `Run` from a recipe: register its plugins, build its networks, check everything."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -7,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ganlab.defaults import Defaults
 from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import check_best_metric, check_held_out, eval_mode
+from ganlab.images.store import image_digest
 from ganlab.recipe.model import Recipe
 from ganlab.requirements import (
     adversarial,
@@ -16,6 +19,7 @@ from ganlab.requirements import (
     register,
 )
 from ganlab.run import Eager, GeneratorLoss, Run, discriminators, merged
+from ganlab.runs.data import Data, trained_on
 from ganlab.runs.folder import RunFolder
 from ganlab.shared_forward import hindrance_to_sharing
 from ganlab.speed.activation_checkpointing import checkpoint_activations
@@ -25,6 +29,10 @@ from ganlab.speed.graphs import CudaRecorder, Graphs
 from ganlab.steps import Steps
 from ganlab.streams import Streams
 
+MISSED = (
+    "there will be no scores, no sample pictures and no best generator, and the run cannot be "
+    "compared; give the data plugin held-out images, or add a plugin that evaluates"
+)
 PROBE = 2  # samples in the batch from which shapes are read; two show whether D mixes them
 
 
@@ -34,6 +42,7 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     :raises RecipeError: when they do not fit together.
     """
     run = open_run(recipe, device, folder)
+    run.streams.moment("assembly")  # a plugin may build a network when it checks the recipe
     run.hook.check_recipe(run=run)
     check_best_metric(run)
     condition, seen = _build(run)
@@ -42,7 +51,51 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     run.held_out = merged(run, run.hook.evaluation_images())
     check_held_out(run)
     run.hook.run_start(run=run)
+    run.data = data_of(run)
+    run.notes += _notes_on_data(run)
     return run
+
+
+def _notes_on_data(run: Run) -> Iterator[str]:
+    """What the user must know about the data: nothing held out, trained on what is held out."""
+    if not run.held_out and not run.plugins_with("evaluate"):
+        yield f"no image is held out: {MISSED}"
+    if seen := trained_on(run.data):
+        several = f"{len(seen)} held-out images are" if len(seen) > 1 else "a held-out image is"
+        yield (
+            f"{several} also in the training data, so the scores say nothing about new images: "
+            f"{', '.join(seen[:4])}"
+        )
+    if "training" not in run.data:
+        names = ", ".join(plugin.name for plugin in providers(run.manager, "sample_real"))
+        yield (
+            f"{names} does not say what its data are (hook data_digest), so ganlab cannot notice "
+            "when they change"
+        )
+
+
+def data_of(run: Run) -> Data:
+    """The data of a run as digests, see `ganlab.runs.data`.
+
+    Of a run that was only opened it reads the training data and the held-out images, and leaves out
+    the files that plugins read when they are started.
+    """
+    sources = set(providers(run.manager, "sample_real") + providers(run.manager, "sample_batch"))
+    data: Data = {"training": {}, "held_out": {}, "weights": {}}
+    for name, plugin in run.recipe.plugins.items():
+        others = [other for other in run.plugins_with("data_digest") if other is not plugin]
+        answers = run.manager.subset_hook_caller("data_digest", others)()
+        items = merged(run, answers)
+        if plugin in sources:
+            data["training"] |= {name: items} if answers else {}
+            items = {}
+        if items := items | plugin.files_read:
+            data["weights"][name] = items
+    held_out = run.held_out or merged(run, run.hook.evaluation_images())
+    if held_out:
+        owners = "+".join(p.name for p in run.plugins_with("evaluation_images"))
+        data["held_out"][owners] = {n: image_digest(image) for n, image in held_out.items()}
+    return {section: plugins for section, plugins in data.items() if plugins}
 
 
 def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:

@@ -73,6 +73,21 @@ def make_optimizer(module: nn.Module, role: str) -> torch.optim.Optimizer:  # ty
 
 
 @hookspec
+def data_digest() -> dict[str, str]:  # type: ignore[empty-body]
+    """Say which data the plugin reads, so that a run on other data is not taken for the same run.
+
+    Collected. Called when a run is assembled, after `run_start`, and before, when a comparison
+    looks for runs that exist. The items of a plugin that provides `sample_real` or `sample_batch`
+    are the training data; those of all others are weights. The engine itself digests the images of
+    `evaluation_images`, and the files that plugins read by `load_weights` and `read_weights`.
+
+    :returns: name of the item -> digest of its content, in the order in which the plugin reads
+        them. Images: `ImageStore.digests`. Files: `file_digests`. Drawn or painted data:
+        `content_digest` of all that the samples depend on, beside the options.
+    """
+
+
+@hookspec
 def evaluation_images() -> dict[str, Tensor]:  # type: ignore[empty-body]
     """Held-out images, never trained on. Collected; called once, when the run is assembled.
 

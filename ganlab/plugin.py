@@ -129,6 +129,7 @@ class Plugin(BaseModel):
     _streams: Streams | None = PrivateAttr(None)
     _place: Callable[[str | None], str] | None = PrivateAttr(None)
     _moving: list[Schedule] = PrivateAttr(default_factory=list)
+    _files_read: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def bind(
         self,
@@ -161,6 +162,11 @@ class Plugin(BaseModel):
     def name(self) -> str:
         """The key of this instance in the recipe; log names are built from it."""
         return self._name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @property
+    def files_read(self) -> dict[str, str]:
+        """The files of weights that it has read: name -> sha256. `read_weights` fills it."""
+        return self._files_read
 
     @property
     def rng(self) -> torch.Generator | None:

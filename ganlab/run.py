@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ganlab.errors import RecipeError
 from ganlab.plugin import Batch, Losses, Plugin
 from ganlab.recipe.model import Recipe
+from ganlab.runs.data import Data
 from ganlab.runs.folder import RunFolder
 from ganlab.shared_forward import Cut, Pass
 from ganlab.speed.device import autocast
@@ -102,6 +103,8 @@ class Run:
     D_optimizer: Optimizer | None = None
     held_out: dict[str, Tensor] = field(default_factory=dict)
     """The images for evaluation: name -> uint8 [C, H, W]."""
+    data: Data = field(default_factory=dict)
+    """What the run reads, as digests: training data, held-out images, weights."""
     execution: "Eager" = field(default_factory=lambda: Eager())
     """How optimizer steps are carried out: as written, compiled, or captured as CUDA graphs."""
     share_forward: bool = False

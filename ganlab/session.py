@@ -21,6 +21,8 @@ from ganlab.monitoring.verdicts import Verdict
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Run
+from ganlab.runs.data import digests
+from ganlab.runs.data_changes import changes_of_data, note_changes
 from ganlab.runs.environment import describe_environment
 from ganlab.runs.folder import (
     RunFolder,
@@ -114,14 +116,19 @@ def _write_manifest(run: Run, folder: RunFolder) -> None:
         "real_shape": run.real_shape,
         "parameters": {"G": _count(run.G), "D": _count(run.D) if run.D else 0},
         "plugins": plugin_record(run.recipe),
+        "data": digests(run.data),
     }
+    write_json(folder.data, run.data)
     write_json(folder.manifest, manifest)
 
 
-def resume(path: Path | str, device: str, limits: Limits) -> tuple[RunFolder, int]:
+def resume(
+    path: Path | str, device: str, limits: Limits, accept_data: bool = False
+) -> tuple[RunFolder, int]:
     """Continue a run from its newest sound checkpoint, as if it had never stopped.
 
-    :raises RecipeError: when `path` is not a run folder, or the run is done.
+    :param accept_data: go on although the data are not those with which the run was started.
+    :raises RecipeError: when `path` is not a run folder, the run is done, or its data changed.
     """
     folder = open_run_folder(path)
     recipe = load_recipe(folder.recipe)
@@ -130,9 +137,12 @@ def resume(path: Path | str, device: str, limits: Limits) -> tuple[RunFolder, in
             raise RecipeError(f"{folder.path}: this run is done; start a new one from its recipe")
         _warn_of_changes(folder, recipe)
         run = assemble(recipe, pick_device(device), folder)
+        changes = changes_of_data(folder, recipe, run.data, accept_data)
         if not folder.manifest.is_file():  # killed before it began
             _write_manifest(run, folder)
         load_checkpoint(run, folder.checkpoints)
+        if changes:
+            note_changes(folder, run.data, changes, run.iteration)
         return folder, _sit(run, folder, limits)
 
 
@@ -283,6 +293,8 @@ def summary(folder: RunFolder) -> str:
         for name, value in scores.items():
             beside = f"{bicubic[name]:>10.4g}" if name in bicubic else ""
             lines.append(f"{name:<{width}}{value:>10.4g}{beside}")
+    elif "held_out" not in read_json(folder.manifest).get("data", {"held_out": 0}):
+        lines.append("no scores and no pictures: no image was held out, and no plugin evaluates")
     lines += [f"verdict: {sentence}" for sentence in status.get("verdicts") or []]
     lines.append(f"run folder: {folder.path}")
     return "\n".join(lines)

@@ -67,7 +67,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(tiny: Path) -> None:
 def test_a_run_leaves_its_folder(trained: Path) -> None:
     names = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
     assert names == {
-        "recipe.toml", "manifest.json", "status.json", "stats.jsonl", "timing.jsonl",
+        "recipe.toml", "manifest.json", "data.json", "status.json", "stats.jsonl", "timing.jsonl",
         "samples", "checkpoints", "generator.safetensors", "best.safetensors",
         "pictures", "scores.jsonl", "verdicts.jsonl", "report.html",
     }  # fmt: skip

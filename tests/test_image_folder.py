@@ -46,7 +46,7 @@ def values(plugin: ImageFolder, number: int = 200) -> set[int]:
 
 
 def test_crops_come_from_every_image_of_nested_folders(folder):
-    plugin = ImageFolder(path=folder, crop=8)
+    plugin = ImageFolder(path=folder, held_out_share=0, crop=8)
     assert values(plugin) == {10, 20, 30, 40, 50, 60}
     crops = plugin.sample_real(3, CPU)
     assert crops.shape == (3, 3, 8, 8)
@@ -72,8 +72,59 @@ def test_a_grey_image_trains_as_rgb(tmp_path):
 # --- held-out images -----------------------------------------------------------------------------
 
 
-def test_without_an_evaluation_folder_nothing_is_judged(folder):
-    assert ImageFolder(path=folder).evaluation_images() == {}
+def test_a_share_of_zero_holds_out_nothing(folder):
+    assert ImageFolder(path=folder, held_out_share=0).evaluation_images() == {}
+
+
+def held_out_by_hash(folder: Path, **options: float) -> set[str]:
+    return set(ImageFolder(path=folder, evaluation_limit=99, **options).evaluation_images())
+
+
+def test_without_an_evaluation_folder_a_share_is_held_out_and_not_trained_on(tmp_path):
+    for i in range(100):
+        draw(tmp_path / "many" / f"{i:02}.png", i, (8, 8))
+    held_out = held_out_by_hash(tmp_path / "many", held_out_share=0.2, crop=8)
+    assert len(held_out) == 17  # the hash is the same on every machine; 20 on average
+    trained = ImageFolder(path=tmp_path / "many", held_out_share=0.2, crop=8).data_digest()
+    assert set(trained) == {f"{i:02}.png" for i in range(100)} - held_out
+
+
+def test_images_that_come_or_go_move_no_other_image(tmp_path):
+    folder = tmp_path / "many"
+    for i in range(60):
+        draw(folder / f"{i:02}.png", i, (8, 8))
+    before = held_out_by_hash(folder)
+    for i in range(60, 90):
+        draw(folder / f"{i:02}.png", i, (8, 8))
+    for i in range(20):
+        (folder / f"{i:02}.png").unlink()
+    after = held_out_by_hash(folder)
+    kept = {f"{i:02}.png" for i in range(20, 60)}
+    assert before & kept == after & kept != set()
+
+
+def test_of_few_images_one_is_held_out_and_an_only_image_is_trained_on(tmp_path):
+    draw(tmp_path / "few" / "a.png", 1)
+    assert held_out_by_hash(tmp_path / "few") == set()
+    draw(tmp_path / "few" / "b.png", 2)
+    assert len(held_out_by_hash(tmp_path / "few", held_out_share=0.001)) == 1
+
+
+def test_of_many_held_out_images_an_added_one_replaces_at_most_one(tmp_path):
+    folder = tmp_path / "many"
+    for i in range(60):
+        draw(folder / f"{i:02}.png", i, (8, 8))
+    options = {"held_out_share": 0.5, "evaluation_limit": 4}
+    before = set(ImageFolder(path=folder, **options).evaluation_images())
+    draw(folder / "new.png", 99, (8, 8))
+    after = set(ImageFolder(path=folder, **options).evaluation_images())
+    assert len(before) == len(after) == 4
+    assert len(before - after) <= 1
+
+
+def test_a_share_beside_an_evaluation_folder_is_refused(folder):
+    with pytest.raises(ValueError, match="held_out_share has no effect beside evaluation_path"):
+        ImageFolder(path=folder, evaluation_path=folder / "sub", held_out_share=0.2)
 
 
 @pytest.mark.parametrize(
@@ -127,18 +178,18 @@ def test_images_are_decoded_once_while_their_files_stay_as_they_are(folder, monk
 
 
 def test_a_changed_folder_is_read_anew_and_its_old_store_deleted(folder):
-    values(ImageFolder(path=folder, crop=8))
+    values(ImageFolder(path=folder, held_out_share=0, crop=8))
     draw(folder / "new.png", 200)
     (folder / "a.png").unlink()
-    assert values(ImageFolder(path=folder, crop=8)) == {20, 30, 40, 50, 60, 200}
+    assert values(ImageFolder(path=folder, held_out_share=0, crop=8)) == {20, 30, 40, 50, 60, 200}
     assert len(list(cache_folder().glob("*.store"))) == 1
 
 
 def test_a_damaged_store_is_made_again(folder):
-    first = values(ImageFolder(path=folder, crop=8))
+    first = values(ImageFolder(path=folder, held_out_share=0, crop=8))
     [path] = cache_folder().glob("*.store")
     path.write_bytes(path.read_bytes()[100:])
-    assert values(ImageFolder(path=folder, crop=8)) == first
+    assert values(ImageFolder(path=folder, held_out_share=0, crop=8)) == first
 
 
 def test_what_is_behind_transparency_is_decoded_anew(tmp_path):
@@ -153,14 +204,14 @@ def test_what_is_behind_transparency_is_decoded_anew(tmp_path):
 def test_more_images_than_are_decoded_at_once_keep_their_order(tmp_path):
     for i in range(70):
         draw(tmp_path / "many" / f"{i:02}.png", i, (8, 8))
-    plugin = ImageFolder(path=tmp_path / "many", crop=8)
+    plugin = ImageFolder(path=tmp_path / "many", held_out_share=0, crop=8)
     plugin.sample_real(1, CPU)
     assert [int(plugin._store.image(i)[0, 0, 0]) for i in range(70)] == list(range(70))
     assert plugin._store.names == [f"{i:02}.png" for i in range(70)]
 
 
 def decode(folder: str) -> None:
-    ImageFolder(path=folder, crop=8).sample_real(1, CPU)
+    ImageFolder(path=folder, held_out_share=0, crop=8).sample_real(1, CPU)
 
 
 @posix
@@ -182,7 +233,7 @@ def test_decoding_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     there = notes[0].read_text().count("\n")
     read, count = image_folder.read_image, []
     monkeypatch.setattr(image_folder, "read_image", lambda *a: count.append(1) or read(*a))
-    plugin = ImageFolder(path=tmp_path / "many", crop=8)
+    plugin = ImageFolder(path=tmp_path / "many", held_out_share=0, crop=8)
     plugin.sample_real(1, CPU)
     assert 20 <= there < 150
     assert 150 - there <= len(count) <= 150 - there + 1  # one may have been cut in two
@@ -214,15 +265,15 @@ def test_a_folder_without_images_is_named(tmp_path):
 def test_a_broken_file_is_named_and_no_store_is_left(folder):
     (folder / "sub" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(RecipeError, match=r"broken\.jpg: cannot be read"):
-        ImageFolder(path=folder, crop=8).sample_real(1, CPU)
+        ImageFolder(path=folder, held_out_share=0, crop=8).sample_real(1, CPU)
     assert list(cache_folder().glob("*.store")) == []
 
 
 def test_a_crop_larger_than_an_image_is_told_which(folder):
     draw(folder / "tiny.png", 1, (9, 30))
-    assert values(ImageFolder(path=folder, crop=9))
+    assert values(ImageFolder(path=folder, held_out_share=0, crop=9))
     with pytest.raises(RecipeError, match=r"crop = 10 .* 1 of the images.*tiny\.png \(30 x 9\)"):
-        ImageFolder(path=folder, crop=10).sample_real(1, CPU)
+        ImageFolder(path=folder, held_out_share=0, crop=10).sample_real(1, CPU)
 
 
 # --- the device ----------------------------------------------------------------------------------

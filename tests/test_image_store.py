@@ -165,7 +165,7 @@ def damage_index(data: bytes) -> bytes:
 
 
 def another_version(data: bytes) -> bytes:
-    return data.replace(b"ganlab store 1", b"ganlab store 0")
+    return data.replace(b"ganlab store 2", b"ganlab store 1")
 
 
 @pytest.mark.parametrize(

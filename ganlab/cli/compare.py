@@ -39,6 +39,11 @@ COMPARISON_OPTIONS = (
         help="The page; default: in the runs folder.",
     ),
     click.option(
+        "--accept-data",
+        is_flag=True,
+        help="Compare also what was made on different data under the same options.",
+    ),
+    click.option(
         "--plan",
         "only_plan",
         is_flag=True,

@@ -18,6 +18,12 @@ from ganlab.cli.options import (
 )
 from ganlab.errors import RecipeError
 
+accept_data_option = click.option(
+    "--accept-data",
+    is_flag=True,
+    help="Continue a run although its data have changed; the run folder and the report say so.",
+)
+
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
@@ -47,6 +53,7 @@ from ganlab.errors import RecipeError
     metavar="RUN",
     help="Continue this run, which this recipe must have made.",
 )
+@accept_data_option
 @click.option(
     "--continue",
     "continues",
@@ -67,6 +74,7 @@ def run(
     max_time: float | None,
     resumed: str | None,
     continues: bool,
+    accept_data: bool,
     dry_run: bool,
 ) -> None:
     """Train a recipe.
@@ -84,9 +92,7 @@ def run(
     from ganlab import session
     from ganlab.recipe.model import load_recipe, resolved
 
-    if resumed and (name or continues):
-        other = "--name" if name else "--continue"
-        raise RecipeError(f"{other} has no effect with --resume: the run has its folder already")
+    _refuse_idle(resumed, name, continues, accept_data)
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     loaded = load_recipe(recipe, overrides)
@@ -102,11 +108,11 @@ def run(
         from ganlab.compare.again import check_same_recipe
 
         check_same_recipe(loaded, resumed, f"--resume {resumed}")
-        _report(*session.resume(resumed, device, limits))
+        _report(*session.resume(resumed, device, limits, accept_data))
     elif continues:
         from ganlab.compare.again import run_or_continue
 
-        folder, code, sentence = run_or_continue(loaded, device, limits, parent, name)
+        folder, code, sentence = run_or_continue(loaded, device, limits, parent, name, accept_data)
         if sentence:
             click.echo(sentence, err=True)
         _report(folder, code)
@@ -121,19 +127,27 @@ def run(
     "--max-iterations", type=click.IntRange(min=1), metavar="N", help="Stop after iteration N."
 )
 @click.option("--max-time", type=Duration(), help="Stop after this time: 90s, 3m, 1.5h.")
+@accept_data_option
 def resume(
-    run_folder: str, device: str, max_iterations: int | None, max_time: float | None
+    run_folder: str,
+    device: str,
+    max_iterations: int | None,
+    max_time: float | None,
+    accept_data: bool,
 ) -> None:
     """Continue a stopped or killed run, bit for bit equal to an uninterrupted one.
 
     On CUDA this holds if the recipe says `deterministic = true`. Otherwise the random numbers are
     the same, and the results are equal up to rounding.
 
+    If the data have changed since the run was started, it is refused, and the images are named.
+
     Example: ganlab resume runs/wgan_gp-1
     """
     from ganlab import session
 
-    _report(*session.resume(run_folder, device, session.Limits(max_iterations, max_time)))
+    limits = session.Limits(max_iterations, max_time)
+    _report(*session.resume(run_folder, device, limits, accept_data))
 
 
 @click.command()
@@ -201,6 +215,17 @@ def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
     for line in check_recipe(recipe, overrides, device):
         click.echo(line)
     next_is(run_command(recipe, overrides))
+
+
+def _refuse_idle(resumed: str | None, name: str | None, continues: bool, accepts: bool) -> None:
+    """Refuse options of `run` that would have no effect beside the others."""
+    if resumed and (name or continues):
+        other = "--name" if name else "--continue"
+        raise RecipeError(f"{other} has no effect with --resume: the run has its folder already")
+    if accepts and not (resumed or continues):
+        raise RecipeError(
+            "--accept-data has no effect without --resume or --continue: a new run has no data yet"
+        )
 
 
 def _report(folder: Any, code: int) -> None:

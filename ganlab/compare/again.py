@@ -14,13 +14,19 @@ _ENDED = {"done": "is done", "diverged": "has diverged"}
 
 
 def run_or_continue(
-    recipe: Recipe, device: str, limits: Limits, parent: Path, name: str | None
+    recipe: Recipe,
+    device: str,
+    limits: Limits,
+    parent: Path,
+    name: str | None,
+    accept_data: bool = False,
 ) -> tuple[RunFolder, int, str]:
     """Continue the run that this recipe began, or start one.
 
     It is `parent`/`name`. Without a name it is the newest `parent`/<recipe>-<n> of this very
     recipe: the same values, seed included, and the same code of its plugins.
 
+    :param accept_data: continue although its data have changed.
     :returns: the folder, the exit code, and a sentence when there was nothing left to do.
     :raises RecipeError: when `parent`/`name` is a run of another recipe.
     """
@@ -35,7 +41,7 @@ def run_or_continue(
     most, reached = limits.max_iterations, status.get("iteration", 0)
     if state == "stopped" and most and reached >= most:
         return folder, 0, f"{folder.path}: this run is at iteration {reached}; nothing to do"
-    return *resume(folder.path, device, limits), ""
+    return *resume(folder.path, device, limits, accept_data), ""
 
 
 def begun_by(recipe: Recipe, parent: Path, name: str | None) -> RunFolder | None:

@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import Any
 import torch
 
 from ganlab.bench.cost import clock
+from ganlab.compare.data import ArmData, DataNow, check_same_data
 from ganlab.compare.difference import Change, difference, side
 from ganlab.compare.plan import Job, Variant, carry_out, cost, make_plan, parse_seeds
 from ganlab.compare.seeds import Needs, find_needs, seeds_there
 from ganlab.errors import GanlabError, RecipeError
+from ganlab.recipe.model import resolved
 from ganlab.report import check_writable, write_report
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.tables import compare
 from ganlab.runs.records import RunRecord, read_run
+from ganlab.speed.device import pick_device
 
 Outcome = tuple[Comparison, Path] | Needs | None
 """What a comparison gives: tables and page; of a plan alone the seeds needed, if asked for."""
@@ -64,7 +68,10 @@ def carry_through(
     page = options["output"] or parent / f"{stem[:80]}.html"
     check_writable(page)  # now, before hours of training
     seeds = parse_seeds(options["seeds"])
-    jobs = make_plan(variants, seeds, parent, device) if variants else []
+    now = DataNow(pick_device(device))
+    if not options["accept_data"]:
+        _check_data(variants, arms, order, seeds[0], now)
+    jobs = make_plan(variants, seeds, parent, device, now) if variants else []
     for line in (*_plan(variants, jobs, device), *words):
         _say(line)
     if options["only_plan"]:
@@ -75,6 +82,18 @@ def carry_through(
     every = sorted([*arms_of_jobs(done), *arms], key=lambda arm: order.index(arm.name))
     comparison = compare(title, every, options["figures"], _changes(every))
     return comparison, write_report(comparison, page)
+
+
+def _check_data(
+    variants: Sequence[Variant], arms: Sequence[Arm], order: Sequence[str], seed: int, now: DataNow
+) -> None:
+    """Refuse to compare recipes and runs that read different data under the same options."""
+    found = [ArmData(arm.name, arm.runs[0].recipe["plugins"], arm.runs[0].data) for arm in arms]
+    for variant in variants:
+        recipe = variant.recipe(seed)
+        options = tomllib.loads(resolved(recipe))["plugins"]
+        found.append(ArmData(variant.name, options, now.of(recipe)))
+    check_same_data(sorted(found, key=lambda arm: order.index(arm.name)))
 
 
 def _changes(arms: Sequence[Arm]) -> dict[str, list[Change]]:
@@ -157,11 +176,11 @@ def arms_of(
 
 
 def _alike(record: RunRecord) -> str:
-    """A key of a run's arm: recipe without seed, code of plugins and ganlab, torch's version."""
+    """A key of a run's arm: recipe without seed, data, code, torch's version."""
     recipe = {key: value for key, value in record.recipe.items() if key != "seed"}
     plugins = {n: entry.get("sha256") for n, entry in record.manifest.get("plugins", {}).items()}
     torch_version = record.manifest.get("versions", {}).get("torch")
-    return repr((recipe, plugins, record.manifest.get("code"), torch_version))
+    return repr((recipe, plugins, record.manifest.get("code"), torch_version, record.data))
 
 
 def _stem(record: RunRecord) -> str:

@@ -1,18 +1,22 @@
 """The differences between two recipes or runs, with all defaults filled in."""
 
+import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 
-from ganlab.errors import RecipeError
+from ganlab.compare.data import DataNow
+from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.report.model import Change, Group
 from ganlab.requirements import CHAINED
-from ganlab.runs.folder import open_run_folder, plugin_record, read_json
+from ganlab.runs.data import Data, described, differences, digests, renamed
+from ganlab.runs.folder import open_run_folder, plugin_record, read_data, read_json
+from ganlab.speed.device import pick_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,8 @@ class Side:
     """The sha256 of each plugin's code: as recorded for a run, as it is now for a recipe."""
     environment: dict[str, Any] | None = None
     """The manifest of a run; None for a recipe."""
+    data: Data = field(default_factory=dict)
+    """The data of a run as digests; empty for a recipe, until `with_data` reads them."""
 
 
 def side(argument: Path | str) -> Side:
@@ -39,7 +45,23 @@ def side(argument: Path | str) -> Side:
     folder = open_run_folder(argument)
     manifest = read_json(folder.manifest)
     recipe = load_recipe(folder.recipe)
-    return Side(folder.path.name, recipe, hashes(manifest.get("plugins", {})), manifest)
+    return Side(
+        folder.path.name, recipe, hashes(manifest.get("plugins", {})), manifest, read_data(folder)
+    )
+
+
+def with_data(one: Side, other: Side) -> Side:
+    """The first side with the data that it reads now, when it is a recipe and the other a run.
+
+    Data that cannot be read are told on stderr and left out.
+    """
+    if one.environment is not None or not other.data:
+        return one
+    try:
+        return replace(one, data=DataNow(pick_device("cpu")).of(one.recipe))
+    except GanlabError as error:
+        print(f"the data of {one.name} are not compared: {error}", file=sys.stderr)
+        return one
 
 
 def difference(a: Side, b: Side) -> list[Change]:
@@ -55,6 +77,8 @@ def difference(a: Side, b: Side) -> list[Change]:
         for name, (x, y) in shared.items()
         if x != y
     ]
+    if a.data and b.data:
+        found += _of_data(a.data, b.data)
     if a.environment is not None and b.environment is not None:
         found += _environment(a.environment, b.environment)
     return found
@@ -74,6 +98,18 @@ def _of_plugins(mine: dict[str, Any], theirs: dict[str, Any]) -> Iterator[Change
             yield Change("added", key, None, _toml(theirs[name]), "plugins")
         else:
             yield from _changes(mine[name], theirs[name], f"{key}.", "plugins")
+
+
+def _of_data(a: Data, b: Data) -> Iterator[Change]:
+    """Sections of the data that differ, and training images that were only renamed."""
+    for section, words in differences(a, b).items():
+        before, after = (
+            described({s: entry for s, entry in digests(data).items() if s == section}) or "none"
+            for data in (a, b)
+        )
+        yield Change("changed", f"data.{section}", before, f"{after}: {words}", "data")
+    if words := renamed(a, b):
+        yield Change("changed", "data.training", "names", f"{words}; order and pixels stay", "data")
 
 
 def _changes(a: dict[str, Any], b: dict[str, Any], prefix: str, group: Group) -> Iterator[Change]:
@@ -122,4 +158,5 @@ def check_two(a: Path | str, b: Path | str) -> tuple[Side, Side]:
         path = Path(argument)
         if path.suffix != ".toml" and not (path / "recipe.toml").is_file():
             raise RecipeError(f"{argument}: neither a recipe file nor a run folder")
-    return side(a), side(b)
+    one, other = side(a), side(b)
+    return with_data(one, other), with_data(other, one)

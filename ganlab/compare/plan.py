@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from ganlab.bench.cost import estimate
+from ganlab.compare.data import DataNow, same_data
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.runs.environment import describe_environment
-from ganlab.runs.folder import RunFolder, plugin_record, read_json
+from ganlab.runs.folder import RunFolder, plugin_record, read_data, read_json
 from ganlab.session import (
     DIVERGED,
     DONE,
@@ -87,14 +88,19 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def make_plan(
-    variants: Iterable[Variant], seeds: Sequence[int], parent: Path, device: str
+    variants: Iterable[Variant],
+    seeds: Sequence[int],
+    parent: Path,
+    device: str,
+    data: DataNow | None = None,
 ) -> list[Job]:
     """A job for every variant and seed, seed after seed; each finds its run if that exists already.
 
-    Two runs are the same when they have the same resolved recipe with its seed, code of plugins
-    and ganlab, version of torch and kind of device. Of several, the furthest one is taken.
+    Two runs are the same when they have the same resolved recipe with its seed, data, code of
+    plugins and ganlab, version of torch and kind of device. Of several, the furthest one is taken.
     """
     where = pick_device(device)
+    data = data or DataNow(where)
     existing: dict[str, list[RunFolder]] = {}
     for path in sorted(parent.glob("*/recipe.toml")):
         folder = RunFolder(path.parent)
@@ -107,6 +113,8 @@ def make_plan(
                 folder
                 for folder in existing.get(resolved(recipe), [])
                 if _same_code(read_json(folder.manifest), recipe, where)
+                and not read_json(folder.manifest).get("data_changes")
+                and same_data(read_data(folder), data.of(recipe))
             ]
             same.sort(key=lambda f: (_finished(f), f.read_status().get("iteration", 0)))
             job = Job(variant, seed)

@@ -4,8 +4,7 @@ import hashlib
 import json
 import os
 import struct
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from ganlab.images.files import ImageError
 from ganlab.images.resampling import to_float
 
-_MAGIC = b"ganlab store 1\0\0"
+_MAGIC = b"ganlab store 2\0\0"
 _TAIL = struct.Struct("<q16s")
 # hashing costs about a second per GB, so larger files are checked by their index and length
 _HASHED_BYTES = 64 * 2**20
@@ -38,12 +37,18 @@ class ImageStore:
     """
 
     def __init__(
-        self, pixels: NDArray[np.uint8], sizes: list[tuple[int, int]], names: list[str]
+        self,
+        pixels: NDArray[np.uint8],
+        sizes: list[tuple[int, int]],
+        names: list[str],
+        digests: list[str],
     ) -> None:
         """:param pixels: the concatenation of all images, each [H, W, 3], flattened.
 
         :param sizes: (H, W) of each image.
+        :param digests: `image_digest` of each image.
         """
+        self.digests = dict(zip(names, digests, strict=True))
         self.names = names
         self.sizes = torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)
         lengths = self.sizes.prod(1) * 3
@@ -57,12 +62,14 @@ class ImageStore:
     @classmethod
     def of(cls, images: Iterable[tuple[str, Tensor]]) -> "ImageStore":
         """A store in RAM of named images, each uint8 [3, H, W]."""
-        rows, sizes, names = [], [], []
+        rows, sizes, names, digests = [], [], [], []
         for name, image in images:
             rows.append(_flat(name, image))
             sizes.append((image.shape[1], image.shape[2]))
             names.append(name)
-        return cls(np.concatenate(rows) if rows else np.empty(0, np.uint8), sizes, names)
+            digests.append(_digest(sizes[-1], rows[-1]))
+        pixels = np.concatenate(rows) if rows else np.empty(0, np.uint8)
+        return cls(pixels, sizes, names, digests)
 
     @classmethod
     def open(cls, path: Path) -> "ImageStore":
@@ -74,7 +81,7 @@ class ImageStore:
             index, length = _read_index(path)
             # read-only: a private writable map of a large file may be refused for lack of memory
             pixels = np.memmap(path, np.uint8, mode="r", shape=(length,))
-            return cls(pixels, index["sizes"], index["names"])
+            return cls(pixels, index["sizes"], index["names"], index["digests"])
         except (OSError, ValueError, KeyError, TypeError, struct.error) as fault:
             raise ImageError(f"{path}: not a complete image store ({fault}); delete it.") from None
 
@@ -110,20 +117,18 @@ class ImageStore:
         one continues from the images already written.
         """
         part, notes = path.with_name(path.name + ".part"), path.with_name(path.name + ".notes")
-        known, digest = _written_before(part, notes)
+        known = _written_before(part, notes)
         with part.open("ab") as file, notes.open("a", encoding="utf-8") as lines:
             for name, image in images(len(known)):
-                row = _flat(name, image).data
-                digest.update(row)
-                known.append({"name": name, "size": [*image.shape[1:]], "crc": zlib.crc32(row)})
-                file.write(row)
+                row, size = _flat(name, image), [*image.shape[1:]]
+                known.append({"name": name, "size": size, "digest": _digest(size, row)})
+                file.write(row.data)
                 file.flush()
                 # after the pixels: a note means that they are written
                 lines.write(json.dumps(known[-1]) + "\n")
                 lines.flush()
             # the index comes last, because the sizes are known only then
-            sizes, names = ([note[key] for note in known] for key in ("size", "name"))
-            index = {"sizes": sizes, "names": names, "sha256": digest.hexdigest()}
+            index = {f"{key}s": [note[key] for note in known] for key in ("size", "name", "digest")}
             text = json.dumps(index).encode()
             file.write(text + _TAIL.pack(len(text), _MAGIC))
             file.flush()
@@ -240,13 +245,25 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def _written_before(part: Path, notes: Path) -> tuple[list[dict[str, Any]], Any]:
-    """The complete images of an unfinished store, and the sha256 of their pixels.
+def image_digest(image: Tensor) -> str:
+    """The sha256 of an image's size and pixels, uint8 [3, H, W]; the first 32 hexadecimal digits.
 
-    Everything after them is cut off.
+    A grey image, [1, H, W], has the digest of the colour image of three equal channels.
     """
+    colour = image.expand(3, -1, -1)
+    return _digest(colour.shape[1:], _flat("image", colour))
+
+
+def _digest(size: Sequence[int], row: NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256("{} x {}\0".format(*size).encode())
+    digest.update(row.data)
+    return digest.hexdigest()[:32]
+
+
+def _written_before(part: Path, notes: Path) -> list[dict[str, Any]]:
+    """The complete images of an unfinished store. Everything after them is cut off."""
     known: list[dict[str, Any]] = []
-    digest, length = hashlib.sha256(), 0
+    length = 0
     lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
     with part.open("a+b") as file:
         file.seek(0)
@@ -256,15 +273,14 @@ def _written_before(part: Path, notes: Path) -> tuple[list[dict[str, Any]], Any]
                 height, width = note["size"]
             except (ValueError, KeyError, TypeError):
                 break  # the process was killed while it wrote this line
-            row = file.read(3 * height * width)
-            if len(row) < 3 * height * width or zlib.crc32(row) != note["crc"]:
+            row = np.frombuffer(file.read(3 * height * width), np.uint8)
+            if row.size < 3 * height * width or _digest((height, width), row) != note["digest"]:
                 break
             known.append(note)
-            digest.update(row)
-            length += len(row)
+            length += row.size
         file.truncate(length)
     notes.write_text("".join(json.dumps(note) + "\n" for note in known), encoding="utf-8")
-    return known, digest
+    return known
 
 
 def _flat(name: str, image: Tensor) -> NDArray[np.uint8]:
@@ -286,6 +302,8 @@ def _read_index(path: Path) -> tuple[dict, int]:
         pixels = end - length
         if pixels <= _HASHED_BYTES:
             file.seek(0)
-            if hashlib.sha256(file.read(pixels)).hexdigest() != index["sha256"]:
-                raise ValueError("its pixels have changed since it was saved")
+            for size, digest in zip(index["sizes"], index["digests"], strict=True):
+                row = np.frombuffer(file.read(3 * size[0] * size[1]), np.uint8)
+                if _digest(size, row) != digest:
+                    raise ValueError("its pixels have changed since it was saved")
     return index, pixels

@@ -7,7 +7,7 @@ from typing import Literal
 from ganlab.report.statistics import Interval
 from ganlab.runs.records import Evaluation, RunRecord
 
-Group = Literal["settings", "plugins", "code", "environment"]
+Group = Literal["settings", "plugins", "data", "code", "environment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +119,5 @@ class Comparison:
     changes: dict[str, Sequence[Change]] = field(default_factory=dict)
     """Differences of each arm's recipe from the baseline's."""
     notes: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    """What the runs were trained and evaluated on, in sentences."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import median
 
 from ganlab.errors import RecipeError
+from ganlab.report.data import data_lines
 from ganlab.report.model import (
     Arm,
     Change,
@@ -74,6 +75,7 @@ def compare(
         first,
         changes=dict(changes or {}),
         notes=tuple(_notes(arms, tables)),
+        data=tuple(data_lines(arms)),
     )
 
 

@@ -20,6 +20,8 @@ def print_comparison(comparison: Comparison) -> None:
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(f"{comparison.title}", markup=False, style="bold")
+    for line in comparison.data:
+        console.print(line, markup=False, soft_wrap=True)
     first = comparison.tables[0] if comparison.tables else None
     for table in comparison.tables:
         if first and table.view != first.view and table.figure != first.figure:

@@ -44,4 +44,5 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
         "costs": [asdict(cost) for cost in comparison.costs],
         "images": asdict(comparison.images) if comparison.images else None,
         "notes": list(comparison.notes),
+        "data": list(comparison.data),
     }

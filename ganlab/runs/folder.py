@@ -13,16 +13,18 @@ from filelock import FileLock, Timeout
 
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, resolved
+from ganlab.runs.data import Data
 
 
 class RunFolder:
-    """`runs/<recipe>-<n>/`: recipe.toml, manifest.json, status.json, stats.jsonl, weights."""
+    """`runs/<recipe>-<n>/`: recipe.toml, manifest.json, data.json, status.json, stats.jsonl, ..."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     recipe = property(lambda self: self.path / "recipe.toml")
     manifest = property(lambda self: self.path / "manifest.json")
+    data = property(lambda self: self.path / "data.json")
     status = property(lambda self: self.path / "status.json")
     stats = property(lambda self: self.path / "stats.jsonl")
     timing = property(lambda self: self.path / "timing.jsonl")
@@ -142,6 +144,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_data(folder: RunFolder) -> Data:
+    """The data of a run as digests; empty where the run folder does not say it."""
+    found: Any = read_json(folder.data)
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

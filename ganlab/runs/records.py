@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganlab.errors import GanlabError
-from ganlab.runs.folder import RunFolder, open_run_folder, read_json
+from ganlab.runs.data import Data
+from ganlab.runs.folder import RunFolder, open_run_folder, read_data, read_json
 from ganlab.runs.journal import read_lines
 from ganlab.runs.pictures import Crop, read_crops
 
@@ -57,6 +58,8 @@ class RunRecord:
     """Scores of each held-out image enlarged by bicubic interpolation."""
     verdicts: list[dict[str, Any]]
     crops: list[Crop]
+    data: Data = field(default_factory=dict)
+    """What the run reads, as digests; empty where the run folder does not say it."""
 
     @property
     def seed(self) -> int:
@@ -115,6 +118,7 @@ def read_run(path: Path | str) -> RunRecord:
         next((_finite(line["bicubic"]) for line in scores if "bicubic" in line), {}),
         read_lines(folder.verdicts),
         read_crops(folder.pictures),
+        read_data(folder),
     )
 
 

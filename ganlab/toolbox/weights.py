@@ -1,6 +1,5 @@
 """Published weights of other networks: a local file with a known digest, never a download."""
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ganlab.images.files import cache_folder
 from ganlab.plugin import Plugin
+from ganlab.runs.data import file_sha256
 
 _WRAPPERS = ("params_ema", "params", "state_dict")
 _UNREADABLE = (
@@ -49,8 +49,7 @@ def load_weights(
     """
     if not file.is_file():
         raise plugin.error(f"needs the weights file {file}; get it from {source}, and put it there")
-    with file.open("rb") as stream:  # read in pieces: VGG19 is half a gigabyte
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = file_sha256(file)
     if not found.startswith(sha256.lower()):
         raise plugin.error(
             f"{file} is not the expected file: its sha256 begins with {found[:8]}, and should "
@@ -64,9 +63,12 @@ def load_weights(
 def read_weights(plugin: Plugin, file: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .npz, .pth or .pt file, without a training code's wrapper.
 
+    The file's digest is noted, for the record of the run's data.
+
     :raises RecipeError: when the file cannot be read as one of these.
     """
     try:
+        plugin.files_read[file.name] = file_sha256(file)
         if file.suffix == ".safetensors":
             return dict(load_file(file))
         if file.suffix == ".npz":

@@ -59,9 +59,6 @@ class Builtin(Plugin):
 
     @hookimpl
     def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
-        if self._stores is None:
-            photographs = ImageStore.of((name, self._read(name)) for name in _TRAINING)
-            self._stores = photographs, self._leaves(photographs)
         # as near the share as a batch allows, and equal to it on average
         chance = torch.rand((), generator=self.host_rng, dtype=torch.float64)
         leaves = int(batch_size * self.leaves_share + chance)
@@ -69,9 +66,21 @@ class Builtin(Plugin):
         return torch.cat(
             [
                 store.crops(count, self.crop, self.host_rng, device, self.flips, self.turns)
-                for store, count in zip(self._stores, counts, strict=True)
+                for store, count in zip(self._both(), counts, strict=True)
             ]
         )
+
+    @hookimpl
+    def data_digest(self) -> dict[str, str]:
+        photographs, leaves = self._both()
+        return photographs.digests | leaves.digests
+
+    def _both(self) -> tuple[ImageStore, ImageStore]:
+        """The photographs and the dead leaves, read at the first call."""
+        if self._stores is None:
+            photographs = ImageStore.of((name, self._read(name)) for name in _TRAINING)
+            self._stores = photographs, self._leaves(photographs)
+        return self._stores
 
     @hookimpl
     def evaluation_images(self) -> dict[str, Tensor]:

@@ -71,6 +71,14 @@ class DeadLeaves(Plugin):
 
     @hookimpl
     def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
+        crops, rng = self._leaves().crops, self.host_rng
+        return crops(batch_size, self.crop, rng, device, self.flips, self.turns)
+
+    @hookimpl
+    def data_digest(self) -> dict[str, str]:
+        return self._leaves().digests
+
+    def _leaves(self) -> ImageStore:
         if self._store is None:
             radii = (self.min_radius, self.max_radius, self.exponent)
             made_of = (self.size, radii, self.texture)
@@ -80,8 +88,7 @@ class DeadLeaves(Plugin):
                 lambda rng: paint(self.size, natural_colours(rng), rng, radii, self.texture),
                 made_of,
             )
-        crops, rng = self._store.crops, self.host_rng
-        return crops(batch_size, self.crop, rng, device, self.flips, self.turns)
+        return self._store
 
 
 def gallery(

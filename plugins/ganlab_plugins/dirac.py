@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ganlab import (
     Plugin,
     Run,
+    content_digest,
     hookimpl,
 )
 
@@ -53,6 +54,10 @@ class Dirac(Plugin):
     @hookimpl
     def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
         return torch.zeros(batch_size, 1, device=device)
+
+    @hookimpl
+    def data_digest(self) -> dict[str, str]:
+        return {"zeros": content_digest(0)}
 
     @hookimpl
     def make_generator(self) -> nn.Module:

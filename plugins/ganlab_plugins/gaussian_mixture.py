@@ -13,6 +13,7 @@ from ganlab import (
     Plugin,
     Run,
     Verdict,
+    content_digest,
     hookimpl,
     write_png,
 )
@@ -56,6 +57,10 @@ class GaussianMixture(Plugin):
         which = torch.randint(len(centres), (batch_size,), generator=self.rng, device=device)
         noise = torch.randn(batch_size, 2, generator=self.rng, device=device, dtype=centres.dtype)
         return centres[which] + spread * noise
+
+    @hookimpl
+    def data_digest(self) -> dict[str, str]:
+        return {self.layout: content_digest(*mixture(self.layout))}
 
     @hookimpl
     def evaluate(self, run: Run, generator: nn.Module) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -34,6 +34,7 @@ class ImageFolder(Plugin):
     Every image is equally likely, whatever its size. The images are decoded once, into one file
     in ganlab's cache folder ($GANLAB_CACHE). It takes 3 bytes a pixel: 7 GB for DIV2K. It is mapped
     into memory, not loaded, and used again while the folder's files keep their sizes and times.
+    A digest of each image's pixels is kept with it.
 
     Reads PNG, JPEG, WebP, BMP and TIFF; grey images become RGB. Nothing is read before the first
     crop, so that a finished run can be used without its data.
@@ -43,6 +44,9 @@ class ImageFolder(Plugin):
     """Folder of training images (HR)."""
     evaluation_path: RecipePath | None = None
     """Folder of held-out images. It may lie inside `path`: its images are not trained on."""
+    held_out_share: float = Field(0.1, ge=0, lt=1)
+    """Without `evaluation_path`: share of the images in `path` that are held out, chosen by a hash
+    of their names. At least one is held out where there are two or more; 0 holds out none."""
     evaluation_limit: int = Field(8, ge=1)
     """Largest number of held-out images. They are spread evenly over the sorted list of files."""
     crop: int = Field(96, ge=8)
@@ -58,6 +62,15 @@ class ImageFolder(Plugin):
 
     _store: ImageStore | None = PrivateAttr(None)
 
+    @model_validator(mode="after")
+    def _one_rule(self) -> "ImageFolder":
+        default = type(self).model_fields["held_out_share"].default
+        if self.evaluation_path and self.held_out_share != default:
+            raise ValueError(
+                "held_out_share has no effect beside evaluation_path; drop one of them"
+            )
+        return self
+
     @hookimpl
     def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
         if self._store is None:
@@ -67,10 +80,17 @@ class ImageFolder(Plugin):
         )
 
     @hookimpl
+    def data_digest(self) -> dict[str, str]:
+        return (self._store or self._open()).digests
+
+    @hookimpl
     def evaluation_images(self) -> dict[str, Tensor]:
-        files = self._list("evaluation_path")
+        _, files = self._split()
         number = min(len(files), self.evaluation_limit)
-        chosen = [files[i * len(files) // number] for i in range(number)]
+        if self.evaluation_path:
+            chosen = [files[i * len(files) // number] for i in range(number)]
+        else:  # the first by hash, so that an image that is added moves at most one
+            chosen = sorted(sorted(files, key=self._rank)[:number])
         names = [file.name for file in chosen]
         if len(set(names)) < number:
             common = os.path.commonpath(chosen)
@@ -80,13 +100,7 @@ class ImageFolder(Plugin):
         }
 
     def _open(self) -> ImageStore:
-        # listed now, so that a wrong path is reported before training, not at an evaluation
-        held_out = set(self._list("evaluation_path"))
-        files = [file for file in self._list("path") if file not in held_out]
-        if not files:
-            raise self.error(
-                "holds out all images of path; choose another folder.", "evaluation_path"
-            )
+        files, _ = self._split()
         store = self._cached(files)
         name, height, width = store.smallest()
         if self.crop > min(height, width):
@@ -97,6 +111,29 @@ class ImageFolder(Plugin):
                 "crop",
             )
         return store
+
+    def _split(self) -> tuple[list[Path], list[Path]]:
+        """The files to train on, and the held-out files.
+
+        Without `evaluation_path` a file is held out if a hash of its path below `path` falls into
+        the share. So images that are added or removed move no other image to the other side.
+        """
+        files, held_out = self._list("path"), self._list("evaluation_path")
+        if self.evaluation_path is None and self.held_out_share and len(files) > 1:
+            first = min(files, key=self._rank)
+            share = self.held_out_share
+            held_out = [f for f in files if f is first or self._rank(f) < share]
+        training = sorted(set(files) - set(held_out))
+        if not training:
+            option = "evaluation_path" if self.evaluation_path else "held_out_share"
+            raise self.error("holds out all images of path; leave some to train on.", option)
+        return training, held_out
+
+    def _rank(self, file: Path) -> float:
+        """A number in 0..1 for an image, which depends only on its path below `path`."""
+        name = file.relative_to(self.path.resolve()).as_posix()
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:7]) / 2**56
 
     def _cached(self, files: list[Path]) -> ImageStore:
         stats = [(file, file.stat()) for file in files]

@@ -9,6 +9,7 @@ from ganlab import (
     Plugin,
     RecipePath,
     Run,
+    file_digests,
     fill_network,
     hookimpl,
     read_weights,
@@ -49,6 +50,10 @@ class InitialWeights(Plugin):
             network = run.G if option == "generator" else run.D
             assert network is not None
             self._fill(network, file)
+
+    @hookimpl
+    def data_digest(self) -> dict[str, str]:
+        return file_digests(*(file for _, file in self._files()))
 
     def _files(self) -> list[tuple[str, Path]]:
         """The options that name a file, with their files."""

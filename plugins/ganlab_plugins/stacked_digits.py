@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ganlab import (
     Plugin,
     Run,
+    content_digest,
     hookimpl,
     write_png,
 )
@@ -42,6 +43,11 @@ class StackedDigits(Plugin):
         shape = (batch_size, 3)
         which = torch.randint(len(images), shape, generator=self.rng, device=device)
         return images[which]
+
+    @hookimpl
+    def data_digest(self) -> dict[str, str]:
+        images, _ = self.digits(torch.device("cpu"))
+        return {f"digit {i}": content_digest(image) for i, image in enumerate(images)}
 
     @hookimpl
     def evaluate(self, run: Run, generator: nn.Module) -> dict[str, float]:

@@ -1,0 +1,39 @@
+"""The data of runs in sentences, for the head of a report."""
+
+from collections.abc import Iterator, Sequence
+
+from ganlab.report.model import Arm
+from ganlab.runs.data import TITLES, described, differences, digests, trained_on
+from ganlab.runs.records import RunRecord
+
+
+def data_lines(arms: Sequence[Arm]) -> Iterator[str]:
+    """What the runs read, in which data they differ, and which held-out images were trained on."""
+    named = [
+        (arm.name if len(arm.runs) == 1 else f"{arm.name} seed {run.seed}", run)
+        for arm in arms
+        for run in arm.runs
+        if run.data
+    ]
+    if not named:
+        return
+    name, first = named[0]
+    yield f"Data: {described(digests(first.data))}."
+    for other, run in named[1:]:
+        for section, words in differences(first.data, run.data).items():
+            if section != "weights":  # the arms may have different losses
+                yield f"Different {TITLES[section]}: in {other}, compared with {name}, {words}."
+    for title, run in named:
+        yield from _of_run(title, run)
+
+
+def _of_run(name: str, run: RunRecord) -> Iterator[str]:
+    if seen := trained_on(run.data):
+        yield (
+            f"{name}: also in the training data, so scores on them say nothing about new images: "
+            f"{len(seen)} of the held-out images, {', '.join(seen[:4])}."
+        )
+    for change in run.manifest.get("data_changes", []):
+        for section, words in change["changes"].items():
+            when = f"changed at iteration {change['iteration']:,}"
+            yield f"{name}: its {TITLES[section]} {when}: {words}."

@@ -1,0 +1,160 @@
+"""The data of a run as digests: which items it reads, and how two runs differ in them."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+Section = Literal["training", "held_out", "weights"]
+Items = dict[str, str]
+"""Name of an item -> digest of its content, in the order in which the run reads the items."""
+Data = dict[Section, dict[str, Items]]
+"""Section -> name of the plugin -> its items: what data.json holds."""
+
+TITLES: dict[Section, str] = {
+    "training": "training data",
+    "held_out": "held-out images",
+    "weights": "weights",
+}
+_SHOWN = 4  # names in a sentence
+
+
+def content_digest(*parts: object) -> str:
+    """A digest of tensors, bytes, text and numbers: what drawn or painted data are made of.
+
+    :returns: the first 32 hexadecimal digits of a sha256.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            values = part.detach().cpu().contiguous()
+            digest.update(f"{values.dtype} {[*values.shape]}\0".encode() + values.numpy().tobytes())
+        else:
+            digest.update(part if isinstance(part, bytes) else repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:32]
+
+
+def file_digests(*files: Path) -> Items:
+    """The sha256 of each file under its name; "missing" for a file that does not exist."""
+    return {file.name: file_sha256(file) if file.is_file() else "missing" for file in files}
+
+
+def file_sha256(file: Path) -> str:
+    """The sha256 of a file; while its size and time stay, it is read once in a process."""
+    stat = file.stat()
+    return _file_sha256(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _file_sha256(file: Path, size: int, time: int) -> str:
+    with file.open("rb") as stream:  # read in pieces: VGG19 is half a gigabyte
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digests(data: Data) -> dict[str, dict[str, Any]]:
+    """Digest and number of items of each section, for the manifest.
+
+    The digest of held-out images covers their names, since scores are stored by name. That of
+    training data and weights covers contents and their order only: equal pictures under other
+    names are the same data, as long as their order is the same.
+    """
+    found = {}
+    for section, plugins in data.items():
+        digest = hashlib.sha256()
+        for items in plugins.values():
+            for name, content in items.items():
+                digest.update(f"{name}\0{content}\n".encode() if section == "held_out"
+                              else f"{content}\n".encode())  # fmt: skip
+        number = sum(map(len, plugins.values()))
+        found[str(section)] = {"digest": digest.hexdigest(), "number": number}
+    return found
+
+
+def described(data: Mapping[str, Any]) -> str:
+    """What `digests` returns, in words: `6 training items (ab12cd34), 4 held-out images (...)`."""
+    units = {"training": "training item", "held_out": "held-out image", "weights": "weights file"}
+    parts = []
+    for section, entry in data.items():
+        unit = units.get(section, section) + ("s" if entry["number"] != 1 else "")
+        if section == "weights":
+            unit = "weights file" if entry["number"] == 1 else "weights files"
+        parts.append(f"{entry['number']:,} {unit} ({entry['digest'][:8]})")
+    return ", ".join(parts)
+
+
+def differences(before: Data, now: Data) -> dict[Section, str]:
+    """What changed in each section, in words; empty when a run would read the same data.
+
+    For example {"training": "2 more: a.png, b.png; 1 changed: c.png"}.
+    """
+    ours, theirs = digests(before), digests(now)
+    found: dict[Section, str] = {}
+    for section in TITLES:
+        if ours.get(section) != theirs.get(section):
+            found[section] = "; ".join(_changes(_flat(before, section), _flat(now, section)))
+    return found
+
+
+def renamed(before: Data, now: Data) -> str:
+    """Which training items have other names but the same contents in the same order."""
+    one, other = (_flat(data, "training") for data in (before, now))
+    if list(one.values()) != list(other.values()):
+        return ""
+    pairs = [f"{a} -> {b}" for a, b in zip(one, other, strict=True) if a != b]
+    return _listed("renamed", pairs) if pairs else ""
+
+
+def trained_on(data: Data) -> list[str]:
+    """The held-out images whose pixels are also in the training data, each with its other name."""
+    training = {content: name for name, content in _flat(data, "training").items()}
+    return [
+        name if training[content] == name else f"{name} (there {training[content]})"
+        for name, content in _flat(data, "held_out").items()
+        if content in training
+    ]
+
+
+def _flat(data: Data, section: Section) -> Items:
+    """The items of a section; the plugin's name comes first where several plugins have items."""
+    plugins = data.get(section, {})
+    several = len(plugins) > 1
+    return {
+        f"{plugin}: {name}" if several else name: content
+        for plugin, items in plugins.items()
+        for name, content in items.items()
+    }
+
+
+def _changes(before: Items, now: Items) -> Iterator[str]:
+    gone = [name for name in before if name not in now]
+    new = [name for name in now if name not in before]
+    # an item that kept its content under another name is renamed, not gone and new
+    contents = Counter(now[name] for name in new)
+    moved = []
+    for name in gone:
+        if contents[before[name]]:
+            contents[before[name]] -= 1
+            new_name = next(n for n in new if now[n] == before[name])
+            new.remove(new_name)
+            moved.append((name, new_name))
+    gone = [name for name in gone if name not in dict(moved)]
+    if new:
+        yield _listed("more", new)
+    if gone:
+        yield _listed("fewer", gone)
+    if other := [name for name in before if name in now and now[name] != before[name]]:
+        yield _listed("changed", other)
+    if moved:
+        yield _listed("renamed", [f"{a} -> {b}" for a, b in moved])
+    if not (new or gone or other or moved):
+        yield "the same items in another order"
+
+
+def _listed(word: str, names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} others" if len(names) > _SHOWN else ""
+    return f"{len(names):,} {word}: {', '.join(names[:_SHOWN])}{more}"

@@ -1,0 +1,56 @@
+"""What a resumed run does when its data have changed: it is refused, or the run folder says so."""
+
+import sys
+from pathlib import Path
+
+from ganlab.errors import RecipeError
+from ganlab.recipe.model import Recipe
+from ganlab.runs.data import TITLES, Data, Section, differences, digests
+from ganlab.runs.folder import RunFolder, read_data, read_json, write_json
+
+
+def changes_of_data(
+    folder: RunFolder, recipe: Recipe, data: Data, accepted: bool
+) -> dict[Section, str]:
+    """How the data differ from those of the run, in words; printed when that was accepted.
+
+    :param data: what the run would read now.
+    :returns: what changed in each section; empty where the run folder does not say its data.
+
+    :raises RecipeError: when they differ and that was not accepted.
+    """
+    before = read_data(folder)
+    changes = differences(before, data) if before else {}
+    if not changes:
+        return {}
+    told = "; ".join(
+        f"{TITLES[section]}{_sources(recipe, before, data, section)}: {words}"
+        for section, words in changes.items()
+    )
+    if not accepted:
+        raise RecipeError(
+            f"{folder.path}: the data have changed since the run was started ({told}), so it would "
+            "not continue the same run; restore them, or continue on the new data with "
+            "--accept-data"
+        )
+    print(f"the data have changed: {told}", file=sys.stderr)
+    return changes
+
+
+def note_changes(
+    folder: RunFolder, data: Data, changes: dict[Section, str], iteration: int
+) -> None:
+    """Note in the run folder that its data are other ones from now on."""
+    manifest = read_json(folder.manifest)
+    changed = [*manifest.get("data_changes", []), {"iteration": iteration, "changes": changes}]
+    write_json(folder.manifest, manifest | {"data": digests(data), "data_changes": changed})
+    write_json(folder.data, data)
+
+
+def _sources(recipe: Recipe, before: Data, data: Data, section: Section) -> str:
+    """The plugins whose data in a section have changed, with their paths; begins with " of"."""
+    old, new = before.get(section, {}), data.get(section, {})
+    changed = [p for n, p in recipe.plugins.items() if old.get(n) != new.get(n)]
+    paths = [(p.name, [str(v) for _, v in p if isinstance(v, Path)]) for p in changed]
+    named = [f"{name} ({', '.join(found)})" if found else name for name, found in paths]
+    return f" of {' and '.join(named)}" if named else ""
