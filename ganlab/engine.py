@@ -1,5 +1,6 @@
 """The training loop: iterations, and the work between them."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing
@@ -17,7 +18,7 @@ from ganlab.checkpoint import (
     write_checkpoint,
     write_weights,
 )
-from ganlab.errors import Diverged
+from ganlab.errors import Diverged, RecipeError
 from ganlab.evaluation.health import game_health
 from ganlab.evaluation.samples import write_samples
 from ganlab.evaluation.scores import eval_mode, evaluate_generator
@@ -88,7 +89,8 @@ def train(run: Run, journal: Journal, writer: Writer, stop: Callable[[], str] = 
     :param writer: writes files while training goes on. At the end it has written all and is closed.
     :param stop: returns "" to go on, or a reason to stop. After "signal" the state is saved; after
         any other reason the generator is also evaluated.
-    :returns: the reason; "" at the recipe's end, "verdict" when a verdict ended the run.
+    :returns: the reason; "" at the recipe's end, "verdict" when a verdict ended the run,
+        "patience" when the recipe's `patience` did.
     :raises Diverged: when a loss is not finite; the last checkpoint is from before that.
     """
     keep_freed_memory()
@@ -116,7 +118,11 @@ class Loop:
         self.saved = run.iteration
         notes_told = len(run.notes)
         reason = ""
-        while not reason and run.iteration < recipe.iterations and not (reason := stop()):
+        while (
+            not reason
+            and run.iteration < recipe.iterations
+            and not (reason := self.out_of_patience() or stop())
+        ):
             losses = iterate(run)
             run.iteration += 1
             self.journal.record(run.iteration, losses)
@@ -130,6 +136,20 @@ class Loop:
             self.evaluate(planned=False)
         run.hook.run_end(run=run)
         return reason
+
+    def out_of_patience(self) -> str:
+        """Give "patience" when the last `patience` evaluations brought no better figure, else "".
+
+        Evaluations before the first step of D do not count. The answer depends on checkpointed
+        state alone, so a resumed run ends at the same iteration.
+        """
+        recipe, progress = self.run.recipe, self.run.progress
+        began = progress.game_began if recipe.d_steps else 0
+        if not recipe.patience or began is None or progress.iteration % recipe.evaluate_every:
+            return ""
+        since = max(began, progress.best[0] if progress.best else 0)
+        waited = progress.iteration - since
+        return "patience" if waited >= recipe.patience * recipe.evaluate_every else ""
 
     def after_iteration(self) -> str:
         """Do what is due now; returns "verdict" when a verdict ends the run, else ""."""
@@ -185,8 +205,14 @@ class Loop:
     def _is_best(self, figures: dict[str, float]) -> bool:
         """Whether this is the best evaluation so far; if so, it is kept as the best."""
         progress, recipe = self.run.progress, self.run.recipe
-        figure = figures.get(recipe.best_metric)
-        if figure is None:
+        if recipe.patience and recipe.best_metric not in figures:
+            raise RecipeError(
+                f"{recipe.file}: patience = {recipe.patience} waits for a better "
+                f"{recipe.best_metric}, but the evaluation has {', '.join(figures)}; set "
+                "best_metric to one of these"
+            )
+        figure = figures.get(recipe.best_metric, math.nan)
+        if not math.isfinite(figure):
             return False
         sign = 1 if recipe.best_is == "highest" else -1
         if progress.best and sign * (figure - progress.best[1]) <= 0:

@@ -109,6 +109,12 @@ def _check_settings(recipe: Recipe) -> None:
             f"{recipe.origin('share_forward')}: share_forward = false has no effect: with first = "
             '"discriminator" no pass of D is shared; leave it out, or set first = "generator"'
         )
+    if recipe.patience * recipe.evaluate_every >= recipe.iterations:
+        raise RecipeError(
+            f"{recipe.origin('patience')}: patience = {recipe.patience} has no effect: so "
+            f"many evaluations, one each {recipe.evaluate_every} iterations, take the whole run of "
+            f"{recipe.iterations}; lower patience or evaluate_every, or leave patience out"
+        )
     if recipe.batch_size % recipe.accumulate:
         raise RecipeError(
             f"{recipe.file}: accumulate = {recipe.accumulate} does not divide batch_size = "

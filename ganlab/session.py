@@ -201,6 +201,9 @@ def _train(run: Run, journal: Journal, writer: Writer, limits: Limits) -> Ending
             journal.verdict(run.iteration, verdict, "stop")
         print(f"diverged: {error}; the last checkpoint is older", file=sys.stderr)
         return Ending("diverged", DIVERGED, str(error))
+    if reason == "patience":
+        metric, since = run.recipe.best_metric, run.progress.best[0] if run.progress.best else 0
+        return Ending("done", DONE, f"stopped: no better {metric} since iteration {since:,}")
     codes = {"signal": _exit_code(limits.signal), "verdict": UNHEALTHY}
     return Ending("stopped" if reason else "done", codes.get(reason, DONE), reason)
 
@@ -285,6 +288,8 @@ def summary(folder: RunFolder) -> str:
     """The text that a sitting prints on stdout at its end: scores beside bicubic, run folder."""
     status = folder.read_status()
     lines = [f"{status['state']} at iteration {status['iteration']} of {status['of']}"]
+    if status["state"] == "done" and status["message"]:
+        lines.append(status["message"])
     scores, bicubic = status.get("scores") or {}, status.get("bicubic") or {}
     if scores:
         title, rival = ("held-out images", "bicubic") if bicubic else ("scores", "")

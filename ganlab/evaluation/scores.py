@@ -125,7 +125,8 @@ def eval_mode(network: nn.Module) -> Iterator[nn.Module]:
 def check_held_out(run: Run) -> None:
     """Refuse at assembly what would stop the run at its first evaluation.
 
-    :raises RecipeError: for an image too small to score.
+    :raises RecipeError: for an image too small to score, or a setting of evaluations
+        where nothing is evaluated.
     """
     smallest = WINDOW + 3 * run.scale
     for name, image in run.held_out.items():
@@ -134,14 +135,15 @@ def check_held_out(run: Run) -> None:
                 f"{run.recipe.file}: the held-out image {name} is too small to score at "
                 f"x{run.scale}; it must have at least {smallest} pixels a side"
             )
-    default = type(run.recipe).model_fields["best_metric"].default
     judged = run.held_out or run.plugins_with("evaluate")
-    if not judged and run.recipe.best_metric != default:
-        raise RecipeError(
-            f"{run.recipe.origin('best_metric')}: best_metric = '{run.recipe.best_metric}' has no "
-            "effect: there are no held-out images, and no plugin evaluates anything else; leave "
-            "it out, or add held-out images"
-        )
+    for setting in () if judged else ("best_metric", "patience"):
+        value = getattr(run.recipe, setting)
+        if value != type(run.recipe).model_fields[setting].default:
+            raise RecipeError(
+                f"{run.recipe.origin(setting)}: {setting} = {value!r} has no effect: there are no "
+                "held-out images, and no plugin evaluates anything else; leave it out, or add "
+                "held-out images"
+            )
 
 
 def check_best_metric(run: Run) -> None:

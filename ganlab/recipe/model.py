@@ -92,6 +92,8 @@ class Recipe(BaseModel):
     """The evaluation figure by which the best generator is kept."""
     best_is: Literal["highest", "lowest"] = "highest"
     """Which value of that figure is the best: the highest for PSNR, the lowest for LPIPS."""
+    patience: int = Field(0, ge=0)
+    """Evaluations without a better `best_metric` after which the run ends early; 0: never."""
 
     _plugins: dict[str, Plugin] = PrivateAttr(default_factory=dict)
     _sources: dict[str, PluginSource] = PrivateAttr(default_factory=dict)

@@ -121,6 +121,8 @@ def _of_one_run(record: RunRecord) -> str:
     status = record.status
     where = f"iteration {status.get('iteration', 0):,} of {record.recipe['iterations']:,}"
     parts = [f"Seed {record.seed}, {record.state} at {where}."]
+    if record.ended_early:
+        parts.append(f"It {record.ended_early}.")
     for name, found in (("Last", record.last), ("Best", record.best)):
         metric = record.recipe["best_metric"]
         if found and metric in found.figures:

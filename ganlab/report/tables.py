@@ -325,6 +325,12 @@ def _lost_runs(arm: Arm) -> Iterator[str]:
                 f"{arm.name}: {len(lost)} of {len(arm.runs)} runs {state} (seed "
                 f"{', '.join(lost)}) and have no figure{rest}."
             )
+    early = [f"seed {r.seed} at {r.status['iteration']:,}" for r in arm.runs if r.ended_early]
+    if early:
+        yield (
+            f"{arm.name}: patience ended {len(early)} of {len(arm.runs)} runs before the recipe's "
+            f"last iteration: {', '.join(early)}."
+        )
     ended = ("done", "diverged", "failed")
     unfinished = [run.folder.path.name for run in arm.runs if run.state not in ended]
     if unfinished:

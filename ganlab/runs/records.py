@@ -76,6 +76,11 @@ class RunRecord:
         return self.state not in ("diverged", "failed")
 
     @property
+    def ended_early(self) -> str:
+        """Why the run is done before the recipe's last iteration; empty when it is not."""
+        return str(self.status.get("message", "")) if self.state == "done" else ""
+
+    @property
     def last(self) -> Evaluation | None:
         return self.evaluations[-1] if self.evaluations else None
 
