@@ -121,10 +121,16 @@ def load_checkpoint(run: Run, folder: Path) -> int:
     for number in reversed(kept):
         path = checkpoint_file(folder, number)
         if is_sound(path):
-            _restore(run, read_checkpoint(path), path)
+            restore(run, read_checkpoint(path), path)
             return run.iteration
         print(f"{path}: damaged (its sha256 differs); trying the one before it", file=sys.stderr)
     raise GanlabError(f"{folder}: no undamaged checkpoint to resume from; start a new run")
+
+
+def last_checkpoint(folder: Path) -> int | None:
+    """The iteration of the newest sound checkpoint; None when there is none."""
+    kept = reversed(checkpoints_of(folder))
+    return next((n for n in kept if is_sound(checkpoint_file(folder, n))), None)
 
 
 def roll_back(run: Run, folder: Path, since: int) -> int:
@@ -234,19 +240,24 @@ def _state_of(part: nn.Module | Optimizer) -> dict[str, Any]:
     return state
 
 
-def _restore(run: Run, state: dict[str, Any], path: Path) -> None:
+def restore(run: Run, state: dict[str, Any], source: Path | str) -> None:
+    """Put what `state_of` returned into a run of the same recipe.
+
+    :param source: where the state is from, for messages.
+    :raises GanlabError: when it is of other networks or plugins.
+    """
     mine = _state(run)
     for part in ("networks", "plugins"):
         if mine[part].keys() != state[part].keys():
             raise GanlabError(
-                f"{path}: it holds the {part} {sorted(state[part])}, but the recipe has "
+                f"{source}: it holds the {part} {sorted(state[part])}, but the recipe has "
                 f"{sorted(mine[part])}; resume with the recipe that made it"
             )
     for name, values in state["networks"].items():
         try:
             getattr(run, name).load_state_dict(values)
         except (RuntimeError, ValueError) as error:
-            raise GanlabError(f"{path}: its {name} is of another network: {error}") from None
+            raise GanlabError(f"{source}: its {name} is of another network: {error}") from None
     for name, values in state["plugins"].items():
         plugin: Any = run.recipe.plugins[name]
         plugin.load_state_dict(values)

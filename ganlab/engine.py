@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ganlab.checkpoint import (
     Keep,
@@ -91,7 +91,8 @@ def train(run: Run, journal: Journal, writer: Writer, stop: Callable[[], str] = 
         any other reason the generator is also evaluated.
     :returns: the reason; "" at the recipe's end, "verdict" when a verdict ended the run,
         "patience" when the recipe's `patience` did.
-    :raises Diverged: when a loss is not finite; the last checkpoint is from before that.
+    :raises Diverged: when a loss or a weight is not finite. It is noticed at the next report,
+        evaluation or checkpoint; `replay.find_cause` finds where it began.
     """
     keep_freed_memory()
     with closing(writer), run.execution.running():
@@ -259,9 +260,14 @@ class Loop:
         """
         self.journal.flush()
         for name, network in (("G", self.run.G), ("D", self.run.D)):
-            # one check for all weights, so there is only one wait for the device
-            norms = list(torch._foreach_norm(list(network.parameters()))) if network else []
-            if norms and not torch.stack(norms).isfinite().all():
-                raise Diverged(
-                    f"iteration {self.run.iteration}: the weights of {name} are not finite"
-                )
+            if network and not weights_are_finite(network):
+                raise Diverged(self.run.iteration, f"the weights of {name} are not finite")
+
+
+def weights_are_finite(network: nn.Module) -> bool:
+    """Whether all weights and buffers of a network are finite. Waits for the device once."""
+    kept = [*network.parameters(), *network.buffers()]
+    kept = [tensor.detach() for tensor in kept if tensor.is_floating_point() and tensor.numel()]
+    # the largest of each tensor: a sum of squares could overflow
+    largest = list(torch._foreach_norm(kept, math.inf)) if kept else []
+    return not largest or bool(torch.stack(largest).isfinite().all())

@@ -14,6 +14,11 @@ class RecipeError(GanlabError, ValueError):
 
 
 class Diverged(GanlabError):  # noqa: N818  # it names an outcome
-    """A loss is not finite; exit code 3. The last checkpoint is from before that."""
+    """A loss or a weight is not finite; exit code 3. No checkpoint holds it."""
 
     exit_code = 3
+
+    def __init__(self, iteration: int, what: str) -> None:
+        """:param iteration: at which it was noticed, counted from 1."""
+        super().__init__(f"iteration {iteration:,}: {what}")
+        self.iteration, self.what = iteration, what

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from ganlab.assembly import assemble, build_network, open_run
-from ganlab.checkpoint import load_checkpoint, load_generator
+from ganlab.checkpoint import last_checkpoint, load_checkpoint, load_generator
 from ganlab.engine import train
 from ganlab.errors import Diverged, GanlabError, RecipeError
 from ganlab.monitoring.verdicts import Verdict
 from ganlab.recipe.model import Recipe, load_recipe
+from ganlab.replay import find_cause
 from ganlab.requirements import warnings_of
 from ganlab.run import Run
 from ganlab.runs.data import digests
@@ -195,17 +196,33 @@ def _train(run: Run, journal: Journal, writer: Writer, limits: Limits) -> Ending
     try:
         reason = train(run, journal, writer, limits)
     except Diverged as error:
-        sentence = f"training exploded at iteration {run.iteration:,}: {error}"
-        verdict = Verdict("exploded", run.iteration, sentence)
-        if verdict.name not in journal.verdicts:
-            journal.verdict(run.iteration, verdict, "stop")
-        print(f"diverged: {error}; the last checkpoint is older", file=sys.stderr)
-        return Ending("diverged", DIVERGED, str(error))
+        return _diverged(run, journal, limits, error)
     if reason == "patience":
         metric, since = run.recipe.best_metric, run.progress.best[0] if run.progress.best else 0
         return Ending("done", DONE, f"stopped: no better {metric} since iteration {since:,}")
     codes = {"signal": _exit_code(limits.signal), "verdict": UNHEALTHY}
     return Ending("stopped" if reason else "done", codes.get(reason, DONE), reason)
+
+
+def _diverged(run: Run, journal: Journal, limits: Limits, noticed: Diverged) -> Ending:
+    """Find out at which iteration and from what a run diverged, and report that."""
+    folder = journal.folder
+    cause = find_cause(
+        folder, run.device, noticed, journal.say, lambda: limits() in ("signal", "time")
+    )
+    run.iteration = cause.iteration  # what came after it counts for nothing
+    verdict = Verdict("exploded", cause.iteration, f"training exploded at {cause}")
+    if verdict.name not in journal.verdicts:
+        journal.verdict(cause.iteration, verdict, "stop")
+    else:
+        journal.say(f"diverged: {cause}")
+    kept = last_checkpoint(folder.checkpoints)
+    journal.say(
+        "diverged; there is no checkpoint yet: resumed, the run begins again"
+        if kept is None
+        else f"diverged; the last checkpoint is of iteration {kept:,}"
+    )
+    return Ending("diverged", DIVERGED, str(cause))
 
 
 def _so_far(run: Run, journal: Journal) -> dict[str, Any]:

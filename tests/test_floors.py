@@ -19,7 +19,8 @@ FLOORS = """
     compare
     commands
     session
-    bench report
+    bench report replay
+    examination
     engine
     assembly checkpoint
     requirements evaluation speed toolbox

@@ -111,13 +111,13 @@ class Journal:
         # the only sync of the loop
         values = iter(torch.stack([v.to(exact) for v in flat]).tolist() if flat else [])
         lines: list[str] = []
-        fault = ""
+        fault: Diverged | None = None
         figures: dict[str, float] = {}
         for iteration, losses in self._pending:
             figures = {name: next(values) for name in losses}
             bad = [name for name, value in figures.items() if not math.isfinite(value)]
             if bad and not fault:
-                fault = f"iteration {iteration}: {', '.join(bad)} is not finite"
+                fault = Diverged(iteration, f"{', '.join(bad)} is not finite")
                 lines.append(_line(iteration, {k: v for k, v in figures.items() if k not in bad}))
             elif not fault:
                 lines.append(_line(iteration, figures))
@@ -126,7 +126,7 @@ class Journal:
         self._pending.clear()
         self._append(self.folder.stats, lines)
         if fault:
-            raise Diverged(fault)
+            raise fault
         self._report(last, figures)
 
     def sync(self) -> None:
