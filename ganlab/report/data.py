@@ -9,12 +9,7 @@ from ganlab.runs.records import RunRecord
 
 def data_lines(arms: Sequence[Arm]) -> Iterator[str]:
     """What the runs read, in which data they differ, and which held-out images were trained on."""
-    named = [
-        (arm.name if len(arm.runs) == 1 else f"{arm.name} seed {run.seed}", run)
-        for arm in arms
-        for run in arm.runs
-        if run.data
-    ]
+    named = [pair for arm in arms for pair in _distinct(arm)]
     if not named:
         return
     name, first = named[0]
@@ -25,6 +20,14 @@ def data_lines(arms: Sequence[Arm]) -> Iterator[str]:
                 yield f"Different {TITLES[section]}: in {other}, compared with {name}, {words}."
     for title, run in named:
         yield from _of_run(title, run)
+
+
+def _distinct(arm: Arm) -> Iterator[tuple[str, RunRecord]]:
+    """One run of an arm for all that read the same data, with the arm's name, or also its seed."""
+    known = [run for run in arm.runs if run.data]
+    kinds = {repr((run.data, run.manifest.get("data_changes"))): run for run in reversed(known)}
+    for run in reversed(kinds.values()):
+        yield arm.name if len(kinds) == 1 else f"{arm.name} seed {run.seed}", run
 
 
 def _of_run(name: str, run: RunRecord) -> Iterator[str]:
