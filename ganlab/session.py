@@ -55,6 +55,8 @@ class Limits:
         self.called_off = called_off
         self.deadline: float | None = None
         self.signal: int | None = None
+        self.answer = "finishing this iteration, then saving"
+        """What is done at a signal, for the user."""
         self.run: Run | None = None
 
     def begin(self, run: Run) -> None:
@@ -85,7 +87,7 @@ class Limits:
             if self.signal is not None:
                 raise SystemExit(_exit_code(number))
             self.signal = number
-            print("\nfinishing this iteration, then saving (once more: end now)", file=sys.stderr)
+            print(f"\n{self.answer} (once more: end now)", file=sys.stderr)
 
         before = {n: signal.signal(n, note) for n in STOP_SIGNALS}
         try:
@@ -206,7 +208,7 @@ def _train(run: Run, journal: Journal, writer: Writer, limits: Limits) -> Ending
 
 def _diverged(run: Run, journal: Journal, limits: Limits, noticed: Diverged) -> Ending:
     """Find out at which iteration and from what a run diverged, and report that."""
-    folder = journal.folder
+    folder, limits.answer = journal.folder, "ending the search for the cause"
     cause = find_cause(
         folder, run.device, noticed, journal.say, lambda: limits() in ("signal", "time")
     )
@@ -348,5 +350,10 @@ def load_for_use(
             f"{folder.path}: its generator makes samples, it enlarges no images; name another run"
         )
     generator = build_network(run, "make_generator", run.real_shape).eval()
+    if which == "best" and folder.weights().is_file() and not folder.weights("best").is_file():
+        raise RecipeError(
+            f"{folder.path}: it has no best generator yet: it chooses by {run.recipe.best_metric} "
+            "at the evaluations of its recipe, and none has given that figure; use --weights last"
+        )
     load_generator(generator, folder.weights(which))
     return run, generator, folder

@@ -72,7 +72,7 @@ def compare(arms: tuple[str, ...], **options: Any) -> None:
 
     The first is the baseline. Each recipe is run once per seed. Runs that exist are used: an
     interrupted comparison continues, and one more seed costs one more run per recipe. Prints a
-    table and writes one page.
+    table and writes one page. Exit code 1 when a run diverged or failed: it has no figures.
 
     Example: ganlab compare recipes/wgan_gp.toml recipes/r3gan.toml --seeds 0..4
     """
@@ -94,7 +94,8 @@ def ablate(recipe: Path, **options: Any) -> None:
     """Leave out each plugin in turn, or vary options, and report what that changes.
 
     With neither --without nor --vary, every plugin that can be left out is left out once. Each
-    variant is compared with the whole recipe, paired by seed.
+    variant is compared with the whole recipe, paired by seed. Exit code 1 when a run diverged or
+    failed: it has no figures.
 
     Example: ganlab ablate recipes/wgan_gp.toml --seeds 0..2 --plan
     """
@@ -123,7 +124,7 @@ def report(run_folder: str, output: Path | None) -> None:
 
     page = report_run(run_folder, output)
     click.echo(f"page: {page}")
-    next_is(f"ganlab compare {run_folder} ANOTHER_RUN")
+    next_is("compare", run_folder, "ANOTHER_RUN")
 
 
 def _compared(outcome: Any, as_json: bool) -> None:
@@ -144,9 +145,12 @@ def _compared(outcome: Any, as_json: bool) -> None:
         print_comparison(comparison)
         click.echo(f"page: {page}")
     if comparison.arms:
-        next_is(f"ganlab report {comparison.arms[-1].runs[0].folder.path}")
-    # a failed run leaves its arm without figures, so the command has failed too
-    sys.exit(1 if any(run.state == "failed" for arm in comparison.arms for run in arm.runs) else 0)
+        next_is("report", comparison.arms[-1].runs[0].folder.path)
+    # they leave their arm without figures, so the command has failed too
+    if lost := [run for arm in comparison.arms for run in arm.runs if not run.counts]:
+        named = ", ".join(f"{run.folder.path.name} ({run.state})" for run in lost)
+        click.echo(f"without figures: {named}; exit code 1", err=True)
+        sys.exit(1)
 
 
 def _needed(needs: Any, as_json: bool) -> None:

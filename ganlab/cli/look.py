@@ -34,6 +34,7 @@ def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
+    from ganlab.compare.comparison import can_be_compared
     from ganlab.compare.difference import check_two, difference
 
     found = difference(*check_two(a, b))
@@ -46,7 +47,8 @@ def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
             click.echo(f"{sign} {change.key}: {' -> '.join(values)}")
         if not found:
             click.echo("no difference")
-        next_is(f"ganlab compare {a} {b}")
+        if can_be_compared([a, b]):
+            next_is("compare", a, b)
     sys.exit(1 if exit_code and found else 0)
 
 
@@ -78,7 +80,7 @@ def explain(
         click.echo(json.dumps(found, indent=2, default=str))
     else:
         show(found)
-        next_is(run_command(recipe, overrides))
+        next_is(*run_command(recipe, overrides))
 
 
 @click.command()
@@ -118,7 +120,7 @@ def trace(
         for one in found:
             for line in lines(one):
                 click.echo(line)
-        next_is(run_command(recipe, overrides))
+        next_is(*run_command(recipe, overrides))
 
 
 @click.command()
@@ -174,7 +176,7 @@ def bench(
             click.echo(json.dumps(asdict(found), indent=2))
         else:
             show_fit(found)
-            next_is(run_command(recipe, (*overrides, f"batch_size={found.batch_size}")))
+            next_is(*run_command(recipe, (*overrides, f"batch_size={found.batch_size}")))
         return
     from ganlab.bench import bench_recipe
     from ganlab.bench.text import show
@@ -184,7 +186,7 @@ def bench(
         click.echo(json.dumps(figures, indent=2))
     else:
         show(figures)
-        next_is(run_command(recipe, overrides))
+        next_is(*run_command(recipe, overrides))
 
 
 @click.command()
@@ -203,7 +205,7 @@ def plugins(name: str | None, hook: str | None, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
     else:
         describe.show(found, whole=name is not None)
-        next_is("ganlab plugins gradient_penalty" if name is None else "ganlab plugins")
+        next_is("plugins", *([found[0]["name"]] if name is None and found else []))
 
 
 @click.command()
@@ -218,5 +220,4 @@ def runs(parent: Path, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
     else:
         describe.show_runs(found, parent)
-        next_is(f"ganlab eval {found[-1]['run']} --data FOLDER" if found else
-              "ganlab run recipes/wgan_gp.toml")  # fmt: skip
+        next_is(*(describe.next_for(found[-1]["run"]) if found else ("run", "RECIPE")))

@@ -61,9 +61,14 @@ set_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def run_command(recipe: Path, overrides: tuple[str, ...]) -> str:
-    return shlex.join(["ganlab", "run", str(recipe), *(p for o in overrides for p in ("--set", o))])
+def run_command(recipe: Path, overrides: tuple[str, ...]) -> list[str]:
+    """The arguments of the command that trains a recipe."""
+    return ["run", str(recipe), *(part for one in overrides for part in ("--set", one))]
 
 
-def next_is(command: str) -> None:
-    click.echo(f"next: {command}", err=True)
+def next_is(*arguments: object) -> None:
+    """Print the command that a user may want next: `ganlab` with these arguments.
+
+    A word in capitals stands for the user's own: IMAGE, FOLDER, RECIPE, ANOTHER_RUN.
+    """
+    click.echo(f"next: {shlex.join(['ganlab', *map(str, arguments)])}", err=True)

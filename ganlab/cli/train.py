@@ -103,7 +103,7 @@ def run(
 
         assemble(loaded, pick_device(device))
         click.echo(resolved(loaded, copied=False), nl=False)
-        next_is(run_command(recipe, overrides))
+        next_is(*run_command(recipe, overrides))
     elif resumed:
         from ganlab.compare.again import check_same_recipe
 
@@ -198,7 +198,7 @@ def checkpoints(
         click.echo(f"deleted {one['file']}")
     work.show_list(found, run_folder)
     if sound := [one["iteration"] for one in found if one["sound"]]:
-        next_is(f"ganlab checkpoints {run_folder} {sound[-1]}")
+        next_is("checkpoints", run_folder, sound[-1])
 
 
 @click.command()
@@ -214,7 +214,7 @@ def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
 
     for line in check_recipe(recipe, overrides, device):
         click.echo(line)
-    next_is(run_command(recipe, overrides))
+    next_is(*run_command(recipe, overrides))
 
 
 def _refuse_idle(resumed: str | None, name: str | None, continues: bool, accepts: bool) -> None:
@@ -235,10 +235,11 @@ def _report(folder: Any, code: int) -> None:
     click.echo(session.summary(folder))
     resumable = code in (session.SIGTERMED, session.INTERRUPTED)
     if resumable or folder.read_status()["state"] == "stopped":
-        next_is(f"ganlab resume {folder.path}")
+        next_is("resume", folder.path)
+    elif code == session.DONE and session.enlarges(folder):
+        next_is("upscale", folder.path, "IMAGE")
     elif code == session.DONE:
-        enlarges = session.enlarges(folder)
-        next_is(f"ganlab upscale {folder.path} IMAGE" if enlarges else "ganlab runs")
+        next_is("report", folder.path)
     elif code == session.DIVERGED:
-        next_is(f"ganlab check {folder.path / 'recipe.toml'}")
+        next_is("check", folder.recipe)
     sys.exit(code)

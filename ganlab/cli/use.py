@@ -31,7 +31,7 @@ def evaluate(run_folder: str, data: Path, weights: str, device: str, as_json: bo
         click.echo(json.dumps(rows, indent=2))
     else:
         show_scores(rows)
-        next_is(f"ganlab upscale {run_folder} IMAGE")
+        next_is("upscale", run_folder, "IMAGE")
 
 
 @click.command()
@@ -127,4 +127,4 @@ def upscale(
     depth = int(bits) if bits else None
     for line in upscale_files(run_folder, images, output, tile, weights, device, depth):
         click.echo(line)
-    next_is(f"ganlab eval {run_folder} --data FOLDER")
+    next_is("eval", run_folder, "--data", "FOLDER")

@@ -16,6 +16,7 @@ from ganlab.recipe.discovery import find_plugin, installed
 from ganlab.recipe.file import Origin, did_you_mean
 from ganlab.runs.folder import RunFolder
 from ganlab.schedule import Schedule
+from ganlab.session import enlarges
 
 # the kind of a plugin is that of the first hook in this list that it implements
 _KINDS = {
@@ -152,6 +153,21 @@ def describe_runs(parent: Path) -> list[dict[str, Any]]:
         status = RunFolder(path).read_status()
         found.append({"run": str(path), "state": status.get("state", "unknown"), **status})
     return found
+
+
+def next_for(run: str) -> tuple[str, ...]:
+    """The arguments of a command that works on a run as it is now, and is useful next."""
+    folder = RunFolder(Path(run))
+    state = folder.read_status().get("state", "unknown")
+    if state == "running" and folder.is_in_use():
+        return "report", run
+    if state in ("diverged", "failed"):
+        return "check", str(folder.recipe)
+    if state != "done":  # stopped, or killed
+        return "resume", run
+    if enlarges(folder) and folder.weights().is_file():
+        return "eval", run, "--data", "FOLDER"
+    return "report", run
 
 
 def show_runs(found: list[dict[str, Any]], parent: Path) -> None:

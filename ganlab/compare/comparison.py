@@ -175,6 +175,14 @@ def arms_of(
     return variants, list(arms.values()), named
 
 
+def can_be_compared(arguments: Sequence[str]) -> bool:
+    """Whether `ganlab compare` takes these recipes and runs as two arms or more."""
+    try:
+        return len(arms_of(arguments, ())[2]) > 1
+    except GanlabError:
+        return False
+
+
 def _alike(record: RunRecord) -> str:
     """A key of a run's arm: recipe without seed, data, code, torch's version."""
     recipe = {key: value for key, value in record.recipe.items() if key != "seed"}

@@ -55,6 +55,14 @@ class RunFolder:
         finally:
             lock.release()
 
+    def is_in_use(self) -> bool:
+        """Whether another process has locked the folder."""
+        try:
+            with self.lock():
+                return False
+        except GanlabError:
+            return True
+
     def write_status(self, state: str, **figures: Any) -> None:
         write_json(self.status, {"state": state, **figures})
 
