@@ -49,6 +49,10 @@ from .toolbox.inception import (
     InceptionDistance as InceptionDistance,
     InceptionFeatures as InceptionFeatures,
 )
+from .toolbox.parameters import (
+    first_layers as first_layers,
+    parameters_named as parameters_named,
+)
 from .toolbox.patches import (
     log_spectrum as log_spectrum,
     random_patches as random_patches,

@@ -168,6 +168,16 @@ class Run:
         """The function to call for a network in a step: itself, or its compiled form."""
         return self.execution.network(module)
 
+    def freeze(self, parameters: Iterable[nn.Parameter], frozen: bool = True) -> None:
+        """Leave parameters out of training, or take them in again.
+
+        A frozen parameter gets no gradient, and no optimizer moves it. Call this between two
+        iterations. Steps that were captured before are captured anew.
+        """
+        for parameter in parameters:
+            parameter.requires_grad_(not frozen)
+        self.execution.forget()
+
     def descend(self, optimizer: Optimizer | None, losses: LossesOf, batch: Batch) -> Losses:
         """Take one optimizer step down the sum of the losses. Steps are taken only here.
 
@@ -254,6 +264,9 @@ class Eager:
     def running(self) -> AbstractContextManager[Any]:
         """Context of the whole training."""
         return nullcontext()
+
+    def forget(self) -> None:
+        """Forget all recorded steps: they train other parameters from now on."""
 
     def take(self, run: Run, update: Update, batch: Batch) -> Losses:
         """Take a step."""

@@ -69,6 +69,7 @@ GAMES = {
         "r1={ every = 2 }",
         "accumulate=2",
     ],
+    "freezing": ["freeze={ discriminator_layers = 1, generator = ['up'], until = 6 }"],
     "parts": ["accumulate=2", "first=generator"],
     "several steps": ["d_steps=2", "g_steps=2"],
     "two discriminators": [

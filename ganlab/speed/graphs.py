@@ -143,6 +143,10 @@ class Graphs(Eager):
     def running(self) -> AbstractContextManager[Any]:
         return self._recorder.running()
 
+    def forget(self) -> None:
+        self._recorded.clear()
+        self._calls.clear()  # the optimizer makes the state of the new parameters in plain steps
+
     def take(self, run: Run, update: Update, batch: Batch) -> Losses:
         batch = self._in_place(batch)
         if self._given_up:

@@ -1,0 +1,80 @@
+"""Freezing: some layers keep their weights while the others train."""
+
+from pydantic import Field, PrivateAttr, model_validator
+from torch import nn
+
+from ganlab import Plugin, Run, first_layers, hookimpl, parameters_named
+
+
+class Freeze(Plugin):
+    """Leaves layers out of training, as FreezeD does (Mo et al. 2020, arXiv:2002.10964).
+
+    FreezeD fine-tunes a GAN on little data: the first layers of the discriminator keep the weights
+    with which training begins (see `initial_weights`). Here layers of G can be frozen too, and both
+    only until an iteration. A frozen parameter gets no gradient, so it costs less time, and no
+    momentum or weight decay moves it. Batch norm in a frozen layer still computes its statistics.
+
+    A pattern is the name of a parameter, or that of a part of the network, such as `body.0`, for
+    all parameters in it. `*`, `?` and `[...]` match as in file names. Several discriminators are
+    treated alike. A plugin that replaces weights itself (`weight_clipping`) still does so.
+    """
+
+    generator: tuple[str, ...] = ()
+    """Patterns of names in the generator."""
+
+    discriminator: tuple[str, ...] = ()
+    """Patterns of names in the discriminator."""
+
+    discriminator_layers: int = Field(0, ge=0, examples=[1])
+    """Number of layers, from the first, of the discriminator; the paper freezes 4 of StyleGAN's."""
+
+    until: int | None = Field(None, ge=1)
+    """The iteration from which they train with the others; by default they never do."""
+
+    _held: list[nn.Parameter] = PrivateAttr(default_factory=list)
+
+    @model_validator(mode="after")
+    def _something_is_frozen(self) -> "Freeze":
+        if not (self.generator or self.discriminator or self.discriminator_layers):
+            raise ValueError(
+                "it freezes nothing; set generator, discriminator or discriminator_layers"
+            )
+        return self
+
+    @hookimpl
+    def run_start(self, run: Run) -> None:
+        if run.D is None and (self.discriminator or self.discriminator_layers):
+            option = "discriminator" if self.discriminator else "discriminator_layers"
+            raise self.error(
+                "there is no discriminator (d_steps = 0); leave the option out", option
+            )
+        if self.until is not None and self.until >= run.recipe.iterations:
+            raise self.error(
+                f"until = {self.until} is after the last iteration of this run "
+                f"({run.recipe.iterations - 1}); leave it out",
+                "until",
+            )
+        chosen = parameters_named(self, "generator", self.generator, run.G)
+        if run.D is not None:
+            chosen += parameters_named(self, "discriminator", self.discriminator, run.D)
+        if run.D is not None and self.discriminator_layers:
+            option = "discriminator_layers"
+            chosen += first_layers(self, option, self.discriminator_layers, run.D)
+        others = self._held_by_others(run)
+        # a network may have parameters that never train
+        self._held = [p for p in chosen if p.requires_grad or id(p) in others]
+        run.freeze(self._held)
+        for name, network in (("generator", run.G), ("discriminator", run.D)):
+            if network and not any(p.requires_grad for p in network.parameters()):
+                raise self.error(f"no parameter of the {name} is left to train; freeze fewer")
+
+    @hookimpl
+    def iteration_start(self, run: Run) -> None:
+        if self._held and self.until is not None and run.iteration >= self.until:
+            others = self._held_by_others(run)
+            run.freeze((p for p in self._held if id(p) not in others), frozen=False)
+            self._held = []
+
+    def _held_by_others(self, run: Run) -> set[int]:
+        others = [p for p in run.plugins_with("run_start") if isinstance(p, Freeze)]
+        return {id(p) for other in others if other is not self for p in other._held}
