@@ -24,7 +24,7 @@ from ganlab.requirements import warnings_of
 from ganlab.run import Run
 from ganlab.runs.data import digests
 from ganlab.runs.data_changes import changes_of_data, note_changes
-from ganlab.runs.environment import describe_environment
+from ganlab.runs.environment import describe_environment, installed_packages
 from ganlab.runs.folder import (
     RunFolder,
     new_run_folder,
@@ -114,6 +114,7 @@ def start(
 
 def _write_manifest(run: Run, folder: RunFolder) -> None:
     manifest = describe_environment(run.device) | {
+        "packages": installed_packages(),
         "seed": run.recipe.seed,
         "condition_shape": run.condition_shape,
         "real_shape": run.real_shape,

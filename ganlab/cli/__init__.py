@@ -9,7 +9,7 @@ import gc
 import click
 
 from ganlab import __version__
-from ganlab.cli import compare, look, train, use
+from ganlab.cli import compare, look, share, train, use
 from ganlab.cli.options import Group
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
-for module in (train, look, compare, use):
+for module in (train, look, compare, use, share):
     for command in vars(module).values():
         if isinstance(command, click.Command):
             main.add_command(command)

@@ -109,6 +109,20 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> RecipeTable:
     return table
 
 
+def read_alone(path: Path) -> dict[str, Any]:
+    """Read a recipe file that may extend no other, such as one from a stranger.
+
+    :raises RecipeError: with file and line, for a fault in the text, and for `extends`.
+    """
+    values, lines = _parse(path)
+    if "extends" in values:
+        place = f"{_shown(path)}:{_line(lines, ('extends',))}"
+        raise RecipeError(f"{place}: extends is not allowed here; every value must be in this file")
+    if not isinstance(values.get("plugins", {}), dict):
+        raise RecipeError(f"{_shown(path)}: plugins must be a table, [plugins]")
+    return values
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The text "; did you mean 'x'?" when a known word x is similar, else an empty text."""
     near = difflib.get_close_matches(word, list(known), n=1)

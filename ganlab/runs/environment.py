@@ -2,8 +2,10 @@
 
 import hashlib
 import platform
+import re
 import subprocess
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,17 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "code": code_digest(),
     }
+
+
+@cache  # reading a hundred files of metadata takes 30 ms
+def installed_packages() -> dict[str, str]:
+    """The version of every installed distribution, by its name in lower case with hyphens."""
+    found: dict[str, str] = {}
+    for distribution in distributions():
+        about = distribution.metadata
+        name = re.sub(r"[-_.]+", "-", about["Name"] or "").lower()
+        found.setdefault(name, about["Version"])  # the first on the path is the one imported
+    return dict(sorted(found.items()))
 
 
 def code_digest() -> str:

@@ -1,0 +1,94 @@
+"""`ganlab pack` and `verify`: hand a run on, and run what was handed on again."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from ganlab.cli.options import json_option, next_is, set_option
+
+
+@click.command()
+@click.argument("run_folder", metavar="RUN")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The file; default: the run's name and .zip. An existing file is not overwritten.",
+)
+@click.option("--weights", is_flag=True, help="Put in the generator's weights too.")
+def pack(run_folder: str, output: Path | None, weights: bool) -> None:
+    """Pack a run into one file for another person, who can then verify it.
+
+    The file holds the resolved recipe, the manifest, the versions of all packages, the digests of
+    data and weights, all logged figures, and the code of plugin files. It holds no data, and no
+    path of this machine in its recipe.
+
+    Example: ganlab pack runs/wgan_gp-1 -o wgan_gp.zip
+    """
+    from ganlab.commands.pack import pack_run
+
+    file, names, digest = pack_run(run_folder, output, weights)
+    click.echo(f"{file}: {', '.join(names)}")
+    click.echo(f"{file.stat().st_size:,} bytes, sha256 {digest}")
+    next_is(f"ganlab verify {file}")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--iterations",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many iterations to run again, from the first; default: 20, or as many as needed to "
+    "reach a logged line.",
+)
+@set_option
+@click.option(
+    "--device",
+    help="auto, cpu, cuda or cuda:N; default: the kind of device that the run had, if there is "
+    "one here.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.01,
+    show_default=True,
+    help="Largest difference that counts as rounding, as a share of the largest value of the "
+    "figure in these iterations.",
+)
+@click.option("--trust-code", is_flag=True, help="Run the code of plugin files in the file.")
+@json_option
+def verify(
+    file: Path,
+    iterations: int | None,
+    overrides: tuple[str, ...],
+    device: str | None,
+    tolerance: float,
+    trust_code: bool,
+    as_json: bool,
+) -> None:
+    """Run the first iterations of a packed run again, and compare them with its log.
+
+    First it prints what differs here: versions, machine, code, data. Data are not in the file;
+    --set says where they are. Where nothing differs, all logged digits must be equal on a CPU;
+    else --tolerance is allowed. Code in the file runs only with --trust-code.
+
+    Exit codes: 0 repeated, 1 not repeated, 2 wrong file or usage, or nothing was run.
+
+    Example: ganlab verify wgan_gp.zip --iterations 100 --set image_folder.path=photos
+    """
+    from ganlab.commands.verify import Wanted, as_data, result, verify_file
+
+    wanted = Wanted(iterations, overrides, device, trust_code, tolerance)
+    found = verify_file(file, wanted, lambda line: click.echo(line, err=as_json))
+    if as_json:
+        click.echo(json.dumps(as_data(found), indent=2))
+    else:
+        for line in result(found):
+            click.echo(line)
+        if found.later:
+            next_is(f"ganlab verify {file} --iterations {max(found.later.values())}")
+    sys.exit(0 if found.repeated else 1)

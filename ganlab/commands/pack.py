@@ -1,0 +1,184 @@
+"""`ganlab pack`: one file with all that another person needs to make a run again, but its data."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tomlkit
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ganlab.errors import GanlabError, RecipeError
+from ganlab.recipe.model import Recipe, load_recipe
+from ganlab.runs.archive import FORMAT, Contents, WeightsRecord, sha256_of, write_archive
+from ganlab.runs.folder import RunFolder, open_run_folder, read_json
+
+_WEIGHTS = ("last", "best")
+
+
+class Packed(NamedTuple):
+    """What was written."""
+
+    file: Path
+    names: list[str]
+    """Of the files in it."""
+    sha256: str
+
+
+def pack_run(path: Path | str, output: Path | None, weights: bool) -> Packed:
+    """Pack a run, finished or not, into one file.
+
+    :param output: the file to write; default: the name of the run folder and `.zip`, in the
+        current folder.
+    :param weights: whether to put in the generator's weights too.
+    :raises RecipeError: when `path` is not a run folder, the run has logged nothing, or the output
+        exists or has no folder.
+    """
+    folder = open_run_folder(path)
+    name = folder.path.resolve().name
+    target = output or Path(f"{name}.zip")
+    if target.exists():
+        raise RecipeError(f"{target} exists; give another name with -o, or remove it")
+    if not target.parent.is_dir():
+        raise RecipeError(
+            f"{target}: there is no folder {target.parent}; make it, or choose another -o"
+        )
+    recipe = load_recipe(folder.recipe)
+    placeless = _without_places(folder, recipe)
+    files = {"recipe.toml": placeless.encode(), **_files(folder, recipe)}
+    contents = Contents(format=FORMAT, name=name, files={}, weights=_records(folder))
+    if weights:
+        files |= _weights(folder, placeless)
+    write_archive(target, contents, files)
+    return Packed(target, ["pack.json", *sorted(files)], sha256_of(target))
+
+
+def paths_of(recipe: Recipe) -> dict[tuple[str, str], Path]:
+    """The options of plugins that are paths: (name of the plugin, option) -> path."""
+    return {
+        (name, field.alias or key): getattr(plugin, key)
+        for name, plugin in recipe.plugins.items()
+        for key, field in type(plugin).model_fields.items()
+        if isinstance(getattr(plugin, key), Path)
+    }
+
+
+def weights_record(file: Path) -> WeightsRecord | None:
+    """The iteration and digest of a generator's weights; None when there are none.
+
+    :raises GanlabError: when the file is damaged.
+    """
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            about = json.loads((opened.metadata() or {}).get("ganlab", "{}"))
+        return WeightsRecord(iteration=int(about["iteration"]), sha256=_digest(load_file(file)))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise GanlabError(f"{file}: damaged: {error}") from None
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _files(folder: RunFolder, recipe: Recipe) -> dict[str, bytes | Path]:
+    manifest = read_json(folder.manifest)
+    if not manifest:
+        raise GanlabError(f"{folder.manifest}: damaged or absent; this run cannot be verified")
+    stats = _whole_lines(folder.stats)
+    if not stats:
+        raise RecipeError(
+            f"{folder.path}: the run has logged nothing yet, so nothing could be verified; "
+            f"continue it with `ganlab resume {folder.path}`"
+        )
+    files: dict[str, bytes | Path] = {
+        "manifest.json": _json(manifest),
+        "status.json": _json(_without_error(folder.read_status())),
+        "stats.jsonl": stats,
+    }
+    for file in (folder.scores, folder.timing, folder.verdicts):
+        files |= {file.name: _whole_lines(file)} if file.is_file() else {}
+    if folder.data.is_file():
+        files["data.json"] = folder.data.read_bytes()
+    for name, source in recipe.sources.items():
+        if source.beside_recipe:
+            files[f"{name}.py"] = _code(source.file, name, manifest)
+    return files
+
+
+def _without_places(folder: RunFolder, recipe: Recipe) -> str:
+    """The run's recipe with the last name of each path only: no folder of this machine."""
+    document: Any = tomlkit.parse(folder.recipe.read_text(encoding="utf-8"))
+    names: dict[Path, str] = {}
+    for (plugin, option), path in paths_of(recipe).items():
+        if path not in names:
+            names[path] = _new_name(path.name or "data", set(names.values()))
+        document["plugins"][plugin][option] = names[path]
+    return tomlkit.dumps(document)
+
+
+def _new_name(name: str, taken: set[str]) -> str:
+    number = 2
+    new = name
+    while new in taken:
+        new, number = f"{name}-{number}", number + 1
+    return new
+
+
+def _without_error(status: dict[str, Any]) -> dict[str, Any]:
+    """A status without the text of an unforeseen error, which may name folders of this machine."""
+    return status | ({"message": ""} if status.get("state") == "failed" else {})
+
+
+def _code(file: Path, name: str, manifest: dict[str, Any]) -> bytes:
+    code = file.read_bytes()
+    recorded = manifest.get("plugins", {}).get(name, {}).get("sha256")
+    if hashlib.sha256(code).hexdigest() != recorded:
+        print(f"plugin {name}: its code has changed since the run started", file=sys.stderr)
+    return code
+
+
+def _whole_lines(file: Path) -> bytes:
+    """The lines of a .jsonl file up to the first that is damaged or half written."""
+    kept = []
+    for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else []:
+        try:
+            json.loads(line)
+        except ValueError:
+            break
+        kept += [line] if line.endswith(b"\n") else []
+    return b"".join(kept)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _records(folder: RunFolder) -> dict[str, WeightsRecord]:
+    files = [folder.weights(which) for which in _WEIGHTS]
+    records = {file.name: weights_record(file) for file in files}
+    return {name: record for name, record in records.items() if record}
+
+
+def _weights(folder: RunFolder, recipe: str) -> dict[str, bytes | Path]:
+    """The weights of a run; the recipe in their metadata is the packed one.
+
+    :raises RecipeError: when the run has written none.
+    """
+    found: dict[str, bytes | Path] = {}
+    for file in map(folder.weights, _WEIGHTS):
+        if record := weights_record(file):
+            about = {"iteration": record.iteration, "recipe": recipe}
+            found[file.name] = save(load_file(file), {"ganlab": json.dumps(about)})
+    if not found:
+        raise RecipeError(f"{folder.path}: the run has written no weights; leave out --weights")
+    return found
