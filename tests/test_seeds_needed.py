@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_compare import arm, data, other, recipe, record, run  # noqa: F401
 
-from ganlab.compare.seeds import find_needs, lines
+from ganlab.compare.seeds import find_needs, words_of
 from ganlab.report.model import Arm
 from ganlab.report.statistics import deviation_interval, seeds_needed
 
@@ -27,7 +27,7 @@ def test_the_number_follows_from_the_paired_differences() -> None:
     low, high = deviation_interval(1.0, 2)
     assert (row.deviation_low, row.deviation_high) == pytest.approx((low, high))
     assert (row.seeds_low, row.seeds_high) == (seeds_needed(0.5, low), seeds_needed(0.5, high))
-    words = "\n".join(lines(needs))
+    words = "\n".join(words_of(needs))
     assert "psnr_y, ours against base: 34 seeds (11 to more than 1,000) show" in words
 
 
@@ -39,7 +39,7 @@ def test_one_arm_alone_gives_an_upper_bound_that_says_so() -> None:
         assert row.bound
         assert row.deviation == pytest.approx(math.sqrt(2))
         assert row.seeds == seeds_needed(1.0, math.sqrt(2))
-        words = "\n".join(lines(needs))
+        words = "\n".join(words_of(needs))
         assert "at most about" in words
         assert "3 runs of base alone, as if the other arm varied as much" in words
 
@@ -55,7 +55,7 @@ def test_too_few_runs_are_named_with_what_to_run_first() -> None:
     assert "no seed was run with both" in find_needs(1.0, ["a", "b"], []).rows[0].source
     few = find_needs(1.0, ["base", "ours"], arms_that_differ_by(1.0))
     assert few.rows[0].seeds is None
-    assert list(lines(few)) == [
+    assert list(words_of(few)) == [
         "psnr_y, ours against base: unknown: only one seed was run with both, and a variance "
         "needs two; run seeds 0..2 of both first"
     ]

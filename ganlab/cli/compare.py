@@ -1,4 +1,4 @@
-"""`ganlab compare`, `ablate` and `report`."""
+"""`ganlab compare`, `ablate`, `bisect` and `report`."""
 
 import json
 import sys
@@ -8,8 +8,16 @@ from typing import Any
 
 import click
 
-from ganlab.cli.options import device_option, json_option, next_is, runs_option
+from ganlab.cli.options import device_option, json_option, next_is, runs_option, set_option
 
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Runs at a time; default: one per CUDA device, else one.",
+)
+plan_option = click.option(
+    "--plan", "only_plan", is_flag=True, help="Print the runs to make and their cost; run nothing."
+)
 COMPARISON_OPTIONS = (
     click.option("--seeds", default="0..4", show_default=True, help="As 0..4, or 0,2,5."),
     click.option(
@@ -25,11 +33,7 @@ COMPARISON_OPTIONS = (
         multiple=True,
         help="An evaluation figure to compare; may be repeated.",
     ),
-    click.option(
-        "--jobs",
-        type=click.IntRange(min=1),
-        help="Runs at a time; default: one per CUDA device, else one.",
-    ),
+    jobs_option,
     device_option,
     runs_option,
     click.option(
@@ -43,12 +47,7 @@ COMPARISON_OPTIONS = (
         is_flag=True,
         help="Compare also what was made on different data under the same options.",
     ),
-    click.option(
-        "--plan",
-        "only_plan",
-        is_flag=True,
-        help="Print the runs to make and their cost; run nothing.",
-    ),
+    plan_option,
     click.option(
         "--effect",
         type=click.FloatRange(min=0, min_open=True),
@@ -105,6 +104,39 @@ def ablate(recipe: Path, **options: Any) -> None:
 
 
 @click.command()
+@click.argument("good", metavar="GOOD")
+@click.argument("bad", metavar="BAD")
+@click.option("--seeds", default="0..2", show_default=True, help="As 0..2, or 0,2,5; at least two.")
+@set_option
+@click.option("--figure", help="The evaluation figure; default: the recipe's best_metric.")
+@jobs_option
+@device_option
+@runs_option
+@plan_option
+@json_option
+def bisect(good: str, bad: str, as_json: bool, **options: Any) -> None:
+    """Find the change between two recipes or runs that makes a figure worse.
+
+    Applies the changes from GOOD to BAD step by step, halving what is left, with paired seeds.
+    Then tries the change that was found alone. Runs that exist are used, so the same command
+    continues an interrupted search. Exit code 1 when BAD is not shown to be worse than GOOD.
+
+    Example: ganlab bisect runs/good-1 recipe.toml --seeds 0..2 --plan
+    """
+    from ganlab.compare.bisection import as_data, bisect_recipes, lines
+
+    found = bisect_recipes(good, bad, options)
+    if found is None:
+        return
+    if as_json:
+        click.echo(json.dumps(as_data(found), indent=2))
+    else:
+        for line in lines(found):
+            click.echo(line)
+    sys.exit(0 if found.found else 1)
+
+
+@click.command()
 @click.argument("run_folder", metavar="RUN")
 @click.option(
     "-o",
@@ -154,10 +186,10 @@ def _compared(outcome: Any, as_json: bool) -> None:
 
 
 def _needed(needs: Any, as_json: bool) -> None:
-    from ganlab.compare.seeds import as_data, lines
+    from ganlab.compare.seeds import as_data, words_of
 
     if as_json:
         click.echo(json.dumps(as_data(needs), indent=2))
     else:
-        for line in lines(needs):
+        for line in words_of(needs):
             click.echo(line)

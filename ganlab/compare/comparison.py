@@ -73,12 +73,11 @@ def carry_through(
         _check_data(variants, arms, order, seeds[0], now)
     jobs = make_plan(variants, seeds, parent, device, now) if variants else []
     for line in (*_plan(variants, jobs, device), *words):
-        _say(line)
+        say(line)
     if options["only_plan"]:
-        there = [*arms_there(variants, parent, device), *arms]
+        there = [*arms_there(variants, parent, device, now), *arms]
         return find_needs(effect, order, there, options["figures"]) if effect else None
-    workers = options["jobs"] or max(1, torch.cuda.device_count() if device != "cpu" else 1)
-    done = carry_out(jobs, parent, device, workers, _say)
+    done = carry_out(jobs, parent, device, workers_of(options), say)
     every = sorted([*arms_of_jobs(done), *arms], key=lambda arm: order.index(arm.name))
     comparison = compare(title, every, options["figures"], _changes(every))
     return comparison, write_report(comparison, page)
@@ -96,12 +95,18 @@ def _check_data(
     check_same_data(sorted(found, key=lambda arm: order.index(arm.name)))
 
 
+def workers_of(options: dict[str, Any]) -> int:
+    """The number of runs at a time: as the command line says, else one on each CUDA device."""
+    devices = torch.cuda.device_count() if options["device"] != "cpu" else 1
+    return int(options["jobs"] or max(1, devices))
+
+
 def _changes(arms: Sequence[Arm]) -> dict[str, list[Change]]:
     """How each arm's recipe differs from the baseline's, according to the first run of each."""
     try:
         sides = [side(arm.runs[0].folder.path) for arm in arms]
     except GanlabError as error:  # such as a plugin of the run that is not installed
-        _say(f"the recipes cannot be compared: {error}")
+        say(f"the recipes cannot be compared: {error}")
         return {}
     return {
         arm.name: [c for c in difference(sides[0], other) if c.group != "environment"]
@@ -127,7 +132,8 @@ def _plan(variants: Sequence[Variant], jobs: Sequence[Job], device: str) -> Iter
         yield f"{time}, one run at a time ({source})"
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line about the work under way, or the plan, to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -205,7 +211,7 @@ def arms_of_jobs(jobs: Iterable[Job]) -> list[Arm]:
     return [Arm(name, tuple(records)) for name, records in runs.items()]
 
 
-def arms_there(variants: Sequence[Variant], parent: Path, device: str) -> list[Arm]:
+def arms_there(variants: Sequence[Variant], parent: Path, device: str, now: DataNow) -> list[Arm]:
     """The arms of all finished runs of the variants, whatever their seeds."""
-    jobs = make_plan(variants, seeds_there(parent), parent, device)
+    jobs = make_plan(variants, seeds_there(parent), parent, device, now)
     return arms_of_jobs(job for job in jobs if job.finished)

@@ -2,7 +2,7 @@
 
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,19 @@ class Side:
     """The data of a run as digests; empty for a recipe, until `with_data` reads them."""
 
 
-def side(argument: Path | str) -> Side:
+def side(argument: Path | str, overrides: Iterable[str] = ()) -> Side:
     """Read a recipe file or a run folder.
 
+    :param overrides: `key=value` strings, as given to `--set`.
     :raises RecipeError: when the argument is neither, or the recipe is wrong.
     """
     path = Path(argument)
     if path.suffix == ".toml" and not path.is_dir():
-        recipe = load_recipe(path)
+        recipe = load_recipe(path, overrides)
         return Side(recipe.name, recipe, hashes(plugin_record(recipe)))
     folder = open_run_folder(argument)
     manifest = read_json(folder.manifest)
-    recipe = load_recipe(folder.recipe)
+    recipe = load_recipe(folder.recipe, overrides)
     return Side(
         folder.path.name, recipe, hashes(manifest.get("plugins", {})), manifest, read_data(folder)
     )
@@ -149,14 +150,15 @@ def _toml(value: Any) -> str:
     return tomlkit.item(value).as_string()
 
 
-def check_two(a: Path | str, b: Path | str) -> tuple[Side, Side]:
+def check_two(a: Path | str, b: Path | str, overrides: Iterable[str] = ()) -> tuple[Side, Side]:
     """Read both sides of a difference.
 
+    :param overrides: `key=value` strings for both, as given to `--set`.
     :raises RecipeError: naming the argument that is neither a recipe nor a run.
     """
     for argument in (a, b):
         path = Path(argument)
         if path.suffix != ".toml" and not (path / "recipe.toml").is_file():
             raise RecipeError(f"{argument}: neither a recipe file nor a run folder")
-    one, other = side(a), side(b)
+    one, other = side(a, overrides), side(b, overrides)
     return with_data(one, other), with_data(other, one)

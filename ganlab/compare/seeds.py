@@ -147,7 +147,7 @@ def as_data(needs: Needs) -> dict[str, Any]:
     return asdict(needs) | {"power": POWER, "level": LEVEL}
 
 
-def lines(needs: Needs) -> Iterator[str]:
+def words_of(needs: Needs) -> Iterator[str]:
     """The answers in words, a line or two for each."""
     for need in needs.rows:
         what = f"{need.figure}, {need.arm} against {need.baseline}: ".removeprefix(", ")
@@ -159,7 +159,7 @@ def lines(needs: Needs) -> Iterator[str]:
         else:
             count = f"{'at most about ' if need.bound else ''}{need.seeds:,} seeds"
         extent = f"{_number(need.seeds_low)} to {_number(need.seeds_high)}"
-        yield f"{what}{count} ({extent}) show a difference of {needs.effect:g} four times in five"
+        yield f"{what}{count} ({extent}) show a difference of {needs.effect:.3g} four times in five"
         yield f"  from the {need.source}: standard deviation {_deviation(need)}"
         if need.bound:
             yield (

@@ -32,7 +32,7 @@ from ganlab.runs.records import Evaluation, RunRecord
 
 FIGURES = ("psnr_y", "ssim_y", "hf_ratio", "lr_psnr")
 # without hf_ratio: it is best at 1, so neither higher nor lower is better
-_HIGHER_IS_BETTER = {
+HIGHER_IS_BETTER = {
     "psnr_y": True,
     "ssim_y": True,
     "psnr_rgb": True,
@@ -206,7 +206,7 @@ def direction(figure: str, arms: Sequence[Arm]) -> bool | None:
         for record in arm.runs:
             if record.recipe["best_metric"] == figure:
                 return record.sign > 0
-    return _HIGHER_IS_BETTER.get(figure)
+    return HIGHER_IS_BETTER.get(figure)
 
 
 def _cost(arm: Arm) -> Cost:
