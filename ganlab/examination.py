@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ganlab.engine import iterate, weights_are_finite
 from ganlab.monitoring.attribution import gradients, norm
-from ganlab.monitoring.calls import watching
+from ganlab.monitoring.calls import Watch, watching
 from ganlab.plugin import Batch, Losses, Plugin
 from ganlab.run import Eager, Run, Terms, Update, discriminators
 
@@ -178,7 +178,7 @@ class Examination(Eager):
             yield "D", D
 
 
-class _Watch:
+class _Watch(Watch):
     """Watches one call of a hook for an `Examination`."""
 
     def __init__(self, examination: Examination, hook: str, plugin: str, wraps: bool) -> None:

@@ -1,10 +1,10 @@
 """The base class of every plugin, and the values that travel through the hooks."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import pluggy
 import torch
@@ -125,6 +125,10 @@ class Plugin(BaseModel):
     couples_players: ClassVar[bool] = False
     """Its losses have gradients for both networks; a step uses that for its own network only."""
 
+    extra_steps: ClassVar[bool] = False
+    """It takes optimizer steps of its own through `run.descend`, beside the step of each network,
+    as a lazy penalty does. Without it, `ganlab check` refuses a second optimizer step."""
+
     _name: str = PrivateAttr("")
     _streams: Streams | None = PrivateAttr(None)
     _place: Callable[[str | None], str] | None = PrivateAttr(None)
@@ -192,6 +196,22 @@ class Plugin(BaseModel):
     def rest_of_discriminator(self) -> int:
         """For how many iterations, from the first, this plugin keeps D from making a step."""
         return 0
+
+    def invariants(self, run: Any) -> Generator[None, None, list[str]]:
+        """Say what must hold after an iteration, and does not. `ganlab check` measures it.
+
+        Measure before the one `yield` what the iteration will change, and after it what came of
+        it; return a sentence for each thing that does not hold, with its figures and a remedy.
+
+            def invariants(self, run):
+                before = self._count
+                yield
+                return [] if self._count == before + 1 else ["it did not count the iteration"]
+
+        :param run: the `Run`; nothing in it may be changed.
+        """
+        yield
+        return []
 
     def schedules(self) -> Iterator[Schedule]:
         """The options that change over iterations."""

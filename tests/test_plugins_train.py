@@ -19,6 +19,7 @@ from torch import Tensor
 from ganlab import Batch, Plugin, Terms
 from ganlab.assembly import assemble
 from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
+from ganlab.commands.check import check_recipe
 from ganlab.commands.describe import HOOKS
 from ganlab.engine import Loop, iterate
 from ganlab.errors import RecipeError
@@ -201,6 +202,14 @@ def test_it_repeats_under_a_seed_and_resumes_exactly(name: str, folder: Path) ->
     assert_same(iterate(again), history[2])
     for one, other in zip(run.G.state_dict().values(), again.G.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_ganlab_check_finds_nothing_wrong_with_it(name: str, folder: Path) -> None:
+    build(name, folder)
+    *lines, last = check_recipe(folder / "recipe.toml", [], "cpu")
+    assert last == "ok" and not [line for line in lines if "throws away" in line]
 
 
 def assert_same(losses: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from ganlab.bench.work import Operation, count_work
 from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.monitoring.attribution import attributed
-from ganlab.monitoring.calls import watching
+from ganlab.monitoring.calls import Watch, watching
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 from ganlab.runs.environment import describe_environment
@@ -207,7 +207,7 @@ def _write_trace(run: Run, file: Path) -> None:
     profiled.export_chrome_trace(str(file))
 
 
-class _Named:
+class _Named(Watch):
     """A section of a trace, named after its plugin and hook."""
 
     def __init__(self, hook: str, plugin: str, wraps: bool) -> None:
@@ -219,6 +219,3 @@ class _Named:
 
     def __exit__(self, *error: Any) -> None:
         self._stretch.__exit__(*error)
-
-    def answered(self, answer: Any) -> None:
-        pass

@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 
 from ganlab.engine import iterate
 from ganlab.monitoring.attribution import gradients
-from ganlab.monitoring.calls import watching
+from ganlab.monitoring.calls import Watch, watching
 from ganlab.plugin import Batch, Losses
 from ganlab.run import Eager, Run, Update
 from ganlab.speed.device import now
@@ -146,7 +146,7 @@ class _Stopwatch:
         return _Section(self, hook, plugin)
 
 
-class _Section:
+class _Section(Watch):
     """Times one call of a hook, and records which losses it returned."""
 
     def __init__(self, watch: _Stopwatch, hook: str, plugin: str) -> None:

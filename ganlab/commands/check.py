@@ -8,8 +8,9 @@ import torch
 
 from ganlab.assembly import assemble
 from ganlab.commands.audit import Audit, table
+from ganlab.commands.chains import dropped
+from ganlab.commands.invariants import differ, iterate_watched, require_the_same
 from ganlab.commands.rehearsal import evaluate_once, resume_once, write_checkpoint_once
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.requirements import warnings_of
@@ -46,8 +47,7 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
             run.iteration = iteration
             yield from _try(run)
         yield evaluate_once(run)
-        resume_once(run, write_checkpoint_once(run))
-        yield "a checkpoint was written, read back and compared"
+        yield from _take_again(run)
     yield "ok"
 
 
@@ -66,7 +66,7 @@ def _try(run: Run) -> Iterator[str]:
     audit = Audit(run)
     yield f"iteration {run.iteration} run once; the norm of each loss's gradient:"
     try:
-        losses = iterate(run, audit)
+        losses, _ = iterate_watched(run, audit)
     except RecipeError:
         yield from table(audit.found)
         raise
@@ -77,6 +77,21 @@ def _try(run: Run) -> Iterator[str]:
         raise RecipeError(f"{run.recipe.file}: not finite at the first step: {', '.join(bad)}")
     if not losses:
         raise RecipeError(f"{run.recipe.file}: iteration {run.iteration} trains no network")
+
+
+def _take_again(run: Run) -> Iterator[str]:
+    """Take the last iteration twice from one checkpoint: in this run, and in a resumed one."""
+    state = write_checkpoint_once(run)
+    _, guard = iterate_watched(run)
+    _, second = iterate_watched(resume_once(run, state))
+    if differ(guard.calls, second.calls):
+        _, third = iterate_watched(resume_once(run, state))
+        drawn = differ(second.calls, third.calls)
+        require_the_same(
+            run, (second if drawn else guard).calls, (third if drawn else second).calls, drawn
+        )
+    yield "a checkpoint was written and read back; from it the same iteration gave the same numbers"
+    yield from (f"warning: {sentence}" for sentence in dropped(run, guard.calls))
 
 
 def _shape(shape: tuple[int, ...]) -> str:

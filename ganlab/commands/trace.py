@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ganlab.assembly import assemble
+from ganlab.commands.chains import Recorder, dropped
 from ganlab.engine import iterate
 from ganlab.errors import RecipeError
-from ganlab.monitoring.calls import watching
+from ganlab.monitoring.calls import Watch, watching
 from ganlab.plugin import Batch
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
@@ -41,6 +42,8 @@ class Traced:
     iteration: int
     calls: list[Call]
     losses: dict[str, float]
+    dropped: list[str]
+    """A sentence for each plugin that throws away what came before it in a chain."""
 
 
 def trace_recipe(
@@ -61,10 +64,13 @@ def trace_recipe(
     run = assemble(recipe, pick_device(device))
     found = []
     for run.iteration in wanted:
-        iterate(run)
+        recorder = Recorder()
+        with watching(run.manager, recorder.begin):
+            iterate(run)
         with tracing(run) as calls:
             losses = iterate(run)
-        found.append(Traced(run.iteration, calls, {n: v.item() for n, v in losses.items()}))
+        figures = {name: value.item() for name, value in losses.items()}
+        found.append(Traced(run.iteration, calls, figures, dropped(run, recorder.calls)))
     return found
 
 
@@ -86,7 +92,7 @@ class _Tracer:
         return _Watch(self, self.calls[-1])
 
 
-class _Watch:
+class _Watch(Watch):
     """The clock of one call; calls made inside a call that is no wrapper are one level deeper."""
 
     def __init__(self, tracer: _Tracer, call: Call) -> None:
@@ -131,3 +137,4 @@ def lines(traced: Traced) -> Iterator[str]:
         name = f"{'  ' * call.depth}{call.hook}"
         who = ("~" if call.wraps else "") + call.plugin
         yield f"  {call.milliseconds:>9.3f} ms  {name:<28} {who:<24} {call.result}".rstrip()
+    yield from (f"  warning: {sentence}" for sentence in traced.dropped)

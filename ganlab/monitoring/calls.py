@@ -1,22 +1,30 @@
-"""Watch every call of every hook: which plugin runs, whether it wraps others, what it returns."""
+"""Watch every call of every hook: which plugin runs, what it receives and what it returns."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from inspect import isgeneratorfunction
-from typing import Any, Protocol
+from typing import Any
 
 from pluggy import HookImpl, PluginManager
 
 from ganlab.plugin import Plugin
 
 
-class Watch(Protocol):
+class Watch:
     """Watches one call. Entered once for a plain hookimpl, twice for the two parts of a wrapper."""
 
-    def __enter__(self) -> object: ...
+    def __enter__(self) -> object:
+        return self
 
-    def __exit__(self, *error: object) -> None: ...
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def given(self, arguments: dict[str, Any]) -> None:
+        """Called at the beginning with the arguments of the call, by name."""
+
+    def received(self, answer: Any) -> None:
+        """Called between the two parts of a wrapper with what it wraps."""
 
     def answered(self, answer: Any) -> None:
         """Called at the end with what the call returned."""
@@ -48,6 +56,7 @@ def _watched(impl: HookImpl, function: Callable[..., Any], begin: Begin) -> Call
     @wraps(function)
     def plain(*arguments: Any) -> Any:
         watch = begin(hook, plugin, False)
+        watch.given(dict(zip(impl.argnames, arguments, strict=True)))
         with watch:
             answer = function(*arguments)
         watch.answered(answer)
@@ -56,10 +65,12 @@ def _watched(impl: HookImpl, function: Callable[..., Any], begin: Begin) -> Call
     @wraps(function)
     def wrapper(*arguments: Any) -> Generator[None, Any, Any]:
         watch = begin(hook, plugin, True)
+        watch.given(dict(zip(impl.argnames, arguments, strict=True)))
         inner = function(*arguments)
         with watch:
             next(inner)
         answer = yield
+        watch.received(answer)
         try:
             with watch:
                 inner.send(answer)

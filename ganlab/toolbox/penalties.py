@@ -48,6 +48,8 @@ class LazyPenalty(Plugin):
     its betas are raised to the power of c. With `every = 1` the term is added to D's loss.
     """
 
+    extra_steps: ClassVar[bool] = True
+
     every: int = Field(1, ge=1)
     """k: compute the term at every k-th D step, with k times its weight; 1: at every step."""
 

@@ -15,6 +15,8 @@ from ganlab import (
     hookimpl,
 )
 
+ROUNDING = 1e-5
+
 
 class EMA(Plugin):
     """Average generator: after every iteration `average = decay * average + (1 - decay) * G`.
@@ -59,6 +61,25 @@ class EMA(Plugin):
     def evaluation_generator(self) -> Generator[None, nn.Module, nn.Module]:
         yield
         return self.average
+
+    def invariants(self, run: Run) -> Generator[None, None, list[str]]:
+        before = [tensor.clone() for tensor in _tensors(self.average)]
+        yield
+        share = 1 - self.decay_at(run.iteration)
+        gaps = [
+            (torch.lerp(old, now, share) - average).abs().max().item()
+            for old, average, now in zip(
+                before, _tensors(self.average), _tensors(run.G), strict=True
+            )
+            if average.is_floating_point() and average.numel()
+        ]
+        if max(gaps, default=0.0) <= ROUNDING:
+            return []
+        return [
+            f"its average is not decay * average + (1 - decay) * G after an iteration: it is off "
+            f"by {max(gaps):.3g}, so it lags behind by another time than decay says; change "
+            "neither G nor the average after it has averaged them"
+        ]
 
     @property
     def average(self) -> nn.Module:

@@ -35,8 +35,8 @@ class GradientClipping(Plugin):
         return self
 
     @hookimpl
-    def run_start(self, run: Run) -> None:
-        if self.discriminator is not None and run.D is None:
+    def check_recipe(self, run: Run) -> None:
+        if self.discriminator is not None and not run.recipe.d_steps:
             raise self.error(
                 "there is no discriminator (d_steps = 0); leave the option out", "discriminator"
             )

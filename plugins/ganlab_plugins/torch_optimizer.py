@@ -85,8 +85,8 @@ class TorchOptimizer(Plugin):
         return self
 
     @hookimpl
-    def run_start(self, run: Run) -> None:
-        if run.D is None and self.discriminator:
+    def check_recipe(self, run: Run) -> None:
+        if not run.recipe.d_steps and self.discriminator:
             raise self.error(
                 "there is no discriminator (d_steps = 0); leave the options out", "discriminator"
             )

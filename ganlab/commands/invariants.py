@@ -1,0 +1,445 @@
+"""The invariants of a step, measured at every hook call of one real iteration.
+
+What changes between two points in time is charged to the hook call that is at work: the innermost
+one. So a message names the plugin whose code made the change, not the one that suffers from it.
+"""
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ganlab.commands.chains import Call, tensors
+from ganlab.commands.rehearsal import same
+from ganlab.engine import iterate
+from ganlab.errors import RecipeError
+from ganlab.monitoring.calls import Watch, watching
+from ganlab.run import Eager, Observer, Run
+
+STEPS = {"discriminator_step": "D", "generator_step": "G"}
+BETWEEN = ("iteration_start", "iteration_end")
+EVENTS = (*STEPS, *BETWEEN)
+"""Event hooks of an iteration. All others are tensor hooks, which may change nothing."""
+ENGINE = "engine"
+ROUNDING = 1e-2  # of the largest value, between two orders of summation on an accelerator
+
+
+def iterate_watched(
+    run: Run, observer: Observer | None = None
+) -> tuple[dict[str, Tensor], "Guard"]:
+    """Run one iteration and refuse what breaks an invariant of its steps.
+
+    Steps are carried out as they are written, since a captured step calls no hook.
+
+    :returns: the logged values, and the guard with the record of all calls.
+    :raises RecipeError: at the first break; it names the plugin, the invariant and the remedy.
+    """
+    guard = Guard(run)
+    claims = {plugin: plugin.invariants(run) for plugin in run.recipe.plugins.values()}
+    for claim in claims.values():
+        next(claim)
+    with guard.watching():
+        losses = iterate(run, observer)
+    for plugin, claim in claims.items():
+        for sentence in _ending(claim):
+            raise plugin.error(f"{sentence}{guard.who_moved_networks()}")
+    return losses, guard
+
+
+def _ending(claim: Generator[None, None, list[str]]) -> list[str]:
+    try:
+        next(claim)
+    except StopIteration as done:
+        return done.value or []
+    raise RuntimeError("invariants() yields more than once")
+
+
+class Guard:
+    """Watches one iteration, and raises RecipeError at the call that breaks an invariant."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.calls: list[Call] = []
+        """Every call, in the order in which calls ended."""
+        self.movers: list[tuple[str, Call]] = []
+        """Which calls changed which network between the steps."""
+        self._open: list[Call] = []
+        self._engine = Call("", ENGINE, False, "")
+        self._role = ""
+        self._steps: list[Call] = []
+        self._last_mode: Call | None = None
+        self._batch: list[Tensor] = []
+        self._watched: list[tuple[Tensor, Tensor]] = []
+        self._owned = owned_tensors(run)
+        self._state = self._measured()
+        self._step_state = self._state
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Context of the iteration."""
+        run, before = self.run, self.run.execution
+        with ExitStack() as stack:
+            stack.callback(setattr, run, "execution", before)
+            run.execution = Eager()
+            for role, optimizer in (("G", run.G_optimizer), ("D", run.D_optimizer)):
+                if optimizer:
+                    for handle in self._watch_optimizer(role, optimizer):
+                        stack.callback(handle.remove)
+            with watching(run.manager, self._begin):
+                yield
+            self.charge()
+
+    def who_moved_networks(self) -> str:
+        """A clause that names the plugins that changed a network between the steps."""
+        names = [f"{call.plugin} changes {role} in {call.hook}" for role, call in self.movers]
+        return f" ({', '.join(dict.fromkeys(names))})" if names else ""
+
+    # --- the calls
+
+    def _begin(self, hook: str, plugin: str, wraps: bool) -> "_Watched":
+        return _Watched(self, hook, plugin, wraps)
+
+    def enter(self, call: Call) -> None:
+        self.charge()
+        if not self._open:
+            self._enter_step(call.hook)
+        call.role = self._role
+        self._open.append(call)
+
+    def leave(self) -> None:
+        self.charge()
+        self._open.pop()
+
+    def _enter_step(self, hook: str) -> None:
+        """Notice that a step begins or ends, by the hook that is called outside of all others."""
+        role = STEPS.get(hook, "" if hook in (*BETWEEN, "sample_batch") else self._role)
+        if role != self._role:
+            self._steps.clear()
+            self._step_state = self._state
+            # from now on no call may change the batch
+            self._watched = [(t, t.clone()) for t in self._batch] if role else []
+        self._role = role
+
+    def end(self, call: Call) -> None:
+        """Record a call that has ended."""
+        call.weights = str(self._state.weights)
+        self.calls.append(call)
+        if call.hook == "sample_batch" and not self._open:
+            self._batch = tensors(call.answer)
+
+    def _measured(self) -> "State":
+        return State.of(self.run, self._owned)
+
+    # --- what changed
+
+    def charge(self) -> None:
+        """Compare the state with the last one, and judge what the innermost call has changed."""
+        call = self._open[-1] if self._open else self._engine
+        before, self._state = self._state, self._measured()
+        now = self._state
+        if now.seed != before.seed and call.plugin != ENGINE:
+            raise self.broken(
+                call,
+                "seeds torch's random generator",
+                "every draw after it would repeat; draw from self.rng instead",
+            )
+        if now.modes != before.modes:
+            self._last_mode = call
+        for role in now.weights:
+            if now.weights[role] != before.weights[role]:
+                self._judge_moved(role, call)
+        if call.hook not in EVENTS:
+            self._judge_tensor_hook(call, before, now)
+        self._judge_owners(call, before, now)
+        for tensor, copy in self._watched:
+            if not same(tensor, copy):
+                raise self.broken(
+                    call,
+                    "changes the batch in place",
+                    "every later reader would see other images; make a new tensor",
+                )
+
+    def _judge_moved(self, role: str, call: Call) -> None:
+        if call.hook in BETWEEN:
+            self.movers.append((role, call))
+        elif STEPS.get(call.hook) != role:
+            where = f"in the step of {call.role}" if call.role else "outside of its step"
+            raise self.broken(
+                call,
+                f"changes the weights of {role} {where}",
+                f"only {'discriminator' if role == 'D' else 'generator'}_step moves {role}; a "
+                "change of weights belongs there, or into iteration_end",
+            )
+
+    def _judge_tensor_hook(self, call: Call, before: "State", now: "State") -> None:
+        """A tensor hook is pure: it leaves no gradients, flags or modes behind."""
+        if call.plugin == ENGINE:
+            return
+        if now.gradients != before.gradients and call.hook != "gradients":
+            raise self.broken(
+                call,
+                "leaves gradients on the weights",
+                "they would be added to the step's; use torch.autograd.grad, not backward()",
+            )
+        if now.trainable != before.trainable:
+            raise self.broken(
+                call,
+                "changes which weights require a gradient",
+                "restore requires_grad before it returns, or detach its tensors instead",
+            )
+        if now.modes != before.modes:
+            raise self.broken(
+                call,
+                "changes the training mode of a network",
+                "restore it by train(mode) before it returns",
+            )
+
+    def _judge_owners(self, call: Call, before: "State", now: "State") -> None:
+        for owner, state in now.plugins.items():
+            if owner != call.plugin and state != before.plugins[owner] and call.plugin != ENGINE:
+                raise self.broken(
+                    call,
+                    f"changes the state of {owner}",
+                    f"only {owner} may change it; work on a copy",
+                )
+
+    def judge_arguments(self, call: Call, copies: dict[str, list[Tensor]]) -> None:
+        """Refuse a call that changed what it was given."""
+        for name, copy in copies.items():
+            if call.plugin != ENGINE and not same(tensors(call.arguments[name]), copy):
+                raise self.broken(
+                    call,
+                    f"changes its argument {name} in place",
+                    "other readers would see other numbers; make a new tensor",
+                )
+
+    # --- optimizer steps
+
+    def _watch_optimizer(self, role: str, optimizer: Optimizer) -> list[Any]:
+        def before(*_: Any) -> None:
+            self.charge()
+            self._judge_modes()
+            self._judge_count(role)
+
+        def after(*_: Any) -> None:
+            self._state = self._measured()  # the change of the optimizer itself is planned
+
+        return [
+            optimizer.register_step_pre_hook(before),
+            optimizer.register_step_post_hook(after),
+        ]
+
+    def _judge_modes(self) -> None:
+        """Both networks are in training mode when a step is taken, and as when it began."""
+        networks = {"G": self.run.G, "D": self.run.D}
+        for role, network in networks.items():
+            if network is None:
+                continue
+            if not network.training or self._state.modes[role] != self._step_state.modes[role]:
+                raise self.broken(
+                    self._last_mode or self._engine,
+                    f"leaves {role} in eval mode in the step of {self._role}",
+                    f"a step needs training mode; call train() on {role} afterwards",
+                )
+
+    def _judge_count(self, role: str) -> None:
+        """One optimizer step for each step of a network, and those of plugins with extra_steps."""
+        caller = self._open[-1] if self._open else self._engine
+        plugin = self.run.recipe.plugins.get(caller.plugin)
+        if role != self._role:
+            raise self.broken(
+                caller,
+                f"takes an optimizer step of {role} {self._place()}",
+                f"a step of {role} belongs into its own hook",
+            )
+        if plugin and plugin.extra_steps:
+            return
+        self._steps.append(caller)
+        if len(self._steps) > 1:
+            wrapping = [step for step in self._steps if step.plugin != ENGINE]
+            unplanned = [step for step in wrapping if step.wraps or step.hook not in STEPS]
+            hook = "discriminator_step" if role == "D" else "generator_step"
+            raise self.broken(
+                (unplanned or wrapping or self._steps)[-1],
+                f"takes one more optimizer step of {role} than planned in {hook}",
+                f"set {role.lower()}_steps in the recipe for more steps; a plugin that takes steps "
+                "of its own by design says extra_steps = True",
+            )
+
+    def _place(self) -> str:
+        return f"in the step of {self._role}" if self._role else "outside of the steps"
+
+    def broken(self, call: Call, fault: str, remedy: str) -> RecipeError:
+        """The error for a broken invariant; it names the plugin and its hook."""
+        plugin = self.run.recipe.plugins.get(call.plugin)
+        if plugin:
+            return plugin.error(f"its {call.hook} {fault}: {remedy}")
+        return RecipeError(f"{self.run.recipe.file}: the engine or a network {fault}: {remedy}")
+
+
+def require_the_same(run: Run, first: list[Call], second: list[Call], drawn: bool) -> None:
+    """Refuse an iteration that gave other numbers when it was taken again from the same state.
+
+    The culprit is the first call whose answer differs, though all that it was given is equal. On a
+    CPU numbers are equal to the bit; other devices may round in another order.
+
+    :param first, second: the calls of both iterations.
+    :param drawn: whether the difference comes from random draws, not from a state that is kept.
+    :raises RecipeError: naming the plugin.
+    """
+    for one, other in zip(first, second, strict=False):
+        if (one.hook, one.plugin) != (other.hook, other.plugin):
+            raise RecipeError(
+                f"{run.recipe.file}: taken again from the same state, an iteration calls "
+                f"{other.hook} of {other.plugin}, not {one.hook} of {one.plugin}"
+            )
+        exact = run.device.type == "cpu"
+        equal_inputs = all(
+            _alike(a, b, exact)
+            for a, b in ((one.arguments, other.arguments), (one.received, other.received))
+        )
+        moved = exact and one.weights != other.weights
+        if equal_inputs and (moved or not _alike(one.answer, other.answer, exact)):
+            raise _unrepeated(run, one, drawn)
+        if not equal_inputs:
+            raise RecipeError(
+                f"{run.recipe.file}: taken again from the same state, an iteration gives "
+                f"{one.hook} of {one.plugin} other tensors, though all plugins before it answered "
+                "the same: G or D draws random numbers or keeps a state that is not in its buffers"
+            )
+
+
+def _unrepeated(run: Run, call: Call, drawn: bool) -> RecipeError:
+    if drawn:
+        fault = "gives other numbers when the same iteration is taken again"
+        remedy = (
+            "draw from self.rng or self.host_rng, which give the same numbers at the same moment"
+        )
+    else:
+        fault = "gives other numbers in a resumed run, or on a second call"
+        remedy = (
+            "it keeps a state that no checkpoint holds; return it from state_dict and restore it "
+            "in load_state_dict"
+        )
+    plugin = run.recipe.plugins.get(call.plugin)
+    if plugin:
+        return plugin.error(f"its {call.hook} {fault}: {remedy}")
+    return RecipeError(f"{run.recipe.file}: the engine's {call.hook} {fault}: {remedy}")
+
+
+def differ(first: list[Call], second: list[Call]) -> bool:
+    """Whether two iterations from the same state were different anywhere."""
+    exact = all(t.device.type == "cpu" for call in first for t in tensors(call.answer))
+    return len(first) != len(second) or any(
+        one.hook != other.hook
+        or not _alike(one.answer, other.answer, exact)
+        or (exact and one.weights != other.weights)
+        for one, other in zip(first, second, strict=True)
+    )
+
+
+def _alike(one: Any, other: Any, exact: bool) -> bool:
+    a, b = tensors(one), tensors(other)
+    if exact or len(a) != len(b):
+        return same(a, b)
+    return all(
+        x.shape == y.shape
+        and torch.allclose(
+            x, y, rtol=ROUNDING, atol=ROUNDING * float(x.abs().max()), equal_nan=True
+        )
+        for x, y in zip(a, b, strict=True)
+        if x.numel()
+    )
+
+
+class _Watched(Watch):
+    """Watches one call for a guard."""
+
+    def __init__(self, guard: Guard, hook: str, plugin: str, wraps: bool) -> None:
+        self._guard, self._call = guard, Call(hook, plugin, wraps)
+        self._copies: dict[str, list[Tensor]] = {}
+
+    def __enter__(self) -> None:
+        self._guard.enter(self._call)
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] in (None, StopIteration):  # so the second part of a wrapper ends
+            self._guard.leave()
+            self._guard.judge_arguments(self._call, self._copies)
+
+    def given(self, arguments: dict[str, Any]) -> None:
+        self._call.arguments = arguments
+        self._copies = {name: _copied(value) for name, value in arguments.items()}
+
+    def received(self, answer: Any) -> None:
+        self._call.received = answer
+
+    def answered(self, answer: Any) -> None:
+        self._call.answer = answer
+        self._guard.end(self._call)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a hook call could change, in a form that can be compared."""
+
+    weights: dict[str, str]
+    """Of each network: a digest of its parameters."""
+    modes: dict[str, tuple[bool, ...]]
+    """Of each network: whether its modules are in training mode."""
+    trainable: dict[str, tuple[bool, ...]]
+    gradients: dict[str, list[tuple[int, int]]]
+    """Of each network: the identity and the version of each gradient."""
+    plugins: dict[str, str]
+    """Of each plugin: a digest of the tensors that its state_dict returns."""
+    seed: int
+    """Of torch's own generator."""
+
+    @classmethod
+    def of(cls, run: Run, owned: dict[str, list[Tensor]]) -> "State":
+        """The state of a run at this moment."""
+        networks = {"G": run.G} | ({"D": run.D} if run.D else {})
+        weights = {role: list(network.parameters()) for role, network in networks.items()}
+        return cls(
+            weights={role: _digest(each) for role, each in weights.items()},
+            modes={
+                role: tuple(module.training for module in network.modules())
+                for role, network in networks.items()
+            },
+            trainable={
+                role: tuple(p.requires_grad for p in each) for role, each in weights.items()
+            },
+            gradients={
+                role: [(id(p.grad), p.grad._version) for p in each if p.grad is not None]
+                for role, each in weights.items()
+            },
+            plugins={name: _digest(each) for name, each in owned.items()},
+            seed=torch.initial_seed(),
+        )
+
+
+def owned_tensors(run: Run) -> dict[str, list[Tensor]]:
+    """The tensors in each plugin's state, where state_dict returns them without a copy."""
+    owned = {}
+    for name, plugin in run.recipe.plugins.items():
+        with suppress(Exception):  # told when a checkpoint is written
+            owned[name] = tensors(plugin.state_dict()) if hasattr(plugin, "state_dict") else []
+    return owned
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """Two sums over each tensor: a change of its values changes them."""
+    found = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
+    if not found:
+        return ""
+    norms = torch.stack(torch._foreach_norm(found))
+    sums = torch.stack([t.sum() for t in found])
+    return str([norms.tolist(), sums.tolist()])
+
+
+def _copied(value: Any) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors(value)]

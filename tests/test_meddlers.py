@@ -1,0 +1,365 @@
+"""Plugins that meddle with what is not theirs: `ganlab check` names each, and a run warns."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ganlab.cli import main
+
+HEAD = """\
+import copy
+import random
+
+import torch
+from ganlab import Plugin, discriminators, generator_losses, hookimpl
+
+
+class Meddler(Plugin):
+    \"\"\"Changes what is not its own.\"\"\"
+
+"""
+
+D_STEP_MOVES_G = """
+    @hookimpl(wrapper=True)
+    def discriminator_step(self, run, batch):
+        losses = yield
+        for parameter in run.G.parameters():
+            parameter.data.mul_(0.999)
+        return losses
+"""
+G_STEP_MOVES_D = """
+    @hookimpl(wrapper=True)
+    def generator_step(self, run):
+        with torch.no_grad():
+            for parameter in run.D.parameters():
+                parameter.clamp_(-0.01, 0.01)
+        return (yield)
+"""
+STEPS_TWICE = """
+    @hookimpl(wrapper=True)
+    def generator_step(self, run, batch):
+        losses = yield
+        return losses | run.descend(run.G_optimizer, generator_losses, batch)
+"""
+STEPS_IN_A_LOSS = """
+    @hookimpl
+    def run_start(self, run):
+        object.__setattr__(self, "_run", run)
+
+    @hookimpl
+    def penalty(self, discriminator, real):
+        loss = discriminator(real).square().mean()
+        gradients = torch.autograd.grad(loss, list(discriminator.parameters()), retain_graph=True)
+        for parameter, gradient in zip(discriminator.parameters(), gradients):
+            parameter.data.sub_(gradient, alpha=0.1)
+        return {"D/meddler": loss}
+"""
+EVAL_MODE = """
+    @hookimpl
+    def iteration_start(self, run):
+        run.D.eval()
+"""
+EVAL_IN_A_LOSS = """
+    @hookimpl
+    def penalty(self, discriminator, real):
+        return {"D/meddler": discriminator.eval()(real).square().mean()}
+"""
+COPIES_INTO_THE_AVERAGE = """
+    @hookimpl
+    def iteration_end(self, run):
+        average = run.hook.evaluation_generator(generator=run.G)
+        average.load_state_dict(run.G.state_dict())
+"""
+MOVES_G_AFTER_THE_AVERAGE = """
+    @hookimpl(trylast=True)
+    def iteration_end(self, run):
+        for parameter in run.G.parameters():
+            parameter.data.mul_(0.99)
+"""
+SPOILS_THE_NORM = """
+    @hookimpl
+    def run_start(self, run):
+        from torch.nn.utils import parametrize
+        layer = next(m for m in run.D.modules() if parametrize.is_parametrized(m))
+        parametrize.remove_parametrizations(layer, "weight")
+        layer.weight.data.mul_(3)
+"""
+BATCH_IN_PLACE = """
+    @hookimpl
+    def generator_loss(self, fake, real):
+        real.data.clamp_(0.1, 0.9)
+        return {"G/meddler": (fake - real).abs().mean()}
+"""
+AUGMENTS_IN_PLACE = """
+    @hookimpl(wrapper=True)
+    def augment(self):
+        images = yield
+        return images.add_(0.1)
+"""
+OWN_DRAWS = """
+    @hookimpl(wrapper=True)
+    def augment(self):
+        images = yield
+        return images + 0.01 * random.random()
+"""
+HIDDEN_STATE = """
+    @hookimpl
+    def generator_loss(self, fake):
+        calls = getattr(type(self), "calls", {}).get(id(self), 0)
+        type(self).calls = {id(self): calls + 1}
+        return {"G/meddler": (1 + calls) * fake.square().mean()}
+"""
+SEEDS = """
+    @hookimpl(wrapper=True)
+    def augment(self):
+        torch.manual_seed(0)
+        images = yield
+        return images + 0.01 * torch.randn(images.shape)
+"""
+BACKWARD = """
+    @hookimpl
+    def penalty(self, discriminator, real):
+        loss = discriminator(real).square().mean()
+        loss.backward(retain_graph=True)
+        return {"D/meddler": loss}
+"""
+FREEZES = """
+    @hookimpl
+    def generator_loss(self, fake, fake_logits):
+        object.__setattr__(self, "_none", None)
+        return {"G/meddler": fake.square().mean()}
+
+    @hookimpl
+    def penalty(self, discriminator, real):
+        for parameter in discriminator.parameters():
+            parameter.requires_grad_(False)
+        return {}
+"""
+
+# right, but unusual: each must pass
+SMOOTHS_FRESH_LABELS_IN_PLACE = """
+    @hookimpl(wrapper=True)
+    def labels(self):
+        real, fake = yield
+        real.mul_(0.9)
+        return real, fake
+"""
+LOOKS_AHEAD = """
+    _slow: list = []
+
+    @hookimpl
+    def run_start(self, run):
+        object.__setattr__(self, "_slow", [p.detach().clone() for p in run.G.parameters()])
+
+    @hookimpl
+    def iteration_end(self, run):
+        if run.iteration % 3 == 0:
+            for slow, parameter in zip(self._slow, run.G.parameters()):
+                slow.lerp_(parameter.detach(), 0.5)
+                parameter.data.copy_(slow)
+
+    def state_dict(self):
+        return {"slow": self._slow}
+
+    def load_state_dict(self, state):
+        for mine, saved in zip(self._slow, state["slow"]):
+            mine.copy_(saved)
+"""
+STEPS_TWICE_BY_DESIGN = STEPS_TWICE.replace(
+    "\n    @hookimpl", "\n    extra_steps = True\n\n    @hookimpl", 1
+)
+EVAL_AND_BACK = """
+    @hookimpl
+    def penalty(self, discriminator, real):
+        discriminator.eval()
+        logits = discriminator(real)
+        discriminator.train()
+        return {"D/meddler": 0.01 * logits.square().mean()}
+"""
+FREEZES_HALF_OF_D = """
+    @hookimpl
+    def run_start(self, run):
+        next(run.D.parameters()).requires_grad_(False)
+        next(run.D.children()).eval()
+"""
+
+DROPS_AUGMENT = """
+    @hookimpl(wrapper=True)
+    def augment(self, images):
+        yield
+        return images + 0.01 * torch.randn(images.shape, generator=self.rng)
+"""
+DROPS_DEGRADE = """
+    @hookimpl(wrapper=True)
+    def degrade(self, images):
+        yield
+        return torch.nn.functional.avg_pool2d(images, 4)
+"""
+DROPS_LABELS = """
+    @hookimpl(wrapper=True)
+    def labels(self):
+        real, fake = yield
+        return torch.full_like(real, 0.9), fake
+"""
+DROPS_AVERAGE = """
+    @hookimpl
+    def run_start(self, run):
+        object.__setattr__(self, "_first", copy.deepcopy(run.G))
+
+    @hookimpl(wrapper=True)
+    def evaluation_generator(self):
+        yield
+        return self._first
+"""
+SHOWS_NO_IMAGE = """
+    @hookimpl(wrapper=True)
+    def augment(self):
+        images = yield
+        return torch.rand(images.shape, generator=self.rng)
+"""
+KEEPS = """
+    @hookimpl(wrapper=True)
+    def degrade(self, images):
+        return (yield).clamp(0.1, 0.9)
+
+    @hookimpl(wrapper=True)
+    def labels(self):
+        real, fake = yield
+        return 0.9 * real, torch.zeros_like(fake)
+"""
+
+GAME = ["wasserstein=false", "gradient_penalty=false", "bce={ kind = 'nonsaturating' }"]
+
+
+MEDDLER = 'meddler = { use = "./meddler.py" }'
+
+
+def call(command: str, recipe: Path, code: str, overrides: tuple[str, ...] = ()) -> Result:
+    recipe.with_name("meddler.py").write_text(HEAD + code.lstrip("\n"))
+    changes = [part for override in overrides for part in ("--set", override)]
+    return CliRunner().invoke(main, [command, str(recipe), *changes], catch_exceptions=False)
+
+
+@pytest.fixture
+def meddle(tiny: Path):
+    """Runs a command on a recipe in which the meddler is the first plugin."""
+
+    def meddle(code: str, *overrides: str, command: str = "check") -> Result:
+        tiny.write_text(tiny.read_text().replace("[plugins]", f"[plugins]\n{MEDDLER}"))
+        return call(command, tiny, code, overrides)
+
+    return meddle
+
+
+@pytest.fixture
+def drop(tiny: Path):
+    """Runs a command on a recipe in which the meddler is the last plugin."""
+
+    def drop(code: str, plugins: str, command: str = "check") -> Result:
+        lines = tiny.read_text().splitlines()
+        if "bce" in plugins:
+            lines = [line for line in lines if not line.startswith(("wass", "gradient_penalty"))]
+        tiny.write_text("\n".join([*lines, plugins, MEDDLER, ""]))
+        return call(command, tiny, code)
+
+    return drop
+
+
+@pytest.mark.parametrize(
+    ("code", "overrides", "words"),
+    [
+        (D_STEP_MOVES_G, [], "discriminator_step changes the weights of G in the step of D"),
+        (G_STEP_MOVES_D, [], "generator_step changes the weights of D in the step of G"),
+        (STEPS_TWICE, [], "takes one more optimizer step of G than planned in generator_step"),
+        (STEPS_IN_A_LOSS, [], "penalty changes the weights of D in the step of D"),
+        (EVAL_MODE, [], "iteration_start leaves D in eval mode in the step of D"),
+        (EVAL_IN_A_LOSS, [], "penalty changes the training mode of a network"),
+        (COPIES_INTO_THE_AVERAGE, ["ema={}"], "iteration_end changes the state of ema"),
+        (BATCH_IN_PLACE, [], "generator_loss changes the batch in place"),
+        (AUGMENTS_IN_PLACE, [], "augment changes the batch in place"),
+        (OWN_DRAWS, [], "augment gives other numbers when the same iteration is taken again"),
+        (HIDDEN_STATE, [], "generator_loss gives other numbers in a resumed run"),
+        (SEEDS, [], "augment seeds torch's random generator"),
+        (BACKWARD, [], "penalty leaves gradients on the weights"),
+        (FREEZES, [], "penalty changes which weights require a gradient"),
+    ],
+)
+def test_check_names_the_plugin_that_breaks_an_invariant(
+    meddle, tiny: Path, code: str, overrides: list[str], words: str
+) -> None:
+    result = meddle(code, *overrides)
+    assert result.exit_code == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"{tiny}:7: plugins.meddler: its ") and words in last, last
+
+
+@pytest.mark.parametrize(
+    ("code", "overrides", "words"),
+    [
+        (
+            MOVES_G_AFTER_THE_AVERAGE,
+            ["ema={}"],
+            ["plugins.ema: its average is not", "meddler changes G in iteration_end"],
+        ),
+        (
+            SPOILS_THE_NORM,
+            [*GAME, "spectral_norm={}", "patch_discriminator.norm='none'"],
+            ["plugins.spectral_norm: the layer", "after an iteration, not 1"],
+        ),
+    ],
+)
+def test_check_measures_what_a_plugin_says_must_hold(
+    meddle, code: str, overrides: list[str], words: list[str]
+) -> None:
+    result = meddle(code, *overrides)
+    assert result.exit_code == 2
+    assert all(part in result.stderr for part in words), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "overrides"),
+    [
+        (SMOOTHS_FRESH_LABELS_IN_PLACE, GAME),
+        (LOOKS_AHEAD, []),
+        (STEPS_TWICE_BY_DESIGN, []),
+        (EVAL_AND_BACK, []),
+        (FREEZES_HALF_OF_D, []),
+    ],
+)
+def test_what_is_unusual_but_right_passes(meddle, code: str, overrides: list[str]) -> None:
+    result = meddle(code, *overrides)
+    assert result.exit_code == 0, result.stderr
+
+
+BCE = 'bce = { kind = "nonsaturating" }'
+
+
+@pytest.mark.parametrize(
+    ("code", "plugins", "words"),
+    [
+        (DROPS_AUGMENT, "instance_noise = {}", "what instance_noise made in augment"),
+        (DROPS_DEGRADE, "", "what bicubic made in degrade"),
+        (DROPS_LABELS, f"{BCE}\nlabel_smoothing = {{}}", "what label_smoothing made in labels"),
+        (DROPS_AVERAGE, "ema = {}", "what ema made in evaluation_generator"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "trace"])
+def test_a_plugin_that_throws_away_what_came_before_is_told(
+    drop, code: str, plugins: str, words: str, command: str
+) -> None:
+    result = drop(code, plugins, command)
+    assert result.exit_code == 0, result.stderr
+    told = [line for line in result.stdout.splitlines() if "warning: " in line]
+    assert told and all(f"warning: meddler throws away {words}" in line for line in told), told
+
+
+@pytest.mark.parametrize("code", [DROPS_LABELS, KEEPS])
+def test_nothing_is_told_where_nothing_of_another_plugin_is_lost(drop, code: str) -> None:
+    result = drop(code, BCE)
+    assert result.exit_code == 0 and "throws away" not in result.stdout, result.stderr
+
+
+def test_an_augment_that_shows_d_no_image_is_told_even_alone(drop) -> None:
+    result = drop(SHOWS_NO_IMAGE, "", "trace")
+    assert "throws away what the engine made in augment" in result.stdout
