@@ -352,6 +352,16 @@ def test_steps_are_watched_early_and_then_at_the_interval(run: Path) -> None:
     assert watched == [2, 3, 5, 7, 9, 14, 17]
 
 
+def test_without_watching_health_is_measured_at_evaluations_only(folder: Path) -> None:
+    options = ["--set", "watch_every=0", "--set", "iterations=16"]
+    done = invoke("run", folder / "game.toml", "--runs", folder / "unwatched", *options)
+    assert done.exit_code == 0
+    lines = read_lines(folder / "unwatched" / "game-1" / "stats.jsonl")
+    assert not any(name.startswith("gradient/") for line in lines for name in line)
+    healthy = [line["iteration"] for line in lines if "health/spread" in line]
+    assert healthy == [8, 16]
+
+
 # --- docs/architecture.md ------------------------------------------------------------------------
 
 
@@ -364,6 +374,14 @@ def test_the_picture_of_the_house_has_every_file_and_folder() -> None:
     parts = [Path(name).parts[1:] for name in tracked]
     there = {part[0] if len(part) == 1 else f"{part[0]}/" for part in parts}
     assert names == there - {"__init__.py", "__main__.py"}
+
+
+def test_backward_and_optimizer_steps_happen_below_descend_alone() -> None:
+    steps = re.compile(r"\.backward\(|optimizer\.step\(")
+    files = [*(ROOT / "ganlab").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
+    found = {path.name for path in files if steps.search(path.read_text())}
+    # shared_forward.py divides the backward pass; plain.py is the bare loop of a benchmark
+    assert found <= {"run.py", "shared_forward.py", "plain.py"}
 
 
 def test_two_seeds_that_share_32_bits_share_a_stream_of_the_cpu() -> None:

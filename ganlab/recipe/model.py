@@ -83,8 +83,8 @@ class Recipe(BaseModel):
     report_every: int = Field(50, ge=1)
     """Iterations between two readings of the losses from the device, and between log lines."""
     watch_every: int = Field(50, ge=0)
-    """Iterations between measurements of each loss's gradient and of the game's health; 0 means
-    never."""
+    """Iterations between measurements of each loss's gradient and of the game's health. 0: no step
+    is watched, and health is measured at evaluations only."""
     on_verdict: Literal["carry on", "stop", "roll back"] = "carry on"
     """What to do at a verdict: report it and carry on; stop; or go back to before the failure
     began, and stop."""
