@@ -4,6 +4,7 @@ import inspect
 import json
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ from ganlab.bench.plain import PlainLoop
 from ganlab.bench.work import Operation, count_work
 from ganlab.cli import main
 from ganlab.engine import iterate
+from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 
@@ -249,15 +251,75 @@ def test_no_batch_at_all_is_told(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
         fit._by_trying(tiny, (), CPU, 1)
 
 
-@pytest.mark.long  # 16 s: two processes that import torch
-def test_on_a_cpu_a_line_is_followed_to_the_free_memory(tiny: Path) -> None:
-    changes = ["--set", "batch_size=32", "--set", "dead_leaves.crop=32"]
-    command = ["bench", str(tiny), "--fit", "--json", "--device", "cpu", *changes]
-    result = CliRunner().invoke(main, command, catch_exceptions=False)
-    found = json.loads(result.stdout)
-    assert found["extrapolated"]
-    small, large = found["measured"]["16"], found["measured"]["32"]
-    assert 0 < small < large
-    each = (large - small) / 16
-    wanted = 16 + (0.9 * found["available"] - small) / each
-    assert found["batch_size"] == int(wanted)
+def cost_of(shape: str) -> Callable[[int], int]:
+    """Peak memory by batch size; each leaves room for a little more than 30,000 in 40,000."""
+    return {
+        "line": lambda size: 10_000 + size,
+        "flat at first": lambda size: 10_000 + max(0, size - 500),
+        "curve": lambda size: 10_000 + size * size // 30_000,
+        "one step": lambda size: 10_000 if size < 30_000 else 50_000,
+    }[shape]
+
+
+@pytest.mark.parametrize("shape", ["line", "flat at first", "curve", "one step"])
+@pytest.mark.parametrize("first", [1, 8, 100_000])
+def test_on_a_cpu_the_size_found_was_run_and_is_the_largest(shape: str, first: int) -> None:
+    tried: list[int] = []
+    peak = cost_of(shape)
+
+    def trial(size: int) -> int | str:
+        largest = max((one for one in tried if peak(one) <= 40_000), default=first)
+        assert size <= fit.GROWTH * largest
+        tried.append(size)
+        return peak(size) if peak(size) <= 40_000 else "no room"
+
+    found, measured = fit.grow(trial, first, 40_000)
+    assert found in measured
+    assert peak(found) <= 40_000 < peak(int(1.2 * found))
+    assert len(tried) < 40
+
+
+@pytest.mark.parametrize("trials", range(1, 9))
+def test_without_time_no_more_than_twice_what_was_run_is_promised(trials: int) -> None:
+    left = [trials]
+
+    def trial(size: int) -> int | str:
+        left[0] -= 1
+        return 10_000 + size if left[0] >= 0 else "no time"
+
+    found, measured = fit.grow(trial, 8, 10**12)
+    assert len(measured) == trials
+    assert found == (1 if trials == 1 else 2) * max(measured)
+
+
+def test_when_there_is_no_time_for_a_large_trial_a_smaller_one_is_made() -> None:
+    def trial(size: int) -> int | str:
+        return 10_000 + size if size < 1000 else "no time"
+
+    found, measured = fit.grow(trial, 8, 10**9)
+    assert max(measured) >= 500
+    assert found == 2 * max(measured)
+
+
+def test_no_room_for_one_and_no_time_for_one_are_told() -> None:
+    assert fit.grow(lambda size: "no room", 8, 1) == (0, {})
+    with pytest.raises(RecipeError, match="longer than 120 s; begin with a smaller batch_size"):
+        fit.grow(lambda size: "no time", 8, 1)
+
+
+@pytest.mark.long  # 20 s: processes that import torch
+def test_on_a_cpu_sizes_are_run_until_the_memory_is_used(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "free_memory", lambda device: 2**30)
+    found = fit.largest_batch(tiny, ["batch_size=32", "dead_leaves.crop=32"], "cpu")
+    largest = max(found.measured)
+    assert largest > 32
+    assert found.measured[largest] < 0.9 * 2**30
+    assert found.batch_size <= 2 * largest
+    assert found.extrapolated == (found.batch_size not in found.measured)
+    trial = (tiny, (), "cpu", 4)
+    assert fit.in_a_process(*trial, room=1000, seconds=60) == "no room"
+    assert fit.in_a_process(*trial, room=2**40, seconds=0) == "no time"
+    with pytest.raises(RecipeError, match="iterations"):
+        fit.in_a_process(tiny, ("iterations=0",), "cpu", 4, 2**40, 60)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ganlab.bench.fit import Fit
+from ganlab.bench.fit import MOST_SECONDS, Fit
 
 MOST_OPERATIONS = 8
 SHOWN = 0.0005  # share of an iteration; parts that take less are not printed
@@ -38,7 +38,9 @@ def show_fit(fit: Fit) -> None:
     gib = 2**30
     for size, peak in sorted(fit.measured.items()):
         print(f"batch_size = {size}: {peak / gib:.2f} GiB")
-    how = "estimated by a straight line through these" if fit.extrapolated else "run here"
+    how = "run here"
+    if fit.extrapolated:
+        how = f"estimated from these, at most twice the largest; trials end after {MOST_SECONDS} s"
     print(
         f"largest: batch_size = {fit.batch_size} fits into 90 % of the "
         f"{fit.available / gib:.1f} GiB free ({how})"
