@@ -111,9 +111,9 @@ def _check_settings(recipe: Recipe) -> None:
         )
     if recipe.patience * recipe.evaluate_every >= recipe.iterations:
         raise RecipeError(
-            f"{recipe.origin('patience')}: patience = {recipe.patience} has no effect: so "
-            f"many evaluations, one each {recipe.evaluate_every} iterations, take the whole run of "
-            f"{recipe.iterations}; lower patience or evaluate_every, or leave patience out"
+            f"{recipe.origin('patience')}: patience = {recipe.patience} has no effect: the run of "
+            f"{recipe.iterations} iterations is over by then, with an evaluation every "
+            f"{recipe.evaluate_every}; lower patience or evaluate_every, or leave patience out"
         )
     if recipe.batch_size % recipe.accumulate:
         raise RecipeError(

@@ -172,7 +172,10 @@ def test_a_figure_that_no_evaluation_has_is_named_at_the_first_one(folder: Path)
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("patience = 10", "patience = 10 has no effect: so many evaluations, one each 2 iterat"),
+        (
+            "patience = 10",
+            "r.toml:5: patience = 10 has no effect: the run of 20 iterations is over by then",
+        ),
         ("patience = -1", "patience = -1 is not allowed; it must be at least 0"),
     ],
 )

@@ -41,6 +41,9 @@ instance_noise = { sigma = { from = 0.1, to = 0.0, over = 30 } }
 pretraining = { iterations = 5 }
 learning_rate_schedule = { kind = "cosine", over = 40 }
 ema = { decay = 0.9 }
+gradient_clipping = { generator = 0.05, discriminator = 0.05 }
+freeze = { discriminator_layers = 1, until = 25 }
+learning_rate_group = { discriminator = ["2"], factor = 0.5 }
 counter = { use = "./counter.py" }
 """
 

@@ -26,7 +26,8 @@ class Freeze(Plugin):
     """Patterns of names in the discriminator."""
 
     discriminator_layers: int = Field(0, ge=0, examples=[1])
-    """Number of layers, from the first, of the discriminator; the paper freezes 4 of StyleGAN's."""
+    """Number of layers, from the first, of the discriminator. The authors' code for StyleGAN
+    freezes all but the last three blocks and the linear layer."""
 
     until: int | None = Field(None, ge=1)
     """The iteration from which they train with the others; by default they never do."""
