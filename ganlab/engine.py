@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from ganlab.evaluation.health import game_health
 from ganlab.evaluation.samples import write_samples
 from ganlab.evaluation.scores import eval_mode, evaluate_generator
 from ganlab.monitoring.attribution import attributed
+from ganlab.monitoring.loading import told_at_the_end
 from ganlab.monitoring.verdicts import Verdict
 from ganlab.plugin import Batch
 from ganlab.run import Observer, Run, StepState
@@ -63,7 +65,9 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
             run.step.observer = observer if index == 0 else None
             run.step.share_forward = run.share_forward and run.step.observer is None
             if batch is None or not one_batch:
+                began = perf_counter()
                 batch = hook.sample_batch(batch_size=recipe.batch_size, device=run.device)
+                run.sampling_seconds += perf_counter() - began
             for name, value in take_step(run=run, batch=batch).items():
                 several.setdefault(name, []).append(value)
     run.step = StepState()
@@ -112,11 +116,13 @@ class Loop:
     """Iteration of the last evaluation."""
     saved: int = -1
     """Iteration of the last checkpoint."""
+    stepping_seconds: float = 0.0
+    """Time of all iterations of this sitting."""
 
     def run_until(self, stop: Callable[[], str]) -> str:
         """Train as `train` does, but return before all files are written."""
         run, recipe = self.run, self.run.recipe
-        self.saved = run.iteration
+        self.saved = first = run.iteration
         notes_told = len(run.notes)
         reason = ""
         while (
@@ -124,7 +130,9 @@ class Loop:
             and run.iteration < recipe.iterations
             and not (reason := self.out_of_patience() or stop())
         ):
+            began = perf_counter()
             losses = iterate(run)
+            self.stepping_seconds += perf_counter() - began
             run.iteration += 1
             self.journal.record(run.iteration, losses)
             for note in run.notes[notes_told:]:
@@ -136,7 +144,20 @@ class Loop:
         if reason not in ("", "signal") and self.evaluated != run.iteration:
             self.evaluate(planned=False)
         run.hook.run_end(run=run)
+        self.tell_data_share(run.iteration - first)
         return reason
+
+    def tell_data_share(self, iterations: int) -> None:
+        """Say so when the data took much of the time of this sitting's iterations.
+
+        Only on a CPU: other devices work on while the host goes on, so no such time is known.
+        """
+        run, steps = self.run, self.stepping_seconds
+        assert run.folder
+        if run.device.type == "cpu":
+            told = told_at_the_end(run.sampling_seconds, steps, iterations, run.folder.recipe)
+            if told:
+                self.journal.say(told)
 
     def out_of_patience(self) -> str:
         """Give "patience" when the last `patience` evaluations brought no better figure, else "".

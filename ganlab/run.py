@@ -111,6 +111,8 @@ class Run:
     """Whether one pass of D serves both steps of an iteration that is not watched."""
     progress: Progress = field(default_factory=Progress)
     step: StepState = field(default_factory=StepState)
+    sampling_seconds: float = 0.0
+    """Time of this process in the hook `sample_batch`; on a CPU, what the data take of training."""
     notes: list[str] = field(default_factory=list)
     """Facts for the user about how this run is carried out. `ganlab run` prints each once."""
 

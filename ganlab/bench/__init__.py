@@ -45,7 +45,7 @@ def bench_recipe(
     :param vs_plain: also time a bare loop of the same networks, in turn with the recipe.
     :param trace: a file for a Chrome trace of three iterations.
     :returns: "iteration" (ms, images/s, peak memory), "phases" and "plugins" (ms of an iteration),
-        "watched", "operations", "ceilings", "floor"; and "plain" with `vs_plain`.
+        "data", "watched", "operations", "ceilings", "floor"; and "plain" with `vs_plain`.
     :raises RecipeError: when the recipe cannot run here, or the trace file exists.
     """
     if trace and trace.exists():
@@ -67,6 +67,7 @@ def bench_recipe(
         whole = found["iteration"]["ms"]
         parts = time_parts(run, min(len(times), MOST_PARTS))
         found["phases"], found["plugins"] = _summed(parts, 0), _summed(parts, 1)
+        found["data"] = data_share(parts)
         found["watched"] = {"every": watch_every, "ms more": _watched(run) - whole}
         if vs_plain:
             found["plain"] = _beside_plain(run, len(times))
@@ -156,6 +157,18 @@ def _summed(parts: dict[Part, float], which: int) -> dict[str, float]:
     """Milliseconds by phase (`which` = 0) or by plugin (1): the two halves of a part's name."""
     names = PHASES if which == 0 else tuple(sorted({plugin for _, plugin in parts} - {ENGINE}))
     return {n: sum(ms for part, ms in parts.items() if part[which] == n) for n in names}
+
+
+def data_share(parts: dict[Part, float]) -> dict[str, Any]:
+    """The share of an iteration that drawing samples and degrading them take, whole and by plugin.
+
+    :param parts: milliseconds by (phase, plugin).
+    """
+    whole = max(sum(parts.values()), 1e-9)
+    of_data = {part: ms / whole for part, ms in parts.items() if part[0] in ("data", "degrade")}
+    names = {plugin for _, plugin in of_data} - {ENGINE}
+    plugins = {n: sum(s for part, s in of_data.items() if part[1] == n) for n in sorted(names)}
+    return {"share": sum(of_data.values()), "plugins": plugins}
 
 
 def _watched(run: Run) -> float:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ganlab.bench.fit import MOST_SECONDS, Fit
+from ganlab.monitoring.loading import data_words
 
 MOST_OPERATIONS = 8
 SHOWN = 0.0005  # share of an iteration; parts that take less are not printed
@@ -28,6 +29,8 @@ def show(found: dict[str, Any]) -> None:
     _print(console, "where an iteration goes", _rows(found["phases"], looked_at))
     _print(console, "by plugin, with the backward passes of its losses",
            _rows(found["plugins"], looked_at))  # fmt: skip
+    data = found["data"]
+    console.print(f"\n{data_words(data['share'], data['plugins'])}", markup=False)
     console.print(_operations(found, whole))
     for line in (*_floor(found), *_watched(found), *_plain(found), *_trace(found)):
         console.print(line, markup=False)
