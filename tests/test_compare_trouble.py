@@ -133,6 +133,35 @@ def test_a_page_that_cannot_be_written_is_refused_before_any_run(
     assert not (recipe.parent / "r").exists()
 
 
+def test_recipes_without_a_judge_are_refused_before_anything_is_trained(
+    recipe: Path, other: Path  # noqa: F811
+) -> None:  # fmt: skip
+    text = recipe.read_text().replace(', evaluation_path = "held_out"', ", held_out_share = 0.0")
+    assert text != recipe.read_text()
+    recipe.write_text(text)
+    runs = recipe.parent / "runs"
+    for command in (("compare", recipe, other), ("ablate", recipe, "--without", "ema")):
+        code, _, stderr = run(*command, "--runs", runs, "--seeds", "0")
+        assert code == 2
+        assert "nothing to compare" in stderr and "evaluation_path" in stderr
+        assert len(stderr.splitlines()) == 1
+    assert not runs.exists()
+
+
+def test_runs_without_a_figure_in_common_are_no_comparison(
+    recipe: Path, other: Path  # noqa: F811
+) -> None:  # fmt: skip
+    text = recipe.read_text().replace(', evaluation_path = "held_out"', ", held_out_share = 0.0")
+    recipe.write_text(text)
+    runs = recipe.parent / "runs"
+    for file in (recipe, other):
+        assert run("run", file, "--runs", runs)[0] == 0
+    code, stdout, stderr = run("compare", runs / "game-1", runs / "other-1", "--runs", runs)
+    assert code == 2
+    assert "no figure in common (game-1 has none; other-1 has none)" in stderr
+    assert "images/s" in stdout  # what there is is shown
+
+
 # --- tables, from runs that are made up ----------------------------------------------------------
 
 

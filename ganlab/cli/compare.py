@@ -161,6 +161,8 @@ def report(run_folder: str, output: Path | None) -> None:
 
 def _compared(outcome: Any, as_json: bool) -> None:
     """Print the tables of a comparison and exit; of a plan alone, how many seeds it needs."""
+    from ganlab.compare.comparison import check_compared
+
     if outcome is None:
         return
     if not isinstance(outcome, tuple):
@@ -183,6 +185,7 @@ def _compared(outcome: Any, as_json: bool) -> None:
         named = ", ".join(f"{run.folder.path.name} ({run.state})" for run in lost)
         click.echo(f"without figures: {named}; exit code 1", err=True)
         sys.exit(1)
+    check_compared(comparison)
 
 
 def _needed(needs: Any, as_json: bool) -> None:

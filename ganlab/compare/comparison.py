@@ -17,7 +17,7 @@ from ganlab.compare.difference import Change, difference, side
 from ganlab.compare.plan import Job, Variant, carry_out, cost, make_plan, parse_seeds
 from ganlab.compare.seeds import Needs, find_needs, seeds_there
 from ganlab.errors import GanlabError, RecipeError
-from ganlab.recipe.model import resolved
+from ganlab.recipe.model import Recipe, resolved
 from ganlab.report import check_writable, write_report
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.tables import compare
@@ -71,6 +71,7 @@ def carry_through(
     now = DataNow(pick_device(device))
     if not options["accept_data"]:
         _check_data(variants, arms, order, seeds[0], now)
+    _check_figures(variants, arms, seeds[0], now)
     jobs = make_plan(variants, seeds, parent, device, now) if variants else []
     for line in (*_plan(variants, jobs, device), *words):
         say(line)
@@ -93,6 +94,51 @@ def _check_data(
         options = tomllib.loads(resolved(recipe))["plugins"]
         found.append(ArmData(variant.name, options, now.of(recipe)))
     check_same_data(sorted(found, key=lambda arm: order.index(arm.name)))
+
+
+_REMEDY = (
+    "give the data source held-out images, such as image_folder's evaluation_path, or add a plugin "
+    "with the hook evaluate"
+)
+
+
+def _check_figures(
+    variants: Sequence[Variant], arms: Sequence[Arm], seed: int, now: DataNow
+) -> None:
+    """Refuse to train for a comparison in which fewer than two arms would have a figure."""
+    silent = [variant.name for variant in variants if not _has_figures(variant.recipe(seed), now)]
+    judged = sum(any(run.evaluations for run in arm.runs) for arm in arms)
+    if silent and len(variants) - len(silent) + judged < 2:
+        raise RecipeError(
+            f"nothing to compare: {' and '.join(silent)} would have no figure, because there are "
+            f"no held-out images and no plugin evaluates anything else; {_REMEDY}"
+        )
+
+
+def _has_figures(recipe: Recipe, now: DataNow) -> bool:
+    plugins = recipe.plugins.values()
+    return bool(now.of(recipe).get("held_out")) or any(
+        hasattr(type(p), "evaluate") for p in plugins
+    )
+
+
+def check_compared(comparison: Comparison) -> None:
+    """Refuse a comparison in which no two arms have a figure in common.
+
+    It says nothing of runs that diverged or failed; these are the reason when there are any.
+
+    :raises RecipeError: with the remedy.
+    """
+    values = ([row for row in table.rows if row.value] for table in comparison.tables)
+    lost = any(not run.counts for arm in comparison.arms for run in arm.runs)
+    if lost or any(len(rows) > 1 for rows in values):
+        return
+    figures = {
+        arm.name: ", ".join(dict.fromkeys(f for run in arm.runs for e in run.evaluations
+                                          for f in e.figures)) or "none" for arm in comparison.arms
+    }  # fmt: skip
+    there = "; ".join(f"{name} has {those}" for name, those in figures.items())
+    raise RecipeError(f"nothing to compare: the arms have no figure in common ({there}); {_REMEDY}")
 
 
 def workers_of(options: dict[str, Any]) -> int:
