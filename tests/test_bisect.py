@@ -9,10 +9,12 @@ import pytest
 import torch
 from test_compare import recipe, run  # noqa: F401
 
+from ganlab.compare.bisection import Bisection, Trial, lines
 from ganlab.compare.difference import check_two
 from ganlab.compare.mixing import Mixtures, arranged, spans
 from ganlab.images.files import write_png
 from ganlab.recipe.model import load_recipe, resolved
+from ganlab.report.statistics import Interval
 
 # a figure that depends on the options alone, and a little on the seed
 QUALITY = '''\
@@ -154,6 +156,27 @@ def test_a_bad_recipe_that_diverges_is_bad_too(good: Path) -> None:
     ]
     assert found["alone"]["lost"] == 2
     assert found["share"] is None
+
+
+def test_the_answer_in_words_names_the_change_and_its_share() -> None:
+    good, bad = (Interval(value, value - 0.1, value + 0.1, 3, "t") for value in (0.0, -2.0))
+    trials = [
+        Trial("good", (), good, 0, False, True, ()),
+        Trial("bad", (1, 2), bad, 0, True, True, ()),
+        Trial("good-to-bad-2", (2,), bad, 0, True, False, ()),
+    ]
+    changes = ["a: 1 -> 2", "b: 1 -> 2"]
+    found = Bisection("good", "bad", "psnr_y", True, [0, 1, 2], changes, [], trials, (2,))
+    found.alone, found.share = trials[2], 1.0
+    assert list(lines(found))[2:] == [
+        "  no change: the good one",
+        "  changes 1 to 2: psnr_y -2.00 [-2.10, -1.90]: bad",
+        "  change 2: psnr_y -2.00 [-2.10, -1.90]: bad (not sure)",
+        "found:",
+        "  2. b: 1 -> 2",
+        "by itself the change makes 100% of the whole difference: psnr_y -2.00 [-2.10, -1.90]",
+        "0 runs made, 0 reused",
+    ]
 
 
 def test_a_recipe_not_shown_to_be_worse_ends_the_search_with_the_seeds_to_run(good: Path) -> None:

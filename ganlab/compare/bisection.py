@@ -362,7 +362,8 @@ def lines(found: Bisection) -> Iterator[str]:
     yield f"{found.figure}, last evaluation, difference from {found.good}, paired by seed."
     yield RULE
     for trial in found.trials:
-        applied = f"changes {spans(trial.numbers)}" if trial.numbers else "no change"
+        plural = "" if len(trial.numbers) == 1 else "s"
+        applied = f"change{plural} {spans(trial.numbers)}" if trial.numbers else "no change"
         yield f"  {applied}: {verdict(found, trial)}"
     if found.found:
         yield "found:" if len(found.found) == 1 else "found, only together:"
@@ -370,9 +371,11 @@ def lines(found: Bisection) -> Iterator[str]:
             yield f"  {number}. {found.changes[number - 1]}"
     if found.alone:
         subject = "by itself the change makes" if len(found.found) == 1 else "together they make"
-        amount = f"{found.share:.0%} of the whole difference" if found.share is not None else (
-            "the runs diverge")  # fmt: skip
-        yield f"{subject} {amount}: {verdict(found, found.alone)}"
+        if found.share is None or not found.alone.difference:
+            yield f"{subject} {found.alone.lost} of {len(found.seeds)} runs diverge"
+        else:
+            value = shown(found.alone.difference, signed=True)
+            yield f"{subject} {found.share:.0%} of the whole difference: {found.figure} {value}"
     for note in found.notes:
         yield f"note: {note}"
     yield f"{found.made} runs made, {found.reused} reused"
