@@ -1,9 +1,9 @@
 """The training loop: iterations, and the work between them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -24,6 +24,7 @@ from ganlab.evaluation.health import game_health
 from ganlab.evaluation.samples import write_samples
 from ganlab.evaluation.scores import eval_mode, evaluate_generator
 from ganlab.monitoring.attribution import attributed
+from ganlab.monitoring.invariants import REMEDY, step_watched
 from ganlab.monitoring.loading import told_at_the_end
 from ganlab.monitoring.verdicts import Verdict
 from ganlab.plugin import Batch
@@ -49,7 +50,7 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
     for plugin in recipe.plugins.values():
         plugin.advance(run.iteration)
     hook.iteration_start(run=run)
-    if _is_watched(run):
+    if watched := _is_watched(run):
         observer = observer or attributed
     several: dict[str, list[Tensor]] = {}
     players = [
@@ -68,7 +69,9 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
                 began = perf_counter()
                 batch = hook.sample_batch(batch_size=recipe.batch_size, device=run.device)
                 run.sampling_seconds += perf_counter() - began
-            for name, value in take_step(run=run, batch=batch).items():
+            with _invariants(run, role, batch) if watched and index == 0 else nullcontext():
+                losses = take_step(run=run, batch=batch)
+            for name, value in losses.items():
                 several.setdefault(name, []).append(value)
     run.step = StepState()
     # a lazy penalty is not computed in every step
@@ -85,6 +88,20 @@ def _is_watched(run: Run) -> bool:
     every, began = run.recipe.watch_every, run.progress.game_began
     early = began is not None and run.iteration - began in (1, 2, 4, 8, 16)
     return every > 0 and (early or (run.iteration + 1) % every == 0)
+
+
+@contextmanager
+def _invariants(run: Run, role: str, batch: Batch) -> Iterator[None]:
+    """Context of a watched step; a broken invariant becomes a note, once in a sitting."""
+    networks: dict[str, nn.Module] = {"G": run.G} | ({"D": run.D} if run.D else {})
+    optimizers = {"G": run.G_optimizer} | ({"D": run.D_optimizer} if run.D_optimizer else {})
+    extra = sum(plugin.extra_steps for plugin in run.recipe.plugins.values())
+    with step_watched(role, networks, optimizers, batch, 1 + extra) as broken:
+        yield
+    for sentence in broken:
+        if not any(note.startswith(f"warning: {sentence}") for note in run.notes):
+            number = run.iteration + 1
+            run.notes.append(f"warning: {sentence}, seen in iteration {number}; {REMEDY}")
 
 
 def train(run: Run, journal: Journal, writer: Writer, stop: Callable[[], str] = lambda: "") -> str:

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from ganlab.cli import main
+from ganlab.monitoring.invariants import REMEDY, step_watched
+from ganlab.plugin import Batch
 
 HEAD = """\
 import copy
@@ -363,3 +366,57 @@ def test_nothing_is_told_where_nothing_of_another_plugin_is_lost(drop, code: str
 def test_an_augment_that_shows_d_no_image_is_told_even_alone(drop) -> None:
     result = drop(SHOWS_NO_IMAGE, "", "trace")
     assert "throws away what the engine made in augment" in result.stdout
+
+
+IN_PLACE = BATCH_IN_PLACE.replace("real.data.clamp_", "real.clamp_")
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (G_STEP_MOVES_D, "the weights of D change in the step of G"),
+        (STEPS_TWICE, "a step of G takes 2 optimizer steps, 1 planned"),
+        (EVAL_MODE, "D is in eval mode in the step of G"),
+        (IN_PLACE, "the batch is changed in place in the step of G"),
+    ],
+)
+def test_a_run_warns_once_of_a_broken_invariant_in_a_watched_step(
+    meddle, tiny: Path, code: str, sentence: str
+) -> None:
+    result = meddle(code, "watch_every=2", "iterations=9", command="run")
+    assert result.exit_code == 0
+    told = [line for line in result.stderr.splitlines() if sentence in line]
+    assert told == [f"warning: {sentence}, seen in iteration 2; {REMEDY}"]
+
+
+@pytest.mark.parametrize(
+    ("code", "overrides"),
+    [
+        (SMOOTHS_FRESH_LABELS_IN_PLACE, GAME),
+        (LOOKS_AHEAD, []),
+        (STEPS_TWICE_BY_DESIGN, []),
+        (FREEZES_HALF_OF_D, []),
+        ("", [*GAME, "r1={ every = 2 }"]),
+        ("", ["gradient_penalty=false", "weight_clipping={}"]),
+    ],
+)
+def test_a_run_does_not_warn_of_what_is_right(meddle, code: str, overrides: list[str]) -> None:
+    result = meddle(code, *overrides, "watch_every=1", command="run")
+    assert result.exit_code == 0 and REMEDY not in result.stderr, result.stderr
+
+
+def test_watching_the_invariants_reads_nothing_from_the_device(tiny: Path) -> None:
+    """On the device `meta` a tensor has no values to read."""
+    network = torch.nn.Linear(2, 2, device="meta")
+    other = torch.nn.Linear(2, 2, device="meta")
+    optimizers = {"G": torch.optim.SGD(network.parameters(), 1.0)}
+    batch = Batch(torch.zeros(2, device="meta"), torch.zeros(2, device="meta"))
+    with step_watched("G", {"G": network, "D": other}, optimizers, batch, 1) as broken:
+        with torch.no_grad():
+            other.weight.mul_(2)
+        batch.real.add_(1)
+        optimizers["G"].step()
+    assert broken == [
+        "the weights of D change in the step of G",
+        "the batch is changed in place in the step of G",
+    ]
