@@ -20,6 +20,7 @@ from ganlab import Plugin, hookimpl
 from ganlab.assembly import assemble
 from ganlab.bench import fit, floor, stopwatch
 from ganlab.bench.ceilings import Ceilings
+from ganlab.bench.memory import Counted, count_memory
 from ganlab.bench.plain import PlainLoop
 from ganlab.bench.work import Operation, count_work
 from ganlab.cli import main
@@ -148,6 +149,47 @@ def test_bytes_are_of_what_is_read_and_written() -> None:
     assert "view" not in counted.found
 
 
+def test_tensors_are_counted_while_they_live_for_the_part_that_made_them() -> None:
+    part = ("penalty", "one")
+    before = torch.zeros(10_000)
+    counted = Counted(lambda: part)
+    with counted:
+        a = torch.zeros(1000)
+        b = a.view(10, 100) + before[:100]  # views are not new
+        before.add_(1)
+        part = ("penalty", "two")
+        c = torch.zeros(500)
+        del a
+        d = torch.zeros(700)  # less than a: not the highest moment
+    assert counted.peak == 4 * 2500
+    assert counted.at_peak == {("penalty", "one"): 4 * 2000, ("penalty", "two"): 4 * 500}
+    assert counted._live == {("penalty", "one"): 4 * 1000, ("penalty", "two"): 4 * 1200}
+    assert len(b) + len(c) + len(d) == 1210
+
+
+HOG = """
+import torch
+from ganlab import Plugin, hookimpl
+
+
+class Hog(Plugin):
+    @hookimpl
+    def generator_loss(self, fake):
+        kept = torch.ones(1_000_000) * fake.mean()
+        return {"G/hog": kept.square().mean()}
+"""
+
+
+def test_what_a_loss_keeps_for_its_backward_pass_is_its_own(tiny: Path) -> None:
+    (tiny.parent / "hog.py").write_text(HOG)
+    run = run_of(tiny, 'hog={ use = "./hog.py" }')
+    found = count_memory(run)
+    assert sum(found["parts"].values()) == found["peak"]
+    # `ones`, and their product with a number, whose square is differentiated
+    assert 2 * 4e6 <= found["parts"]["hog"] < 4 * 4e6
+    assert count_memory(run_of(tiny))["peak"] < 4e6
+
+
 def test_the_floor_is_the_longer_of_computing_and_moving() -> None:
     ceilings = Ceilings(flops=1e9, bytes=1e9, launch_seconds=1e-6)
     matrix = Operation("mm", calls=1, seconds=0.004, flops=2_000_000, moved=1_000_000)
@@ -207,7 +249,14 @@ def test_the_command_tells_times_and_leaves_a_trace(tiny: Path) -> None:
     command = ["bench", str(tiny), "--time", "0.05s", "--vs", "plain", "--trace", str(trace)]
     result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    for words in ("images/s", "gradient_penalty", "convolution", "of the floor", "bare loop"):
+    for words in (
+        "images/s",
+        "gradient_penalty",
+        "convolution",
+        "of the floor",
+        "bare loop",
+        "at their peak",
+    ):
         assert words in result.stdout
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert {"iteration", "bicubic.degrade", "wasserstein.generator_loss"} <= names

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ganlab.assembly import assemble
 from ganlab.bench.ceilings import Ceilings, measure_ceilings
+from ganlab.bench.memory import count_memory
 from ganlab.bench.plain import PlainLoop
 from ganlab.bench.stopwatch import ENGINE, PHASES, Part, time_parts
 from ganlab.bench.work import Operation, count_work
@@ -45,7 +46,7 @@ def bench_recipe(
     :param vs_plain: also time a bare loop of the same networks, in turn with the recipe.
     :param trace: a file for a Chrome trace of three iterations.
     :returns: "iteration" (ms, images/s, peak memory), "phases" and "plugins" (ms of an iteration),
-        "data", "watched", "operations", "ceilings", "floor"; and "plain" with `vs_plain`.
+        "data", "memory", "watched", "operations", "ceilings", "floor"; and "plain" with `vs_plain`.
     :raises RecipeError: when the recipe cannot run here, or the trace file exists.
     """
     if trace and trace.exists():
@@ -74,6 +75,7 @@ def bench_recipe(
         if trace:
             _write_trace(run, trace)
             found["trace"] = str(trace)
+        found["memory"] = count_memory(run)
         operations = count_work(run)
     ceilings = ceilings.or_higher(measure_ceilings(run))  # the machine may have been busy before
     found["notes"] = list(run.notes)

@@ -51,7 +51,7 @@ def time_parts(run: Run, iterations: int) -> dict[Part, float]:
     The backward pass of a penalty is counted as penalty. For this, D's whole backward pass is
     measured, and divided in proportion to the time that each loss takes alone.
     """
-    watch = _Stopwatch(run)
+    watch = Stopwatch(run)
     with watch.running():
         for _ in range(iterations):
             iterate(run)
@@ -86,7 +86,9 @@ def time_backward(run: Run) -> dict[Part, float]:
     return found
 
 
-class _Stopwatch:
+class Stopwatch:
+    """Divides the time of iterations among their parts."""
+
     def __init__(self, run: Run) -> None:
         self.seconds: dict[Part, float] = defaultdict(float)
         self.losses: dict[str, tuple[str, str]] = {}
@@ -94,6 +96,11 @@ class _Stopwatch:
         self._run = run
         self._open: list[Part] = [(ENGINE, ENGINE)]
         self._since = 0.0
+
+    @property
+    def current(self) -> Part:
+        """The innermost part that is running."""
+        return self._open[-1]
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -149,7 +156,7 @@ class _Stopwatch:
 class _Section(Watch):
     """Times one call of a hook, and records which losses it returned."""
 
-    def __init__(self, watch: _Stopwatch, hook: str, plugin: str) -> None:
+    def __init__(self, watch: Stopwatch, hook: str, plugin: str) -> None:
         self._watch, self._hook, self._plugin = watch, hook, plugin
 
     def __enter__(self) -> None:
@@ -169,7 +176,7 @@ class _Section(Watch):
 class _TimedUpdate(Eager):
     """Carries out every update as written, and times the networks separately."""
 
-    def __init__(self, watch: _Stopwatch) -> None:
+    def __init__(self, watch: Stopwatch) -> None:
         self.role = "G"
         self._watch = watch
 

@@ -29,6 +29,7 @@ def show(found: dict[str, Any]) -> None:
     _print(console, "where an iteration goes", _rows(found["phases"], looked_at))
     _print(console, "by plugin, with the backward passes of its losses",
            _rows(found["plugins"], looked_at))  # fmt: skip
+    console.print(_memory(found["memory"]))
     data = found["data"]
     console.print(f"\n{data_words(data['share'], data['plugins'])}", markup=False)
     console.print(_operations(found, whole))
@@ -86,6 +87,17 @@ def _table(title: str, *columns: str) -> Table:
     table.add_column(f"\n{title}", min_width=30, no_wrap=True)
     for column in columns:
         table.add_column(f"\n{column}", justify="right", no_wrap=True)
+    return table
+
+
+def _memory(found: dict[str, Any]) -> Table:
+    """The tensors of an iteration at its highest moment; weights and optimizers come on top."""
+    peak = max(found["peak"], 1)
+    title = f"tensors of an iteration at their peak, {peak / 2**20:,.1f} MiB, by what made them"
+    table = _table(title, "MiB", "share")
+    for name, size in found["parts"].items():
+        if size >= 0.005 * peak:
+            table.add_row(Text(name), f"{size / 2**20:,.1f}", f"{size / peak:.1%}")
     return table
 
 
