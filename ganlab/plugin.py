@@ -129,6 +129,9 @@ class Plugin(BaseModel):
     """It takes optimizer steps of its own through `run.descend`, beside the step of each network,
     as a lazy penalty does. Without it, `ganlab check` refuses a second optimizer step."""
 
+    observes: ClassVar[bool] = False
+    """It only looks on, to log or to draw. `check` does not say that it changes nothing."""
+
     _name: str = PrivateAttr("")
     _streams: Streams | None = PrivateAttr(None)
     _place: Callable[[str | None], str] | None = PrivateAttr(None)

@@ -20,6 +20,7 @@ from ganlab.schedule import Schedule, schedules_in
 
 _ONE = ("make_generator", "sample_real")
 _WITH_D = ("make_discriminator", "discriminator_loss")
+REQUIRED = (*_ONE, *_WITH_D)
 _AT_MOST_ONE = ("make_optimizer", "sample_batch")
 _ONLY_WITH_D = (*_WITH_D, "penalty", "labels", "augment", "discriminator_step")
 CHAINED = ("degrade", "augment", "labels", "gradients", "evaluation_generator")
@@ -265,14 +266,14 @@ def _never_reached(option: str, number: int, total: int, what: str) -> str:
 def _acts_with_d_only(plugin: Plugin) -> bool:
     """Whether a plugin acts in iterations with a D step only."""
     silent = {*_ONLY_WITH_D, "run_start", "make_optimizer"}
-    hooks = [name for name in vars(hookspecs) if _implements(plugin, name) and name not in silent]
+    hooks = [name for name in vars(hookspecs) if implements(plugin, name) and name not in silent]
     loss: Any = getattr(plugin, "generator_loss", None)
     return not hooks or (
         hooks == ["generator_loss"] and bool(_LOGITS & inspect.signature(loss).parameters.keys())
     )
 
 
-def _implements(plugin: Plugin, hook: str) -> bool:
+def implements(plugin: Plugin, hook: str) -> bool:
     return hasattr(getattr(type(plugin), hook, None), "ganlab_impl")
 
 

@@ -9,8 +9,14 @@ import torch
 from ganlab.assembly import assemble
 from ganlab.commands.audit import Audit, table
 from ganlab.commands.chains import dropped
+from ganlab.commands.effect import Beginning, plugins_without_effect
 from ganlab.commands.invariants import differ, iterate_watched, require_the_same
-from ganlab.commands.rehearsal import evaluate_once, resume_once, write_checkpoint_once
+from ganlab.commands.rehearsal import (
+    evaluate_once,
+    require_storable,
+    resume_once,
+    write_checkpoint_once,
+)
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.requirements import warnings_of
@@ -35,19 +41,25 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
     """
     recipe = load_recipe(file, overrides)
     yield f"{file}: {len(recipe.plugins)} plugins, every key and value is known"
-    for warning in warnings_of(recipe):
-        yield f"warning: {warning}"
+    warnings = warnings_of(recipe)
+    yield from (f"warning: {warning}" for warning in warnings)
     with TemporaryDirectory() as parent, new_run_folder(recipe, Path(parent)) as folder:
         run = assemble(recipe, pick_device(device), folder)
         for note in run.notes:
             yield f"note: {note}"
         yield f"one batch: condition {_shape(run.condition_shape)}, real {_shape(run.real_shape)}"
         run.recipe = with_tiny_batch(recipe)
+        require_storable(run)
+        beginning = Beginning(run)
         for iteration in sorted({0, recipe.iterations - 1}):
             run.iteration = iteration
             yield from _try(run)
         yield evaluate_once(run)
         yield from _take_again(run)
+        told = {warning.partition(".")[0] for warning in warnings}  # "ema.decay is 0 ..."
+        judged = [plugin for name, plugin in recipe.plugins.items() if name not in told]
+        for sentence in plugins_without_effect(run, beginning, judged):
+            yield f"warning: {sentence}"
     yield "ok"
 
 

@@ -48,13 +48,21 @@ def write_checkpoint_once(run: Run) -> dict[str, Any]:
 
     :raises RecipeError: when the state of a plugin cannot be written or read back.
     """
-    for plugin in run.recipe.plugins.values():
-        if hasattr(plugin, "state_dict"):
-            _require_storable(plugin)
+    require_storable(run)
     loop = _loop(run)
     with closing(loop.writer):
         loop.save()
     return state_of(run)
+
+
+def require_storable(run: Run) -> None:
+    """Refuse a plugin whose state cannot be written or read back.
+
+    :raises RecipeError: it names the plugin and the value.
+    """
+    for plugin in run.recipe.plugins.values():
+        if hasattr(plugin, "state_dict"):
+            _require_storable(plugin)
 
 
 def resume_once(run: Run, state: dict[str, Any]) -> Run:
