@@ -21,7 +21,7 @@ from ganlab.monitoring.verdicts import Verdict
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.replay import find_cause
 from ganlab.requirements import warnings_of
-from ganlab.run import Run
+from ganlab.run import Eager, Run
 from ganlab.runs.data import digests
 from ganlab.runs.data_changes import changes_of_data, note_changes
 from ganlab.runs.environment import describe_environment, installed_packages
@@ -210,6 +210,7 @@ def _train(run: Run, journal: Journal, writer: Writer, limits: Limits) -> Ending
 def _diverged(run: Run, journal: Journal, limits: Limits, noticed: Diverged) -> Ending:
     """Find out at which iteration and from what a run diverged, and report that."""
     folder, limits.answer = journal.folder, "ending the search for the cause"
+    run.execution = Eager()  # captured graphs hold memory that the search needs
     cause = find_cause(
         folder, run.device, noticed, journal.say, lambda: limits() in ("signal", "time")
     )

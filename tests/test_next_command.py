@@ -1,6 +1,7 @@
 """The command that ganlab recommends next can be given, and works."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -27,6 +28,19 @@ class Bad(Plugin):
             raise OSError("no space left")
         if not self.fails and run.iteration == 1:
             next(run.G.parameters()).data.fill_(float("nan"))
+'''
+
+
+FIGURE = '''\
+from ganlab import Plugin, hookimpl
+
+
+class Size(Plugin):
+    """A figure of any run."""
+
+    @hookimpl
+    def evaluate(self, generator):
+        return {"size": float(next(generator.parameters()).abs().mean())}
 '''
 
 
@@ -145,6 +159,13 @@ def test_the_plugin_that_is_recommended_is_one_of_those_shown() -> None:
     assert "hooks: " in ganlab(*command).stdout
 
 
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "ganlab" / "cli").glob("*.py")), ids=lambda f: f.stem
+)
+def test_a_command_is_recommended_as_words_so_that_paths_are_quoted(file: Path) -> None:
+    assert not re.search(r"next_is\(f?[\"']ganlab", file.read_text())
+
+
 def test_no_best_generator_is_told_as_such(tiny: Path, tmp_path: Path, photos: Path) -> None:
     ganlab("run", tiny, "--runs", tmp_path / "runs", "--max-iterations", 1)
     result = ganlab("eval", tmp_path / "runs" / "tiny-1", "--data", photos, "--weights", "best")
@@ -156,6 +177,8 @@ def test_a_comparison_with_a_run_that_diverged_exits_with_1_and_names_it(
     tiny: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.py").write_text(BAD)
+    (tmp_path / "size.py").write_text(FIGURE)
+    tiny.write_text(tiny.read_text() + 'size = { use = "./size.py" }\n')
     bad = tmp_path / "worse.toml"
     bad.write_text(tiny.read_text() + 'bad = { use = "./bad.py" }\n')
     command = ("compare", tiny, bad, "--seeds", "0", "--runs", tmp_path / "runs")

@@ -33,7 +33,7 @@ def pack(run_folder: str, output: Path | None, weights: bool) -> None:
     file, names, digest = pack_run(run_folder, output, weights)
     click.echo(f"{file}: {', '.join(names)}")
     click.echo(f"{file.stat().st_size:,} bytes, sha256 {digest}")
-    next_is(f"ganlab verify {file}")
+    next_is("verify", file)
 
 
 @click.command()
@@ -90,5 +90,5 @@ def verify(
         for line in result(found):
             click.echo(line)
         if found.later:
-            next_is(f"ganlab verify {file} --iterations {max(found.later.values())}")
+            next_is("verify", file, "--iterations", max(found.later.values()))
     sys.exit(0 if found.repeated else 1)
