@@ -110,12 +110,6 @@ def _check_settings(recipe: Recipe) -> None:
             f"{recipe.origin('share_forward')}: share_forward = false has no effect: with first = "
             '"discriminator" no pass of D is shared; leave it out, or set first = "generator"'
         )
-    if recipe.patience * recipe.evaluate_every >= recipe.iterations:
-        raise RecipeError(
-            f"{recipe.origin('patience')}: patience = {recipe.patience} has no effect: the run of "
-            f"{recipe.iterations} iterations is over by then, with an evaluation every "
-            f"{recipe.evaluate_every}; lower patience or evaluate_every, or leave patience out"
-        )
     if recipe.batch_size % recipe.accumulate:
         raise RecipeError(
             f"{recipe.file}: accumulate = {recipe.accumulate} does not divide batch_size = "
@@ -209,6 +203,11 @@ def warnings_of(recipe: Recipe) -> list[str]:
     every = recipe.watch_every
     if every > recipe.iterations and every != Recipe.model_fields["watch_every"].default:
         found.append(_never_reached("watch_every", every, recipe.iterations, "iterations"))
+    if (waits := recipe.patience * recipe.evaluate_every) >= recipe.iterations:
+        found.append(
+            f"patience is {recipe.patience} evaluations, {waits:,} iterations, but the run ends at "
+            f"{recipe.iterations:,}, so it has no effect"
+        )
     return found + [warning for plugin in plugins for warning in _idle_options(recipe, plugin)]
 
 

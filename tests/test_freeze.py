@@ -14,6 +14,7 @@ from ganlab.cli import main
 from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
+from ganlab.requirements import warnings_of
 from ganlab.run import Eager, Run
 from ganlab.speed.graphs import WARM_UPS, Graphs
 
@@ -213,7 +214,6 @@ ALONE = ("d_steps=0", "bce=false", "patch_discriminator=false")
         (["freeze={ generator = ['q'] }"], " and 10 more"),
         (["freeze={ generator = ['*'] }"], "no parameter of the generator is left to train"),
         (["freeze={ discriminator_layers = 3 }"], "a network has 3 layers; set at most 2"),
-        (["freeze={ discriminator_layers = 1, until = 20 }"], "after the last iteration"),
         ([*ALONE, "freeze={ discriminator = ['0'] }"], "there is no discriminator"),
         (["learning_rate_group={ factor = 0.1 }"], "it names no parameter; set generator or"),
         (["learning_rate_group={ generator = ['lst'], factor = 0.1 }"], "did you mean 'last'?"),
@@ -239,3 +239,11 @@ def test_check_tries_a_frozen_step_and_one_that_is_not(
     sets = [word for override in (*GAME, *PHASES) for word in ("--set", override)]
     result = CliRunner().invoke(main, ["check", "tiny.toml", *sets], catch_exceptions=False)
     assert result.exit_code == 0, result.output
+
+
+def test_what_has_no_effect_in_this_run_is_told(tiny: Path) -> None:
+    group = "learning_rate_group={ generator = ['last'], factor = 1.0 }"
+    sets = (*GAME, "freeze={ discriminator_layers = 1, until = 20 }", group)
+    frozen, still = warnings_of(load_recipe(tiny, sets))
+    assert frozen.startswith("freeze.until ") and "20" in frozen
+    assert still == "learning_rate_group.factor is 1 throughout, so it has no effect"

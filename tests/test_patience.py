@@ -169,19 +169,15 @@ def test_a_figure_that_no_evaluation_has_is_named_at_the_first_one(folder: Path)
     assert read_lines(Path("runs/r-1/stats.jsonl"))  # what was measured until then is kept
 
 
-@pytest.mark.parametrize(
-    ("line", "fault"),
-    [
-        (
-            "patience = 10",
-            "r.toml:5: patience = 10 has no effect: the run of 20 iterations is over by then",
-        ),
-        ("patience = -1", "patience = -1 is not allowed; it must be at least 0"),
-    ],
-)
-def test_patience_that_can_have_no_effect_is_refused(folder: Path, line: str, fault: str) -> None:
-    write("r.toml", RISES_ONCE, line)
-    assert fault in ganlab("check", "r.toml", code=2)
+def test_patience_that_is_longer_than_the_run_is_told_and_less_than_none_is_refused(
+    folder: Path,
+) -> None:
+    told = "warning: patience is 10 evaluations, 20 iterations, but the run ends at 20, so it has"
+    write("r.toml", RISES_ONCE, "patience = 10")
+    assert told in ganlab("check", "r.toml")
+    assert told not in ganlab("check", "r.toml", "--set", "patience=9")
+    refused = ganlab("check", "r.toml", "--set", "patience=-1", code=2)
+    assert "patience = -1 is not allowed; it must be at least 0" in refused
 
 
 def test_patience_without_an_evaluation_is_refused(tiny: Path) -> None:

@@ -1,9 +1,11 @@
 """Freezing: some layers keep their weights while the others train."""
 
+from typing import Annotated
+
 from pydantic import Field, PrivateAttr, model_validator
 from torch import nn
 
-from ganlab import Plugin, Run, first_layers, hookimpl, parameters_named
+from ganlab import Begins, Plugin, Run, first_layers, hookimpl, parameters_named
 
 
 class Freeze(Plugin):
@@ -29,7 +31,7 @@ class Freeze(Plugin):
     """Number of layers, from the first, of the discriminator. The authors' code for StyleGAN
     freezes all but the last three blocks and the linear layer."""
 
-    until: int | None = Field(None, ge=1)
+    until: Annotated[int | None, Begins("iterations")] = Field(None, ge=1)
     """The iteration from which they train with the others; by default they never do."""
 
     _held: list[nn.Parameter] = PrivateAttr(default_factory=list)
@@ -48,12 +50,6 @@ class Freeze(Plugin):
             option = "discriminator" if self.discriminator else "discriminator_layers"
             raise self.error(
                 "there is no discriminator (d_steps = 0); leave the option out", option
-            )
-        if self.until is not None and self.until >= run.recipe.iterations:
-            raise self.error(
-                f"until = {self.until} is after the last iteration of this run "
-                f"({run.recipe.iterations - 1}); leave it out",
-                "until",
             )
         chosen = parameters_named(self, "generator", self.generator, run.G)
         if run.D is not None:

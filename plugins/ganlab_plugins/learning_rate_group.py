@@ -1,12 +1,13 @@
 """Learning rate of a group of parameters: some layers learn faster or slower than the others."""
 
 from collections.abc import Generator
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from ganlab import Plugin, Run, hookimpl, parameters_named
+from ganlab import NoEffect, Plugin, Run, hookimpl, parameters_named
 
 
 class LearningRateGroup(Plugin):
@@ -21,7 +22,7 @@ class LearningRateGroup(Plugin):
     all parameters in it. `*`, `?` and `[...]` match as in file names.
     """
 
-    factor: float = Field(gt=0, examples=[0.1])
+    factor: Annotated[float, NoEffect(1)] = Field(gt=0, examples=[0.1])
     """Factor on the learning rate of these parameters."""
 
     generator: tuple[str, ...] = Field((), examples=[["*weight"]])
