@@ -158,6 +158,16 @@ def test_a_bad_recipe_that_diverges_is_bad_too(good: Path) -> None:
     assert found["share"] is None
 
 
+def test_recipes_without_held_out_images_are_refused_before_any_run(good: Path) -> None:
+    without = ', evaluation_path = "held_out"', ", held_out_share = 0.0"
+    good.write_text(good.read_text().replace(*without))
+    bad = extending(good, "bad", "[plugins]\nema = { decay = 0.8 }")
+    code, _, stderr = run("bisect", good, bad, "--runs", good.parent / "runs")
+    assert code == 2
+    assert "game has no held-out images, so there is no psnr_y" in stderr
+    assert not (good.parent / "runs").exists()
+
+
 def test_the_answer_in_words_names_the_change_and_its_share() -> None:
     good, bad = (Interval(value, value - 0.1, value + 0.1, 3, "t") for value in (0.0, -2.0))
     trials = [

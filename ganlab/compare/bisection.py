@@ -25,6 +25,7 @@ from ganlab.compare.mixing import Mixtures, spans
 from ganlab.compare.plan import Job, Variant, carry_out, cost, make_plan, parse_seeds
 from ganlab.compare.seeds import find_needs, words_of
 from ganlab.errors import GanlabError, RecipeError
+from ganlab.evaluation.scores import SCORES
 from ganlab.recipe.model import load_recipe
 from ganlab.report.model import Arm
 from ganlab.report.statistics import Interval, paired_difference
@@ -96,7 +97,7 @@ def bisect_recipes(good: str, bad: str, options: dict[str, Any]) -> Bisection | 
     sides = check_two(good, bad, options["overrides"])
     figure = options["figure"] or sides[0].recipe.best_metric
     higher = _direction(figure, sides[0])
-    _check_comparable(*sides)
+    _check_comparable(*sides, figure)
     with tempfile.TemporaryDirectory() as folder:
         mixtures = Mixtures(*sides, Path(folder))
         if not mixtures.shifts:
@@ -130,9 +131,14 @@ def _direction(figure: str, good: Side) -> bool:
     return HIGHER_IS_BETTER[figure]
 
 
-def _check_comparable(good: Side, bad: Side) -> None:
-    """Refuse recipes that cannot run here, or that are evaluated on different images."""
+def _check_comparable(good: Side, bad: Side, figure: str) -> None:
+    """Refuse recipes that cannot run here, or whose figures say nothing of each other."""
     one, other = (assemble(side.recipe, pick_device("cpu")) for side in (good, bad))
+    if figure in SCORES and not one.held_out:
+        raise RecipeError(
+            f"{good.name} has no held-out images, so there is no {figure}; give the data source "
+            "some, or name a figure of a plugin with --figure"
+        )
     if not _same_images(one, other):
         raise RecipeError(
             f"{good.name} and {bad.name} are evaluated on different held-out images, so a "
