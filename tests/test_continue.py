@@ -118,3 +118,18 @@ def test_resume_goes_with_neither_continue_nor_name(recipe: Path, other: tuple[s
     result = run(recipe, "--resume", "runs/x", *other)
     assert result.exit_code == 2
     assert f"{other[0]} has no effect with --resume" in result.stderr
+
+
+def test_a_run_that_a_verdict_stopped_stays_stopped(recipe: Path) -> None:
+    (recipe.parent / "ill.py").write_text(
+        "from ganlab import Plugin, Verdict, hookimpl\n\n\n"
+        "class Ill(Plugin):\n    @hookimpl\n    def verdicts(self, history):\n"
+        '        return [Verdict("ill", 1, "it is ill")]\n'
+    )
+    recipe.write_text(recipe.read_text() + 'ill = { use = "./ill.py" }\n')
+    command = ("--continue", "--set", 'on_verdict="stop"')
+    assert run(recipe, *command).exit_code == 4
+    again = run(recipe, *command)
+    assert again.exit_code == 4
+    assert "this run was stopped by a verdict; there is nothing to continue" in again.stderr
+    assert again.stdout.startswith("stopped at iteration 2 of 4")
