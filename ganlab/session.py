@@ -321,7 +321,10 @@ def summary(folder: RunFolder) -> str:
             lines.append(f"{name:<{width}}{value:>10.4g}{beside}")
     elif "held_out" not in read_json(folder.manifest).get("data", {"held_out": 0}):
         lines.append("no scores and no pictures: no image was held out, and no plugin evaluates")
-    lines += [f"verdict: {sentence}" for sentence in status.get("verdicts") or []]
+    verdicts = status.get("verdicts") or []
+    lines += [f"verdict: {sentence}" for sentence in verdicts]
+    if status["state"] == "diverged" and not any(status["message"] in one for one in verdicts):
+        lines.append(f"diverged: {status['message']}")  # exploded had been told before
     lines.append(f"run folder: {folder.path}")
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import torch
 from ganlab import replay, session
 from ganlab.engine import weights_are_finite
 from ganlab.recipe.model import load_recipe
+from ganlab.runs.folder import RunFolder
 from ganlab.session import Limits
 
 PLANT = '''\
@@ -243,6 +244,14 @@ def test_a_run_tells_from_which_checkpoint_it_can_be_resumed(
     told = capsys.readouterr().err
     assert "taking iterations 1 to 6 again" in told
     assert "there is no checkpoint yet" in told
+
+
+def test_the_summary_tells_the_cause_once_also_after_an_earlier_verdict(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    known = {"iteration": 6, "of": 10, "message": "iteration 6: G/bad is not finite"}
+    for verdict in ("D exploded from iteration 3", f"training exploded at {known['message']}"):
+        folder.write_status("diverged", **known, verdicts=[verdict])
+        assert session.summary(folder).count(known["message"]) == 1
 
 
 def test_no_more_than_the_limit_is_taken_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
