@@ -357,9 +357,19 @@ def test_a_plugin_that_throws_away_what_came_before_is_told(
     assert told and all(f"warning: meddler throws away {words}" in line for line in told), told
 
 
-@pytest.mark.parametrize("code", [DROPS_LABELS, KEEPS])
-def test_nothing_is_told_where_nothing_of_another_plugin_is_lost(drop, code: str) -> None:
-    result = drop(code, BCE)
+@pytest.mark.parametrize(
+    ("code", "plugins"),
+    [
+        (DROPS_LABELS, BCE),
+        (KEEPS, BCE),
+        # one-sided: the label of fakes is still the engine's
+        (KEEPS, f"{BCE}\nlabel_smoothing = {{}}"),
+    ],
+)
+def test_nothing_is_told_where_nothing_of_another_plugin_is_lost(
+    drop, code: str, plugins: str
+) -> None:
+    result = drop(code, plugins, "trace")
     assert result.exit_code == 0 and "throws away" not in result.stdout, result.stderr
 
 

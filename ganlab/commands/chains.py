@@ -72,7 +72,10 @@ def dropped(run: Run, calls: Iterable[Call]) -> list[str]:
     recorder = Recorder()
     with watching(run.manager, recorder.begin):  # no step need call it
         run.hook.evaluation_generator(generator=run.G)
+    begun: dict[str, Any] = {}
     for call in [*calls, *recorder.calls]:
+        if not call.wraps:
+            begun[call.hook] = call.answer
         if call.hook not in CHAINED or not call.wraps:
             continue
         impl, before = _place(run, call)
@@ -80,7 +83,7 @@ def dropped(run: Run, calls: Iterable[Call]) -> list[str]:
             continue
         key = call.hook, call.plugin
         if verdicts.get(key, True):
-            verdicts[key] = _ignores(run, impl, call)
+            verdicts[key] = _ignores(run, impl, call, begun.get(call.hook))
     return [_sentence(run, hook, plugin) for (hook, plugin), ignores in verdicts.items() if ignores]
 
 
@@ -102,12 +105,16 @@ def _sentence(run: Run, hook: str, plugin: str) -> str:
     )
 
 
-def _ignores(run: Run, impl: HookImpl, call: Call) -> bool:
-    """Whether some part of what a wrapper received has no influence on its answer."""
+def _ignores(run: Run, impl: HookImpl, call: Call, begun: Any) -> bool:
+    """Whether some part of what a wrapper received has no influence on its answer.
+
+    :param begun: what the chain began with; a part that nobody changed cannot be lost.
+    """
     try:
         plain = _again(run, impl, call, call.received)
         return any(
-            _equal(plain, _again(run, impl, call, other)) for other in _variants(call.received)
+            _equal(plain, _again(run, impl, call, other))
+            for other in _variants(call.received, begun)
         )
     except Exception:  # its code may refuse the other values: then it reads them
         return False
@@ -125,10 +132,12 @@ def _again(run: Run, impl: HookImpl, call: Call, received: Any) -> Any:
     raise RuntimeError("it yields more than once")
 
 
-def _variants(received: Any) -> Iterator[Any]:
-    """What was received with other values: of a tuple, one part after another."""
+def _variants(received: Any, begun: Any) -> Iterator[Any]:
+    """What was received with other values: of a tuple, one changed part after another."""
     if isinstance(received, tuple):
-        for index, part in enumerate(received):
+        for index, (part, first) in enumerate(zip(received, begun, strict=True)):
+            if _equal(part, first):
+                continue
             yield (*received[:index], _other(part), *received[index + 1 :])
     else:
         yield _other(received)
