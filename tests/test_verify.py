@@ -17,7 +17,8 @@ from packed import changed_json, forged
 from safetensors import safe_open
 
 from ganlab.cli import main
-from ganlab.commands.agreement import compare_logs
+from ganlab.commands.agreement import Agreement, compare_logs
+from ganlab.commands.verify import Verification
 from ganlab.images.files import write_png
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -168,11 +169,11 @@ def test_at_least_one_logged_line_is_reached(home: Path, archive: Path, tmp_path
     out = invoke(*command, cwd=home, code=1).stdout  # the first six are missing in the file
     assert "--iterations 2: figures were logged from iteration 7 to 12" in out
     assert "running iterations 1 to 7 again, of 12" in out
-    assert re.search(r"^G/pixel_loss +one side only +1 +1$", out, flags=re.MULTILINE)
+    assert re.search(r"^G/pixel_loss +1 +one side only +one side only +1$", out, flags=re.MULTILINE)
     assert out.splitlines()[-1].startswith("not repeated: ")
 
 
-def test_equal_runs_give_equal_files(home: Path, archive: Path) -> None:
+def test_packing_a_run_again_gives_the_same_bytes(home: Path, archive: Path) -> None:
     invoke("pack", "whole", "-o", "second.zip", cwd=home)
     assert (home / "second.zip").read_bytes() == archive.read_bytes()
 
@@ -248,7 +249,7 @@ def test_a_changed_plugin_is_told_and_its_run_is_not_repeated(
     )
     out = invoke("verify", other, "--trust-code", cwd=home, code=1).stdout
     assert "differs: plugin counter: code " in out
-    assert "not repeated: the largest difference is " in out
+    assert "not repeated: differences begin at iteration " in out
 
 
 def with_last_loss(factor: float) -> Callable[[str], str]:
@@ -269,8 +270,10 @@ def test_one_digit_of_a_log_that_was_changed_is_found(
     better = forged(archive, tmp_path / "better.zip", "stats.jsonl", with_last_loss(1 - 1e-6))
     out = invoke("verify", better, "--trust-code", cwd=home, code=1).stdout
     (row,) = [line for line in out.splitlines() if line.startswith("G/pixel_loss")]
-    assert row.split()[2:] == ["12", "12"]  # where it is largest, and where it begins
-    assert float(row.split()[1]) == pytest.approx(1e-6, rel=0.5)
+    _, begins_at, begins, largest, largest_at = row.split()
+    assert (begins_at, largest_at) == ("12", "12")
+    assert begins == largest
+    assert float(largest) == pytest.approx(1e-6, rel=0.5)
     assert "not repeated" in out
     assert "versions, machine and code are the same, so all must be equal" in out
 
@@ -278,7 +281,7 @@ def test_one_digit_of_a_log_that_was_changed_is_found(
 def test_a_small_difference_is_rounding_only_where_versions_differ(
     home: Path, archive: Path, tmp_path: Path
 ) -> None:
-    near = forged(archive, tmp_path / "near.zip", "stats.jsonl", with_last_loss(1.001))
+    near = forged(archive, tmp_path / "near.zip", "stats.jsonl", with_last_loss(1.0005))
     invoke("verify", near, "--trust-code", cwd=home, code=1)
     old = forged(near, tmp_path / "old.zip", "manifest.json", changed_json("platform", "Plan 9"))
     out = invoke("verify", old, "--trust-code", cwd=home).stdout
@@ -400,12 +403,24 @@ def forged_bytes(archive: Path, name: str, content: bytes) -> Path:
 
 def test_differences_are_shares_of_the_largest_value_of_their_figure() -> None:
     logged = {"a": {(1, ""): 1.0, (2, ""): -4.0}, "b": {(1, ""): 0.0}, "c": {(3, ""): 2.0}}
-    again = {"a": {(1, ""): 1.0, (2, ""): -3.0}, "b": {(1, ""): 0.0}, "d": {(1, ""): float("nan")}}
+    again = {"a": {(1, ""): 1.4, (2, ""): -3.0}, "b": {(1, ""): 0.0}, "d": {(1, ""): float("nan")}}
     a, b, c, d = compare_logs(logged, again)
-    assert (a.figure, a.values, a.largest, a.at, a.first) == ("a", 2, 0.25, 2, 2)
-    assert (b.largest, b.first) == (0.0, 0)
+    assert (a.figure, a.values, a.largest, a.at) == ("a", 2, 0.25, 2)
+    assert (a.first, a.begins) == (1, pytest.approx(0.1))
+    assert (b.largest, b.first, b.begins) == (0.0, 0, 0.0)
     assert (c.largest, c.first) == (float("inf"), 3)  # logged, but not seen again
     assert d.largest == float("inf")
+
+
+@pytest.mark.parametrize(("begins", "repeated"), [(1e-6, True), (0.01, False)])
+def test_rounding_begins_small_whatever_it_grows_to(begins: float, repeated: bool) -> None:
+    figures = [
+        Agreement("G/a", 9, largest=0.5, at=9, first=3, begins=begins / 10),
+        Agreement("G/b", 9, largest=begins, at=3, first=3, begins=begins),
+        Agreement("health/c", 1, largest=2.0, at=8, first=8, begins=2.0),
+    ]
+    assert Verification(9, figures=figures, exact=False).repeated == repeated
+    assert not Verification(9, figures=figures, exact=True).repeated
 
 
 def test_a_figure_that_was_not_finite_twice_agrees() -> None:

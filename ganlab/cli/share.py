@@ -54,10 +54,10 @@ def pack(run_folder: str, output: Path | None, weights: bool) -> None:
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
-    default=0.01,
+    default=0.001,
     show_default=True,
-    help="Largest difference that counts as rounding, as a share of the largest value of the "
-    "figure in these iterations.",
+    help="Largest first difference that counts as rounding, as a share of the largest value of "
+    "the figure in these iterations.",
 )
 @click.option("--trust-code", is_flag=True, help="Run the code of plugin files in the file.")
 @json_option
@@ -73,8 +73,9 @@ def verify(
     """Run the first iterations of a packed run again, and compare them with its log.
 
     First it prints what differs here: versions, machine, code, data. Data are not in the file;
-    --set says where they are. Where nothing differs, all logged digits must be equal on a CPU;
-    else --tolerance is allowed. Code in the file runs only with --trust-code.
+    --set says where they are. Where nothing differs, all logged digits must be equal on a CPU.
+    Otherwise the first difference may be at most --tolerance; what it grows to is printed. Code
+    in the file runs only with --trust-code.
 
     Exit codes: 0 repeated, 1 not repeated, 2 wrong file or usage, or nothing was run.
 

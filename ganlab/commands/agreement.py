@@ -36,6 +36,8 @@ class Agreement:
     """The iteration of the largest difference; 0 when there is none."""
     first: int
     """The iteration of the first difference; 0 when there is none."""
+    begins: float
+    """The largest difference at that iteration."""
 
 
 def compare_logs(logged: Figures, again: Figures) -> list[Agreement]:
@@ -81,14 +83,13 @@ def _agreement(name: str, logged: dict[Point, float], again: dict[Point, float])
     points = sorted(logged.keys() | again.keys())
     finite = [abs(v) for v in (*logged.values(), *again.values()) if math.isfinite(v)]
     size = max(finite, default=0.0) or 1.0
-    largest, at, first = 0.0, 0, 0
+    apart: dict[int, float] = {}
     for point in points:
-        apart = _apart(logged.get(point), again.get(point)) / size
-        if apart and not first:
-            first = point[0]
-        if apart > largest:
-            largest, at = apart, point[0]
-    return Agreement(name, len(points), largest, at, first)
+        difference = _apart(logged.get(point), again.get(point)) / size
+        apart[point[0]] = max(difference, apart.get(point[0], 0.0))
+    first = next((iteration for iteration, found in apart.items() if found), 0)
+    at = max(apart, key=lambda iteration: apart[iteration]) if first else 0
+    return Agreement(name, len(points), apart.get(at, 0.0), at, first, apart.get(first, 0.0))
 
 
 def _apart(one: float | None, other: float | None) -> float:

@@ -38,7 +38,7 @@ from ganlab.speed.device import pick_device
 
 USUAL = 20
 """How many iterations are run again when the user does not say."""
-TOLERANCE = 0.01
+TOLERANCE = 0.001
 MOST_THREADS = 256
 
 Say = Callable[[str], None]
@@ -83,10 +83,20 @@ class Verification:
         return all(one.largest == 0 for one in self.figures) and all(self.weights.values())
 
     @property
+    def beginning(self) -> Agreement | None:
+        """The figure that differs first, and of several the one that differs most there.
+
+        Rounding begins small. A game amplifies it from one iteration to the next, so later
+        differences say little about their cause.
+        """
+        differing = [one for one in self.figures if one.largest]
+        return min(differing, key=lambda one: (one.first, -one.begins), default=None)
+
+    @property
     def repeated(self) -> bool:
-        """Whether the run was repeated: equal, or within the tolerance where rounding differs."""
-        within = all(one.largest <= self.tolerance for one in self.figures)
-        return self.equal or (within and not self.exact)
+        """Whether the run was repeated: equal, or as near as other rounding allows."""
+        begun = self.beginning
+        return self.equal or (not self.exact and (not begun or begun.begins <= self.tolerance))
 
 
 def verify_file(file: Path, wanted: Wanted, say: Say) -> Verification:
@@ -306,13 +316,14 @@ def _compare_weights(
 
 def result(found: Verification) -> Iterator[str]:
     """The lines that say how far the run was repeated; the last one is the answer."""
-    worst = sorted((one for one in found.figures if one.largest), key=lambda one: -one.largest)
-    if worst:
-        width = max(len("figure"), *(len(one.figure) for one in worst))
-        yield f"{'figure':<{width}}  largest difference  at iteration  first at"
-        for one in worst:
-            size = f"{one.largest:.2g}" if math.isfinite(one.largest) else "one side only"
-            yield f"{printable(one.figure):<{width}}  {size:>18}  {one.at:>12}  {one.first:>8}"
+    differing = [one for one in found.figures if one.largest]
+    if differing:
+        width = max(len("figure"), *(len(one.figure) for one in differing))
+        yield f"{'figure':<{width}}  differs from  {'first by':>14}  {'most by':>14}  at"
+        for one in sorted(differing, key=lambda one: (one.first, -one.begins)):
+            begins, largest = _size(one.begins), _size(one.largest)
+            name = f"{printable(one.figure):<{width}}"
+            yield f"{name}  {one.first:>12}  {begins:>14}  {largest:>14}  {one.at}"
     for name, equal in found.weights.items():
         yield f"{name}: {'equal to the last bit' if equal else 'not equal'}"
     if found.later:
@@ -320,34 +331,36 @@ def result(found: Verification) -> Iterator[str]:
         yield f"logged later, and not reached: {names} (--iterations {max(found.later.values())})"
     if found.data:
         yield "the data are not those of the run"
-    yield _answer(found, worst)
+    yield _answer(found)
 
 
-def _answer(found: Verification, worst: list[Agreement]) -> str:
+def _size(difference: float) -> str:
+    return f"{difference:.2g}" if math.isfinite(difference) else "one side only"
+
+
+def _answer(found: Verification) -> str:
     if found.equal:
         count = sum(one.values for one in found.figures)
         return f"repeated: {count} values of {found.iterations} iterations, equal in every digit"
-    allowed = f"{found.tolerance:g} is allowed"
+    allowed = f"rounding begins with at most {found.tolerance:g}"
     if found.exact:
         allowed = "versions, machine and code are the same, so all must be equal"
     outcome = "repeated within rounding" if found.repeated else "not repeated"
-    return f"{outcome}: {_fault(worst)}; {allowed}"
+    return f"{outcome}: {_fault(found.beginning)}; {allowed}"
 
 
-def _fault(worst: list[Agreement]) -> str:
-    """The largest difference, in words."""
-    if not worst:
+def _fault(begun: Agreement | None) -> str:
+    """Where the differences begin, in words."""
+    if not begun:
         return "the generator's weights are not equal"
-    name = printable(worst[0].figure)
-    if math.isinf(worst[0].largest):
-        return f"{name} has values that only one side has"
-    return f"the largest difference is {worst[0].largest:.2g} of {name}"
+    size = f"by {begun.begins:.2g}" if math.isfinite(begun.begins) else "with a value on one side"
+    return f"differences begin at iteration {begun.first}, {size}, in {printable(begun.figure)}"
 
 
 def as_data(found: Verification) -> dict[str, Any]:
     """The same for JSON; a difference is null where only one side has a value."""
     figures = [
-        asdict(one) | {"largest": one.largest if math.isfinite(one.largest) else None}
+        {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in asdict(one).items()}
         for one in found.figures
     ]
     return asdict(found) | {"figures": figures, "equal": found.equal, "repeated": found.repeated}
