@@ -14,17 +14,19 @@ from ganlab.images.files import write_png
 
 ROOT = Path(__file__).parents[1]
 BAD = '''\
+from pathlib import Path
+
 from ganlab import Plugin, hookimpl
 
 
 class Bad(Plugin):
-    """Not finite from its second iteration on, or raises an error."""
+    """Not finite from its second iteration on, or raises an error while a file exists."""
 
-    fails: bool = False
+    fails: str = ""
 
     @hookimpl
     def iteration_end(self, run, losses):
-        if self.fails and run.iteration == 2:
+        if self.fails and Path(self.fails).exists():
             raise OSError("no space left")
         if not self.fails and run.iteration == 1:
             next(run.G.parameters()).data.fill_(float("nan"))
@@ -108,7 +110,10 @@ def test_after_a_run_that_diverged_its_recipe_is_checked(
 def test_after_a_run_that_failed_its_recipe_is_checked(
     bad: Path, tmp_path: Path, photos: Path
 ) -> None:
-    ganlab("run", bad, "--runs", tmp_path / "runs", "--set", "bad.fails=true")
+    full = tmp_path / "full"
+    full.touch()
+    ganlab("run", bad, "--runs", tmp_path / "runs", "--set", f"bad.fails='{full}'")
+    full.unlink()
     assert works(tmp_path / "runs", photos)[0] == "check"
 
 
