@@ -170,16 +170,6 @@ class Run:
         """The function to call for a network in a step: itself, or its compiled form."""
         return self.execution.network(module)
 
-    def freeze(self, parameters: Iterable[nn.Parameter], frozen: bool = True) -> None:
-        """Leave parameters out of training, or take them in again.
-
-        A frozen parameter gets no gradient, and no optimizer moves it. Call this between two
-        iterations. Steps that were captured before are captured anew.
-        """
-        for parameter in parameters:
-            parameter.requires_grad_(not frozen)
-        self.execution.forget()
-
     def descend(self, optimizer: Optimizer | None, losses: LossesOf, batch: Batch) -> Losses:
         """Take one optimizer step down the sum of the losses. Steps are taken only here.
 
@@ -268,7 +258,10 @@ class Eager:
         return nullcontext()
 
     def forget(self) -> None:
-        """Forget all recorded steps: they train other parameters from now on."""
+        """Forget recorded steps: other parameters are trained from now on.
+
+        A plugin that changes `requires_grad` of a parameter for good calls it between two steps.
+        """
 
     def take(self, run: Run, update: Update, batch: Batch) -> Losses:
         """Take a step."""

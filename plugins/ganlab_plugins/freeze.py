@@ -34,7 +34,7 @@ class Freeze(Plugin):
     until: Annotated[int | None, Begins("iterations")] = Field(None, ge=1)
     """The iteration from which they train with the others; by default they never do."""
 
-    _held: list[nn.Parameter] = PrivateAttr(default_factory=list)
+    _held: nn.ParameterList = PrivateAttr(default_factory=nn.ParameterList)
 
     @model_validator(mode="after")
     def _something_is_frozen(self) -> "Freeze":
@@ -57,21 +57,25 @@ class Freeze(Plugin):
         if run.D is not None and self.discriminator_layers:
             option = "discriminator_layers"
             chosen += first_layers(self, option, self.discriminator_layers, run.D)
-        others = self._held_by_others(run)
         # a network may have parameters that never train
-        self._held = [p for p in chosen if p.requires_grad or id(p) in others]
-        run.freeze(self._held)
+        self._held = nn.ParameterList(p for p in chosen if p.requires_grad)
+        frozen = {id(p) for p in self._held}
         for name, network in (("generator", run.G), ("discriminator", run.D)):
-            if network and not any(p.requires_grad for p in network.parameters()):
+            trained = [p for p in network.parameters() if p.requires_grad] if network else []
+            if trained and all(id(p) in frozen for p in trained):
                 raise self.error(f"no parameter of the {name} is left to train; freeze fewer")
 
     @hookimpl
     def iteration_start(self, run: Run) -> None:
-        if self._held and self.until is not None and run.iteration >= self.until:
-            others = self._held_by_others(run)
-            run.freeze((p for p in self._held if id(p) not in others), frozen=False)
-            self._held = []
+        if run.iteration == self.until:
+            run.execution.forget()
+        self._freeze(run, frozen=True)
 
-    def _held_by_others(self, run: Run) -> set[int]:
-        others = [p for p in run.plugins_with("run_start") if isinstance(p, Freeze)]
-        return {id(p) for other in others if other is not self for p in other._held}
+    @hookimpl
+    def iteration_end(self, run: Run) -> None:
+        self._freeze(run, frozen=False)
+
+    def _freeze(self, run: Run, frozen: bool) -> None:
+        if self.until is None or run.iteration < self.until:
+            for parameter in self._held:
+                parameter.requires_grad_(not frozen)
