@@ -9,26 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tiny import TINY
 
 # Two threads of a tiny net on a shared machine mostly wait for each other; processes that tests
 # start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-TINY = """\
-iterations = 4
-batch_size = 2
-evaluate_every = 100
-checkpoint_every = 2
-
-[plugins]
-dead_leaves = { crop = 16, num_images = 2, size = 32 }
-bicubic = { scale = 4 }
-encoder_decoder = { width = 4 }
-patch_discriminator = { width = 4, num_layers = 1 }
-wasserstein = {}
-gradient_penalty = { weight = 10.0 }
-pixel_loss = { weight = 1.0 }
-"""
 
 
 @pytest.fixture(scope="session")

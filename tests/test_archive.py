@@ -25,7 +25,7 @@ Change = Callable[[zipfile.ZipFile], None]
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive of a small run."""
-    from conftest import TINY
+    from tiny import TINY
 
     folder = tmp_path_factory.mktemp("packed")
     (folder / "tiny.toml").write_text(TINY)

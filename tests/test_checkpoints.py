@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import TINY
+from tiny import TINY
 
 from ganlab.checkpoint import Keep, checkpoint_file, checkpoints_of, roll_back
 from ganlab.cli import main
