@@ -140,7 +140,8 @@ def test_the_resolved_recipe_of_a_run_is_not_refused_for_its_defaults(tiny: Path
 
 
 def test_an_ablation_may_set_a_weight_to_0(tiny: Path) -> None:
-    planned = invoke("ablate", tiny, "--vary", "pixel_loss.weight=0,1", "--plan")
+    scored = ("--set", "dead_leaves=false", "--set", "builtin={ crop = 16, num_leaves = 2 }")
+    planned = invoke("ablate", tiny, "--vary", "pixel_loss.weight=0,1", "--plan", *scored)
     assert planned.exit_code == 0, planned.output
 
 
