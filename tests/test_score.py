@@ -96,6 +96,17 @@ def test_two_files_are_scored_with_the_shave_that_is_asked_for(tmp_path: Path) -
     assert f"hr.png: {tmp_path / 'anything.png'}" in shown.stdout
 
 
+def test_the_psnr_of_equal_pictures_is_null_in_json(tmp_path: Path) -> None:
+    write(tmp_path, {"hr.png": picture(0, 3, 40, 44)})
+    shown = ganlab("score", tmp_path / "hr.png", tmp_path / "hr.png", "--scale", 2, "--json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    found = json.loads(shown.stdout, parse_constant=refuse)
+    assert found["mean"]["SR"]["psnr_y"] is None and found["mean"]["SR"]["ssim_y"] == 1
+
+
 @pytest.mark.parametrize(
     ("original", "enlarged"),
     [

@@ -1,6 +1,5 @@
 """`ganlab compare`, `ablate`, `bisect` and `report`."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,14 @@ from typing import Any
 
 import click
 
-from ganlab.cli.options import device_option, json_option, next_is, runs_option, set_option
+from ganlab.cli.options import (
+    device_option,
+    json_option,
+    next_is,
+    print_json,
+    runs_option,
+    set_option,
+)
 
 jobs_option = click.option(
     "--jobs",
@@ -129,7 +135,7 @@ def bisect(good: str, bad: str, as_json: bool, **options: Any) -> None:
     if found is None:
         return
     if as_json:
-        click.echo(json.dumps(as_data(found), indent=2))
+        print_json(as_data(found))
     else:
         for line in lines(found):
             click.echo(line)
@@ -172,7 +178,7 @@ def _compared(outcome: Any, as_json: bool) -> None:
     if as_json:
         from ganlab.report.wording import as_data
 
-        click.echo(json.dumps(as_data(comparison) | {"page": str(page)}, indent=2))
+        print_json(as_data(comparison) | {"page": str(page)})
     else:
         from ganlab.report.text import print_comparison
 
@@ -192,7 +198,7 @@ def _needed(needs: Any, as_json: bool) -> None:
     from ganlab.compare.seeds import as_data, words_of
 
     if as_json:
-        click.echo(json.dumps(as_data(needs), indent=2))
+        print_json(as_data(needs))
     else:
         for line in words_of(needs):
             click.echo(line)

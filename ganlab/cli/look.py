@@ -1,6 +1,5 @@
 """Commands that only inspect: `diff`, `explain`, `trace`, `bench`, `plugins`, `runs`."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from ganlab.cli.options import (
     device_option,
     json_option,
     next_is,
+    print_json,
     run_command,
     runs_option,
     set_option,
@@ -39,7 +39,7 @@ def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
 
     found = difference(*check_two(a, b))
     if as_json:
-        click.echo(json.dumps([asdict(change) for change in found], indent=2))
+        print_json([asdict(change) for change in found])
     else:
         for change in found:
             sign = {"added": "+", "removed": "-", "changed": "~"}[change.kind]
@@ -77,7 +77,7 @@ def explain(
 
     found = explain_recipe(recipe, overrides, key, device, cost)
     if as_json:
-        click.echo(json.dumps(found, indent=2, default=str))
+        print_json(found)
     else:
         show(found)
         next_is(*run_command(recipe, overrides))
@@ -115,7 +115,7 @@ def trace(
 
     found = trace_recipe(recipe, overrides, device, iterations)
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+        print_json([asdict(one) for one in found])
     else:
         for one in found:
             for line in lines(one):
@@ -173,7 +173,7 @@ def bench(
             raise RecipeError("--fit measures no time; leave out --vs and --trace")
         found = largest_batch(recipe, overrides, device)
         if as_json:
-            click.echo(json.dumps(asdict(found), indent=2))
+            print_json(asdict(found))
         else:
             show_fit(found)
             next_is(*run_command(recipe, (*overrides, f"batch_size={found.batch_size}")))
@@ -183,7 +183,7 @@ def bench(
 
     figures = bench_recipe(recipe, overrides, device, seconds, vs == "plain", trace_file)
     if as_json:
-        click.echo(json.dumps(figures, indent=2))
+        print_json(figures)
     else:
         show(figures)
         next_is(*run_command(recipe, overrides))
@@ -202,7 +202,7 @@ def plugins(name: str | None, hook: str | None, as_json: bool) -> None:
 
     found = describe.describe_plugins(name, hook)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
     else:
         describe.show(found, whole=name is not None)
         next_is("plugins", *([found[0]["name"]] if name is None and found else []))
@@ -217,7 +217,7 @@ def runs(parent: Path, as_json: bool) -> None:
 
     found = describe.describe_runs(parent)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
     else:
         describe.show_runs(found, parent)
         next_is(*(describe.next_for(found[-1]["run"]) if found else ("run", "RECIPE")))

@@ -1,5 +1,7 @@
 """Shared parts of the commands: how errors end them, common options, the next command to type."""
 
+import json
+import math
 import re
 import shlex
 import sys
@@ -59,6 +61,19 @@ set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, as in `run`."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON. A number that is not finite becomes null, as in stats.jsonl."""
+    click.echo(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_command(recipe: Path, overrides: tuple[str, ...]) -> list[str]:

@@ -1,12 +1,11 @@
 """`ganlab pack` and `verify`: hand a run on, and run what was handed on again."""
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
-from ganlab.cli.options import json_option, next_is, set_option
+from ganlab.cli.options import json_option, next_is, print_json, set_option
 
 
 @click.command()
@@ -86,7 +85,7 @@ def verify(
     wanted = Wanted(iterations, overrides, device, trust_code, tolerance)
     found = verify_file(file, wanted, lambda line: click.echo(line, err=as_json))
     if as_json:
-        click.echo(json.dumps(as_data(found), indent=2))
+        print_json(as_data(found))
     else:
         for line in result(found):
             click.echo(line)

@@ -1,6 +1,5 @@
 """`ganlab run`, `resume`, `checkpoints` and `check`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ganlab.cli.options import (
     device_option,
     json_option,
     next_is,
+    print_json,
     run_command,
     runs_option,
     set_option,
@@ -188,11 +188,11 @@ def checkpoints(
     gone = work.prune_checkpoints(run_folder, keep, keep_every) if prune else []
     if iteration is not None:
         one = work.inspect_checkpoint(run_folder, iteration)
-        click.echo(json.dumps(one, indent=2)) if as_json else work.show_one(one)
+        print_json(one) if as_json else work.show_one(one)
         return
     found = work.describe_checkpoints(run_folder)
     if as_json:
-        click.echo(json.dumps({"checkpoints": found, "deleted": gone}, indent=2))
+        print_json({"checkpoints": found, "deleted": gone})
         return
     for one in gone:
         click.echo(f"deleted {one['file']}")

@@ -1,11 +1,10 @@
 """`ganlab eval`, `score` and `upscale`: the pictures of a generator."""
 
-import json
 from pathlib import Path
 
 import click
 
-from ganlab.cli.options import device_option, json_option, next_is, weights_option
+from ganlab.cli.options import device_option, json_option, next_is, print_json, weights_option
 
 
 @click.command("eval")
@@ -28,7 +27,7 @@ def evaluate(run_folder: str, data: Path, weights: str, device: str, as_json: bo
 
     rows = evaluate_folder(run_folder, data, weights, device)
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
     else:
         show_scores(rows)
         next_is("upscale", run_folder, "IMAGE")
@@ -76,7 +75,7 @@ def score(
 
     found = score_files(sr, hr, lr, scale, shave, metrics, recipe)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
     else:
         show_scores(found)
 
