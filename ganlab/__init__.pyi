@@ -69,6 +69,7 @@ from .toolbox.perceptual import (
     LPIPSNetwork as LPIPSNetwork,
     VGGFeatures as VGGFeatures,
 )
+from .toolbox.spectral import spectral_norm_faults as spectral_norm_faults
 from .toolbox.weights import (
     fill_network as fill_network,
     load_weights as load_weights,

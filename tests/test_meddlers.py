@@ -88,6 +88,16 @@ SPOILS_THE_NORM = """
         parametrize.remove_parametrizations(layer, "weight")
         layer.weight.data.mul_(3)
 """
+TRIPLES_THE_NORM = """
+    @hookimpl
+    def run_start(self, run):
+        from torch.nn.utils import parametrize
+        class Triple(torch.nn.Module):
+            def forward(self, weight):
+                return 3 * weight
+        layer = next(m for m in run.D.modules() if parametrize.is_parametrized(m))
+        parametrize.register_parametrization(layer, "weight", Triple())
+"""
 BATCH_IN_PLACE = """
     @hookimpl
     def generator_loss(self, fake, real):
@@ -309,6 +319,11 @@ def test_check_names_the_plugin_that_breaks_an_invariant(
             SPOILS_THE_NORM,
             [*GAME, "spectral_norm={}", "patch_discriminator.norm='none'"],
             ["plugins.spectral_norm: the layer", "after an iteration, not 1"],
+        ),
+        (
+            TRIPLES_THE_NORM,
+            [*GAME, "patch_discriminator.norm='spectral'"],
+            ["tiny.toml: the layer", "has the spectral norm 3"],
         ),
     ],
 )

@@ -18,7 +18,8 @@ from ganlab.commands.rehearsal import same
 from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.monitoring.calls import Watch, watching
-from ganlab.run import Eager, Observer, Run
+from ganlab.run import Eager, Observer, Run, discriminators
+from ganlab.toolbox.spectral import spectral_norm_faults, spectrally_normed
 
 STEPS = {"discriminator_step": "D", "generator_step": "G"}
 BETWEEN = ("iteration_start", "iteration_end")
@@ -47,6 +48,8 @@ def iterate_watched(
     for plugin, claim in claims.items():
         for sentence in _ending(claim):
             raise plugin.error(f"{sentence}{guard.who_moved_networks()}")
+    for fault in spectral_norm_faults(p for D in discriminators(run) for p in spectrally_normed(D)):
+        raise RecipeError(f"{run.recipe.file}: {fault}{guard.who_moved_networks()}")
     return losses, guard
 
 
