@@ -223,7 +223,7 @@ def test_parts_hold_less_of_the_graph(build) -> None:
 
 def test_batch_norm_in_parts_is_told(build) -> None:
     run = build("accumulate=2", "share_forward=false")
-    assert run.notes == [
+    assert [note for note in run.notes if "held out" not in note] == [
         "batch norm of the discriminator sees 2 samples at a time, not 4: "
         "the step is not the same as without accumulate"
     ]
