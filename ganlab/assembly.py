@@ -48,7 +48,7 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     condition, seen = _build(run)
     _check(run, condition)
     _choose(run, condition, seen)
-    run.held_out = merged(run, run.hook.evaluation_images())
+    run.held_out = _held_out(run)
     check_held_out(run)
     run.hook.run_start(run=run)
     run.data = data_of(run)
@@ -85,17 +85,53 @@ def data_of(run: Run) -> Data:
     for name, plugin in run.recipe.plugins.items():
         others = [other for other in run.plugins_with("data_digest") if other is not plugin]
         answers = run.manager.subset_hook_caller("data_digest", others)()
-        items = merged(run, answers)
+        if not all(map(_is_digest, answers)):
+            raise plugin.error("data_digest must return a dict: name of an item -> digest, a str")
+        items = {_text(item): digest for item, digest in merged(run, answers).items()}
         if plugin in sources:
             data["training"] |= {name: items} if answers else {}
             items = {}
         if items := items | plugin.files_read:
             data["weights"][name] = items
-    held_out = run.held_out or merged(run, run.hook.evaluation_images())
+    held_out = run.held_out or _held_out(run)
     if held_out:
         owners = "+".join(p.name for p in run.plugins_with("evaluation_images"))
-        data["held_out"][owners] = {n: image_digest(image) for n, image in held_out.items()}
+        data["held_out"][owners] = {_text(n): image_digest(image) for n, image in held_out.items()}
     return {section: plugins for section, plugins in data.items() if plugins}
+
+
+def _held_out(run: Run) -> dict[str, Tensor]:
+    """The held-out images of all plugins.
+
+    :raises RecipeError: when a plugin returns anything else.
+    """
+    answers = run.hook.evaluation_images()
+    if not all(map(_is_pictures, answers)):
+        names = " and ".join(plugin.name for plugin in run.plugins_with("evaluation_images"))
+        raise RecipeError(
+            f"{run.recipe.file}: {names}: evaluation_images must return a dict: name, a str -> "
+            "image, a tensor uint8 [3, H, W], or [1, H, W] for a grey image"
+        )
+    return merged(run, answers)
+
+
+def _is_digest(answer: object) -> bool:
+    return isinstance(answer, dict) and all(
+        isinstance(name, str) and isinstance(digest, str) for name, digest in answer.items()
+    )
+
+
+def _is_pictures(answer: object) -> bool:
+    return isinstance(answer, dict) and all(
+        isinstance(name, str) and isinstance(image, Tensor) and image.dtype is torch.uint8
+        and image.ndim == 3 and image.shape[0] in (1, 3)
+        for name, image in answer.items()
+    )  # fmt: skip
+
+
+def _text(name: str) -> str:
+    """A name that can be written as UTF-8: a file's name may have bytes that are not UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:

@@ -1,7 +1,9 @@
 """Data are a part of what a run is: their digests, and what notices that they changed."""
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +164,44 @@ def test_a_held_out_picture_that_is_trained_on_is_told(place):
     assert "7.png (there copy.png)" in Path("runs/a/report.html").read_text()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
+def test_images_whose_names_are_not_utf8_are_data_too(place):
+    os.rename("held_out/7.png", b"held_out/\xe9.png")
+    os.rename("photos/1.png", b"photos/\xe9.png")
+    ganlab("run", "t.toml", "--name", "a", "--max-iterations", 2)
+    found = json.loads(Path("runs/a/data.json").read_text())
+    assert list(found["held_out"]["image_folder"]) == ["\\udce9.png"]
+    os.unlink(b"photos/\xe9.png")
+    code, said = ganlab("resume", "runs/a")
+    assert code == 2 and "1 fewer: \\udce9.png" in said
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]", '{"training": {"image_folder": ["1.png"]}}',
+                                  '{"training": {"image_folder": {"1.png": "ab"}}}'])  # fmt: skip
+def test_without_its_list_of_data_a_run_is_resumed_on_equal_data_only(place, text):
+    ganlab("run", "t.toml", "--name", "a", "--max-iterations", 2)
+    listed = Path("runs/a/data.json")
+    before = listed.read_text()
+    listed.write_text(text) if text else listed.unlink()
+    add()
+    code, said = ganlab("resume", "runs/a")
+    assert code == 2 and "3 training items" in said and "-> 4 training items" in said
+    assert "data.json, which listed them, is missing or damaged" in said
+    Path("photos/9.png").unlink()
+    assert ganlab("resume", "runs/a")[0] == 0
+    assert listed.read_text() == before
+
+
+def test_a_run_folder_that_does_not_say_its_data_is_told_of(place):
+    ganlab("run", "t.toml", "--name", "a", "--max-iterations", 2)
+    Path("runs/a/data.json").unlink()
+    manifest = json.loads(Path("runs/a/manifest.json").read_text())
+    del manifest["data"]
+    Path("runs/a/manifest.json").write_text(json.dumps(manifest))
+    code, said = ganlab("resume", "runs/a")
+    assert code == 0 and "runs/a does not say on which data it was started" in said
+
+
 def test_meant_differences_are_told_at_the_head_and_compared(place):
     shutil.copytree("photos", "more")
     picture(9).save("more/9.png")
@@ -207,15 +247,41 @@ def test_a_run_without_a_held_out_image_says_so_at_its_start_and_end(place):
     assert "no scores and no pictures: no image was held out" in said
 
 
-def test_a_source_that_does_not_tell_its_data_is_named(place):
+def write_source(hook: str = "", answer: str = "") -> None:
+    """A recipe with a data plugin of its own, in which a hook without arguments returns `answer`."""
+    more = f"    @hookimpl\n    def {hook}(self):\n        return {answer}\n" if hook else ""
     Path("source.py").write_text(
         "import torch\nfrom ganlab import Plugin, hookimpl\n\n\n"
         'class Source(Plugin):\n    """Noise."""\n\n'
         "    @hookimpl\n    def sample_real(self, batch_size, device):\n"
         "        return torch.rand(batch_size, 3, 16, 16, generator=self.rng, device=device)\n"
+        + more
     )
     given = 'image_folder = { path = "photos", evaluation_path = "held_out", crop = 16 }'
     Path("s.toml").write_text(RECIPE.replace(given, 'source = { use = "./source.py" }'))
+
+
+@pytest.mark.parametrize("answer", ['["a"]', '{"a": 3}', '{1: "b"}', '"abc"'])
+def test_a_digest_of_the_wrong_type_is_refused_with_the_plugins_name(place, answer):
+    write_source("data_digest", answer)
+    code, said = ganlab("run", "s.toml")
+    assert code == 2 and "source: data_digest must return a dict" in said
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ['{"a": torch.rand(3, 32, 32)}', '{"a": torch.zeros(32, 32, 3, dtype=torch.uint8)}',
+     "[torch.zeros(3, 32, 32, dtype=torch.uint8)]", '{"a": "b"}'],
+)  # fmt: skip
+def test_a_held_out_image_of_the_wrong_type_is_refused_with_the_plugins_name(place, answer):
+    write_source("evaluation_images", answer)
+    code, said = ganlab("run", "s.toml")
+    assert code == 2 and "source: evaluation_images must return a dict" in said
+
+
+def test_a_source_that_does_not_tell_its_data_is_named(place):
+    write_source()
     said = ganlab("check", "s.toml")[1]
     assert "source does not say what its data are (hook data_digest)" in said
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.runs.archive import FORMAT, Contents, WeightsRecord, sha256_of, write_archive
-from ganlab.runs.folder import RunFolder, open_run_folder, read_json
+from ganlab.runs.folder import RunFolder, open_run_folder, read_data, read_json
 
 _WEIGHTS = ("last", "best")
 
@@ -107,7 +107,7 @@ def _files(folder: RunFolder, recipe: Recipe) -> dict[str, bytes | Path]:
     }
     for file in (folder.scores, folder.timing, folder.verdicts):
         files |= {file.name: _whole_lines(file)} if file.is_file() else {}
-    if folder.data.is_file():
+    if read_data(folder):
         files["data.json"] = folder.data.read_bytes()
     for name, source in recipe.sources.items():
         if source.beside_recipe:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import Recipe
-from ganlab.runs.data import TITLES, Data, Section, differences, digests
+from ganlab.runs.data import TITLES, Data, Section, described, differences, digests
 from ganlab.runs.folder import RunFolder, read_data, read_json, write_json
 
 
@@ -20,7 +20,7 @@ def changes_of_data(
     :raises RecipeError: when they differ and that was not accepted.
     """
     before = read_data(folder)
-    changes = differences(before, data) if before else {}
+    changes = differences(before, data) if before else _by_manifest(folder, data)
     if not changes:
         return {}
     told = "; ".join(
@@ -45,6 +45,33 @@ def note_changes(
     changed = [*manifest.get("data_changes", []), {"iteration": iteration, "changes": changes}]
     write_json(folder.manifest, manifest | {"data": digests(data), "data_changes": changed})
     write_json(folder.data, data)
+
+
+def _by_manifest(folder: RunFolder, data: Data) -> dict[Section, str]:
+    """The changes as far as the manifest tells them, where data.json does not list the items.
+
+    Where there are none, data.json is written again.
+    """
+    recorded = read_json(folder.manifest).get("data")
+    if recorded is None:
+        if folder.manifest.is_file():
+            print(
+                f"{folder.path} does not say on which data it was started, so ganlab cannot tell "
+                "whether they have changed",
+                file=sys.stderr,
+            )
+        return {}
+    now = digests(data)
+    told = [{s: described({s: e}) for s, e in found.items()} for found in (recorded, now)]
+    changes: dict[Section, str] = {
+        section: f"{told[0].get(section, 'none')} -> {told[1].get(section, 'none')}; "
+        f"{folder.data.name}, which listed them, is missing or damaged"
+        for section in TITLES
+        if recorded.get(section) != now.get(section)
+    }
+    if not changes:
+        write_json(folder.data, data)
+    return changes
 
 
 def _sources(recipe: Recipe, before: Data, data: Data, section: Section) -> str:

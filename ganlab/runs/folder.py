@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, resolved
-from ganlab.runs.data import Data
+from ganlab.runs.data import Data, digests
+
+_DATA = TypeAdapter(Data)
 
 
 class RunFolder:
@@ -155,9 +158,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_data(folder: RunFolder) -> Data:
-    """The data of a run as digests; empty where the run folder does not say it."""
-    found: Any = read_json(folder.data)
-    return found
+    """The data of a run as digests.
+
+    Empty where data.json is missing or damaged, or lists other items than the manifest says.
+    """
+    try:
+        found = _DATA.validate_python(read_json(folder.data), strict=True)
+    except ValidationError:
+        return {}
+    return found if digests(found) == read_json(folder.manifest).get("data") else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
