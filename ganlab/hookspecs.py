@@ -83,7 +83,8 @@ def data_digest() -> dict[str, str]:  # type: ignore[empty-body]
 
     :returns: name of the item -> digest of its content, in the order in which the plugin reads
         them. Images: `ImageStore.digests`. Files: `file_digests`. Drawn or painted data:
-        `content_digest` of all that the samples depend on, beside the options.
+        `content_digest` of all that the samples depend on, beside the options. Equal for all seeds
+        of the recipe.
     """
 
 

@@ -22,8 +22,8 @@ from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.replay import find_cause
 from ganlab.requirements import warnings_of
 from ganlab.run import Eager, Run
-from ganlab.runs.data import digests
-from ganlab.runs.data_changes import changes_of_data, note_changes
+from ganlab.runs.data import Data, digests
+from ganlab.runs.data_changes import changes_of_data, check_expected, note_changes
 from ganlab.runs.environment import describe_environment, installed_packages
 from ganlab.runs.folder import (
     RunFolder,
@@ -98,17 +98,27 @@ class Limits:
 
 
 def start(
-    recipe: Recipe, device: str, limits: Limits, parent: Path, name: str | None = None
+    recipe: Recipe,
+    device: str,
+    limits: Limits,
+    parent: Path,
+    name: str | None = None,
+    data: Data | None = None,
 ) -> tuple[RunFolder, int]:
     """Run a recipe in a new folder; returns the folder and the exit code.
 
-    :raises RecipeError: when the recipe cannot run; the folder is removed again.
+    :param data: what the run must read; by default it may be any data.
+    :raises RecipeError: when the recipe cannot run, or its data are others; the folder is removed
+        again.
     """
     where = pick_device(device)
     with new_run_folder(recipe, parent, name) as folder:
         run = assemble(recipe, where, folder)
+        if data is not None:
+            check_expected(recipe, data, run.data)
     _write_manifest(run, folder)
     with folder.lock():
+        limits.begin(run)
         return folder, _sit(run, folder, limits)
 
 
@@ -145,6 +155,7 @@ def resume(
         if not folder.manifest.is_file():  # killed before it began
             _write_manifest(run, folder)
         load_checkpoint(run, folder.checkpoints)
+        limits.begin(run)
         if changes:
             note_changes(folder, run.data, changes, run.iteration)
         return folder, _sit(run, folder, limits)
@@ -164,7 +175,6 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     recipe = run.recipe
     images = recipe.batch_size * recipe.g_steps
     journal = Journal(folder, recipe.iterations, images, recipe.report_every)
-    limits.begin(run)
     _announce(run, folder, journal)
     page, writer = Page(folder, journal), Writer()
 

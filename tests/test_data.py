@@ -14,6 +14,7 @@ from PIL import Image
 
 from ganlab import content_digest, image_digest
 from ganlab.cli import main
+from ganlab.compare import plan
 from ganlab.images.store import ImageStore
 from ganlab.runs.data import Data, differences, digests, file_digests, renamed, trained_on
 
@@ -138,6 +139,69 @@ def test_accepted_data_are_told_on_the_page_and_never_used_again(place):
     assert "0 exist" in ganlab("compare", "t.toml", "u.toml", "--seeds", "0", "--plan")[1]
 
 
+def test_data_are_not_accepted_when_the_command_is_refused(place):
+    ganlab("run", "t.toml", "--name", "a", "--max-iterations", 2)
+    add()
+    code, said = ganlab("resume", "runs/a", "--accept-data", "--max-iterations", 1)
+    assert code == 2 and "give a larger number" in said
+    code, said = ganlab("resume", "runs/a")
+    assert code == 2 and "1 more: 9.png" in said
+
+
+@pytest.mark.parametrize("limit", [(), ("--max-iterations", 2)])
+def test_a_run_that_ended_on_other_data_is_not_the_run_of_this_command(place, limit):
+    again = ("run", "t.toml", "--continue", *limit)
+    assert ganlab(*again)[0] == 0
+    add()
+    code, said = ganlab(*again)
+    assert code == 2 and "training data" in said and "1 more: 9.png" in said
+    code, said = ganlab(*again, "--accept-data")
+    assert code == 0 and "the data have changed" in said
+    shutil.rmtree("photos")  # a run that has ended needs no data
+    code, said = ganlab(*again)
+    assert code == 0 and "are not compared" in said
+
+
+def test_data_that_change_while_a_comparison_runs_stop_it(place, monkeypatch):
+    Path("u.toml").write_text('extends = "t.toml"\n[plugins]\npixel_loss = { weight = 0.5 }\n')
+    ended, real = [], plan._train
+
+    def train(*arguments):
+        if len(ended) == 2:
+            add()
+        ended.append(real(*arguments))
+        return ended[-1]
+
+    monkeypatch.setattr(plan, "_train", train)
+    compare = ("compare", "t.toml", "u.toml", "--seeds", "0,1")
+    code, said = ganlab(*compare)
+    assert code == 2 and len(ended) == 2
+    assert "the data have changed since the comparison began" in said and "1 more: 9.png" in said
+    assert "4 runs; 0 exist, 0 to be continued, 4 to be made" in ganlab(*compare, "--plan")[1]
+
+
+def test_runs_whose_pictures_were_only_renamed_are_one_arm(place):
+    Path("u.toml").write_text('extends = "t.toml"\n[plugins]\npixel_loss = { weight = 0.5 }\n')
+    for seed in (0, 1):
+        for recipe in ("t", "u"):
+            ganlab("run", f"{recipe}.toml", "--name", f"{recipe}-{seed}", "--seed", seed)
+        Path("photos/1.png").replace("photos/1a.png") if seed == 0 else None
+    code, said = ganlab("compare", *(f"runs/{recipe}-{seed}" for recipe in "tu" for seed in (0, 1)))
+    assert code == 0 and "baseline" in said and "no seed in common" not in said
+
+
+def test_any_two_arms_that_name_the_same_data_must_have_read_the_same(place):
+    shutil.copytree("photos", "more")
+    text = 'extends = "t.toml"\n[plugins]\nimage_folder = { path = "more" }\n'
+    Path("v.toml").write_text(text)
+    ganlab("run", "t.toml", "--name", "a")
+    ganlab("run", "v.toml", "--name", "b")
+    picture(9).save("more/9.png")
+    ganlab("run", "v.toml", "--name", "c", "--set", "pixel_loss.weight=0.5")
+    code, said = ganlab("compare", "runs/a", "runs/b", "runs/c")
+    assert code == 2 and "c and b have different training data" in said
+
+
 def test_a_new_run_cannot_accept_data(place):
     code, said = ganlab("run", "t.toml", "--accept-data")
     assert code == 2 and "--accept-data has no effect without --resume" in said
@@ -166,12 +230,13 @@ def test_a_held_out_picture_that_is_trained_on_is_told(place):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
 def test_images_whose_names_are_not_utf8_are_data_too(place):
-    os.rename("held_out/7.png", b"held_out/\xe9.png")
-    os.rename("photos/1.png", b"photos/\xe9.png")
+    strange = os.fsdecode(b"\xe9.png")
+    Path("held_out/7.png").rename(Path("held_out", strange))
+    Path("photos/1.png").rename(Path("photos", strange))
     ganlab("run", "t.toml", "--name", "a", "--max-iterations", 2)
     found = json.loads(Path("runs/a/data.json").read_text())
     assert list(found["held_out"]["image_folder"]) == ["\\udce9.png"]
-    os.unlink(b"photos/\xe9.png")
+    Path("photos", strange).unlink()
     code, said = ganlab("resume", "runs/a")
     assert code == 2 and "1 fewer: \\udce9.png" in said
 
@@ -248,7 +313,7 @@ def test_a_run_without_a_held_out_image_says_so_at_its_start_and_end(place):
 
 
 def write_source(hook: str = "", answer: str = "") -> None:
-    """A recipe with a data plugin of its own, in which a hook without arguments returns `answer`."""
+    """A recipe with a data plugin of its own; one of its hooks, if named, returns `answer`."""
     more = f"    @hookimpl\n    def {hook}(self):\n        return {answer}\n" if hook else ""
     Path("source.py").write_text(
         "import torch\nfrom ganlab import Plugin, hookimpl\n\n\n"

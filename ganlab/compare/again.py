@@ -1,13 +1,17 @@
 """`ganlab run --continue`: the run that the same command began before, and how to go on with it."""
 
 import re
+import sys
 from pathlib import Path
 
+from ganlab.compare.data import DataNow
 from ganlab.compare.difference import Side, difference, hashes, side
-from ganlab.errors import RecipeError
+from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, resolved
+from ganlab.runs.data_changes import check_ended
 from ganlab.runs.folder import RunFolder, open_run_folder, plugin_record, read_json
 from ganlab.session import UNHEALTHY, Limits, resume, start
+from ganlab.speed.device import pick_device
 
 MOST_CHANGES = 5  # named in a message
 _ENDED = {"done": "is done", "diverged": "has diverged"}
@@ -26,9 +30,9 @@ def run_or_continue(
     It is `parent`/`name`. Without a name it is the newest `parent`/<recipe>-<n> of this very
     recipe: the same values, seed included, and the same code of its plugins.
 
-    :param accept_data: continue although its data have changed.
+    :param accept_data: continue, or take a run that has ended, although its data have changed.
     :returns: the folder, the exit code, and a sentence when there was nothing left to do.
-    :raises RecipeError: when `parent`/`name` is a run of another recipe.
+    :raises RecipeError: when `parent`/`name` is a run of another recipe, or the data have changed.
     """
     folder = begun_by(recipe, parent, name)
     if folder is None:
@@ -37,11 +41,23 @@ def run_or_continue(
     state, code = status.get("state"), int(status.get("exit_code") or 0)
     how = "was stopped by a verdict" if code == UNHEALTHY else _ENDED.get(str(state))
     if how:
+        _check_data(recipe, folder, device, accept_data)
         return folder, code, f"{folder.path}: this run {how}; there is nothing to continue"
     most, reached = limits.max_iterations, status.get("iteration", 0)
     if state == "stopped" and most and reached >= most:
+        _check_data(recipe, folder, device, accept_data)
         return folder, 0, f"{folder.path}: this run is at iteration {reached}; nothing to do"
     return *resume(folder.path, device, limits, accept_data), ""
+
+
+def _check_data(recipe: Recipe, folder: RunFolder, device: str, accepted: bool) -> None:
+    """Refuse a run that has ended when its data have changed; they may be gone, since it ended."""
+    try:
+        now = DataNow(pick_device(device)).of(recipe)
+    except GanlabError as error:
+        print(f"the data of {folder.path} are not compared: {error}", file=sys.stderr)
+    else:
+        check_ended(folder, recipe, now, accepted)
 
 
 def begun_by(recipe: Recipe, parent: Path, name: str | None) -> RunFolder | None:

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ganlab.recipe.model import Recipe, resolved
 from ganlab.report import check_writable, write_report
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.tables import compare
+from ganlab.runs.data import digests
 from ganlab.runs.records import RunRecord, read_run
 from ganlab.speed.device import pick_device
 
@@ -75,6 +77,8 @@ def carry_through(
     jobs = make_plan(variants, seeds, parent, device, now) if variants else []
     for line in (*_plan(variants, jobs, device), *words):
         say(line)
+    if options["accept_data"]:
+        jobs = [replace(job, data=None) for job in jobs]
     if options["only_plan"]:
         there = [*arms_there(variants, parent, device, now), *arms]
         return find_needs(effect, order, there, options["figures"]) if effect else None
@@ -240,7 +244,7 @@ def _alike(record: RunRecord) -> str:
     recipe = {key: value for key, value in record.recipe.items() if key != "seed"}
     plugins = {n: entry.get("sha256") for n, entry in record.manifest.get("plugins", {}).items()}
     torch_version = record.manifest.get("versions", {}).get("torch")
-    return repr((recipe, plugins, record.manifest.get("code"), torch_version, record.data))
+    return repr((recipe, plugins, record.manifest.get("code"), torch_version, digests(record.data)))
 
 
 def _stem(record: RunRecord) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -42,33 +43,17 @@ class DataNow:
         return self._known[key]
 
 
-def same_data(recorded: Data, now: Data) -> bool:
-    """Whether a run was made on the data that its recipe would read now.
-
-    The files that plugins read when they are started are fixed by options and code.
-    """
-    asked = {
-        section: {
-            name: items
-            for name, items in plugins.items()
-            if section != "weights" or name in now.get("weights", {})
-        }
-        for section, plugins in recorded.items()
-    }
-    return not differences({s: plugins for s, plugins in asked.items() if plugins}, now)
-
-
 def check_same_data(arms: Sequence[ArmData]) -> None:
     """Refuse arms whose plugins have equal options, but read different data.
 
     :raises RecipeError: naming the arms, the plugin and the items.
     """
-    first, *others = arms
-    for arm in others:
+    for first, arm in combinations(arms, 2):
         for section, title in TITLES.items():
             mine, theirs = first.data.get(section, {}), arm.data.get(section, {})
             for name in mine.keys() & theirs.keys():
-                one, other = first.options.get(name), arm.options.get(name)
+                owners = name.split("+")  # several plugins may hold images out
+                one, other = ([a.options.get(o) for o in owners] for a in (first, arm))
                 found = differences({section: {name: mine[name]}}, {section: {name: theirs[name]}})
                 if one == other and found:
                     raise RecipeError(

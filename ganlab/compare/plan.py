@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from ganlab.bench.cost import estimate
-from ganlab.compare.data import DataNow, same_data
+from ganlab.compare.data import DataNow
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.runs.data import Data, as_opened, differences
 from ganlab.runs.environment import describe_environment
 from ganlab.runs.folder import RunFolder, plugin_record, read_data, read_json
 from ganlab.session import (
@@ -63,6 +64,8 @@ class Job:
     folder: Path | None = None
     """The folder of the run, finished or not; None when there is no run yet."""
     finished: bool = False
+    data: Data | None = None
+    """The data that a new run must read; None allows any."""
 
     def __str__(self) -> str:
         return f"{self.variant.name} seed {self.seed}"
@@ -109,15 +112,16 @@ def make_plan(
     for seed in seeds:  # an interrupted comparison then has all arms of its first seeds
         for variant in variants:
             recipe = variant.recipe(seed)
+            now = data.of(recipe)
             same = [
                 folder
                 for folder in existing.get(resolved(recipe), [])
                 if _same_code(read_json(folder.manifest), recipe, where)
                 and not read_json(folder.manifest).get("data_changes")
-                and same_data(read_data(folder), data.of(recipe))
+                and not differences(as_opened(read_data(folder), now), now)
             ]
             same.sort(key=lambda f: (_finished(f), f.read_status().get("iteration", 0)))
-            job = Job(variant, seed)
+            job = Job(variant, seed, data=now)
             jobs.append(
                 replace(job, folder=same[-1].path, finished=_finished(same[-1])) if same else job
             )
@@ -216,7 +220,7 @@ def _train(job: Job, parent: Path, device: str, limits: Limits) -> Result:
             folder, code = resume(job.folder, device, limits)
         else:
             recipe = job.variant.recipe(job.seed)
-            folder, code = start(recipe, device, limits, parent)
+            folder, code = start(recipe, device, limits, parent, data=job.data)
     except Exception as error:
         (found,) = make_plan([job.variant], [job.seed], parent, device)
         if found.folder is None:  # it never began, and the others would not either

@@ -100,6 +100,22 @@ def differences(before: Data, now: Data) -> dict[Section, str]:
     return found
 
 
+def as_opened(data: Data, opened: Data) -> Data:
+    """The part of a run's data that is known of a recipe that was only opened.
+
+    Files that plugins read when they are started are left out: options and code fix them.
+    """
+    known = {
+        section: {
+            name: items
+            for name, items in plugins.items()
+            if section != "weights" or name in opened.get("weights", {})
+        }
+        for section, plugins in data.items()
+    }
+    return {section: plugins for section, plugins in known.items() if plugins}
+
+
 def renamed(before: Data, now: Data) -> str:
     """Which training items have other names but the same contents in the same order."""
     one, other = (_flat(data, "training") for data in (before, now))

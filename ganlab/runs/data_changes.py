@@ -5,7 +5,15 @@ from pathlib import Path
 
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import Recipe
-from ganlab.runs.data import TITLES, Data, Section, described, differences, digests
+from ganlab.runs.data import (
+    TITLES,
+    Data,
+    Section,
+    as_opened,
+    described,
+    differences,
+    digests,
+)
 from ganlab.runs.folder import RunFolder, read_data, read_json, write_json
 
 
@@ -23,10 +31,7 @@ def changes_of_data(
     changes = differences(before, data) if before else _by_manifest(folder, data)
     if not changes:
         return {}
-    told = "; ".join(
-        f"{TITLES[section]}{_sources(recipe, before, data, section)}: {words}"
-        for section, words in changes.items()
-    )
+    told = _told(recipe, before, data, changes)
     if not accepted:
         raise RecipeError(
             f"{folder.path}: the data have changed since the run was started ({told}), so it would "
@@ -35,6 +40,46 @@ def changes_of_data(
         )
     print(f"the data have changed: {told}", file=sys.stderr)
     return changes
+
+
+def check_expected(recipe: Recipe, expected: Data, data: Data) -> None:
+    """Refuse to train on other data than those with which a comparison was planned.
+
+    :raises RecipeError: naming the plugins and the items.
+    """
+    data = as_opened(data, expected)
+    if changes := differences(expected, data):
+        raise RecipeError(
+            f"{recipe.name}: the data have changed since the comparison began "
+            f"({_told(recipe, expected, data, changes)}); leave them as they are, and give the "
+            "same command again"
+        )
+
+
+def check_ended(folder: RunFolder, recipe: Recipe, now: Data, accepted: bool) -> None:
+    """Refuse to take a run that has ended for one on the data that its recipe would read now.
+
+    :param accepted: only print how they differ.
+    :raises RecipeError: naming the plugins and the items.
+    """
+    before = as_opened(read_data(folder), now)
+    changes = differences(before, now) if before else {}
+    told = _told(recipe, before, now, changes)
+    if changes and not accepted:
+        raise RecipeError(
+            f"{folder.path}: the data have changed since this run ended ({told}), so it is not the "
+            "run of this command; leave out --continue to start a new one, or add --accept-data "
+            "to take it as it is"
+        )
+    if changes:
+        print(f"the data have changed: {told}", file=sys.stderr)
+
+
+def _told(recipe: Recipe, before: Data, data: Data, changes: dict[Section, str]) -> str:
+    return "; ".join(
+        f"{TITLES[section]}{_sources(recipe, before, data, section)}: {words}"
+        for section, words in changes.items()
+    )
 
 
 def note_changes(
