@@ -369,8 +369,9 @@ OTHERS = {  # what an option needs beside it in its plugin's table
 }
 # beside these options others of the same plugin act, or the effect is of rounding
 NOT_ALONE = {"brightness", "saturation", "contrast", "translation", "real", "fake", "fixed_p"}
-# these need files of weights; consensus logs other values than the engine's step
-NOT_MEASURED = {"dists_loss", "lpips_loss", "perceptual_loss", "consensus"}
+# these need files of weights; consensus logs other values than the engine's step; a plugin that
+# takes part in building is not measured
+NOT_MEASURED = {"dists_loss", "lpips_loss", "perceptual_loss", "consensus", "learning_rate_group"}
 
 
 def declared() -> Iterator[tuple[str, str, object]]:
