@@ -183,9 +183,12 @@ def _build(run: Run) -> tuple[Tensor, Tensor]:
     """
     recipe, hook = run.recipe, run.hook
     with torch.no_grad():
-        check_images(recipe, hook.sample_real(batch_size=PROBE, device=run.device))
+        real = hook.sample_real(batch_size=PROBE, device=run.device)
+        check_images(recipe, _tensor(run, "sample_real", real))
         batch = hook.sample_batch(batch_size=PROBE, device=run.device)
+        _tensor(run, "degrade", batch.condition)
         seen = hook.augment(images=batch.real, condition=batch.condition)
+        _tensor(run, "augment", seen)
     run.condition_shape = tuple(batch.condition.shape[1:])
     run.real_shape = tuple(batch.real.shape[1:])
     if recipe.d_steps:
@@ -199,6 +202,20 @@ def _build(run: Run) -> tuple[Tensor, Tensor]:
     run.G = build_network(run, "make_generator", run.real_shape)
     run.G_optimizer = hook.make_optimizer(module=run.G, role="generator")
     return batch.condition, seen
+
+
+def _tensor(run: Run, hook: str, answer: object) -> Tensor:
+    """The answer of a hook, which must be a tensor.
+
+    :raises RecipeError: it names the plugins that made it.
+    """
+    if not isinstance(answer, Tensor):
+        names = " and ".join(plugin.name for plugin in run.plugins_with(hook))
+        raise RecipeError(
+            f"{run.recipe.file}: {hook} gives {type(answer).__name__}, not a tensor; look at what "
+            f"{names} return in {hook}"
+        )
+    return answer
 
 
 def _share_forward(run: Run, seen: Tensor) -> tuple[bool, str]:

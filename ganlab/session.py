@@ -17,6 +17,7 @@ from ganlab.assembly import assemble, build_network, open_run
 from ganlab.checkpoint import last_checkpoint, load_checkpoint, load_generator
 from ganlab.engine import train
 from ganlab.errors import Diverged, GanlabError, RecipeError
+from ganlab.monitoring.blame import blame
 from ganlab.monitoring.verdicts import Verdict
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.replay import find_cause
@@ -192,8 +193,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
         try:
             ending = _train(run, journal, writer, limits)
         except BaseException as error:
-            code = int(error.code or 0) if isinstance(error, SystemExit) else FAILED
-            ending = Ending("failed", code, f"{type(error).__name__}: {error}")
+            ending = _failed(run, error)
             raise
         finally:
             journal.end()
@@ -203,6 +203,17 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
             )
     page.write()
     return ending.code
+
+
+def _failed(run: Run, error: BaseException) -> Ending:
+    """The ending by an error; a plugin's name is told in the last line below the traceback."""
+    code = int(error.code or 0) if isinstance(error, SystemExit) else FAILED
+    told = f"{type(error).__name__}: {error}"
+    if isinstance(error, Exception) and (culprit := blame(error)):
+        where = f"after {run.iteration:,} complete iterations"
+        told = f"{where}: {culprit.plugin.name}: {culprit.what}"
+        error.add_note(told)
+    return Ending("failed", code, told)
 
 
 def _train(run: Run, journal: Journal, writer: Writer, limits: Limits) -> Ending:

@@ -150,7 +150,77 @@ FREEZES = """
         return {}
 """
 
+EVALUATES = """
+    @hookimpl
+    def evaluate(self, run, generator):
+        {}
+        return {{"mine": 1.0}}
+"""
+EVALUATION = {
+    "for p in run.G.parameters(): p.data.mul_(0.9)": "changes the weights of G outside of its step",
+    "generator(torch.rand(2, 3, 8, 8)); generator[0].bias.data.add_(1)": "fails: TypeError",
+    "for p in generator.parameters(): p.data.mul_(0.9)": "changes the state of ema",
+    "run.G.eval()": "changes the training mode of a network",
+    "run.D.eval()": "changes the training mode of a network",
+    "run.D_optimizer.param_groups[0]['lr'] *= 0.5": "changes the settings of an optimizer",
+    "generator = run.G.requires_grad_(False)": "changes which weights require a gradient",
+    "run.D_optimizer.step()": "takes an optimizer step of D outside of the steps",
+    "torch.set_default_dtype(torch.float64)": "leaves torch's default dtype at torch.float64",
+    "return {'mine': 1 / 0}": "fails: ZeroDivisionError: division by zero (meddler.py, line",
+    "return 3.0": "returns a float, not a dict: name -> number",
+    "return {'mine': 'good'}": "returns {'mine': str}, not a dict: name -> number",
+}
+RATE_BY_THE_CLOCK = """
+    @hookimpl
+    def iteration_end(self, run):
+        import time
+        run.G_optimizer.param_groups[0]["lr"] = 1e-3 * (1 + time.time() % 1)
+"""
+FAILING_VERDICTS = """
+    @hookimpl
+    def verdicts(self, history):
+        raise KeyError("alpha")
+"""
+AUGMENTS_NOTHING = """
+    @hookimpl(wrapper=True)
+    def augment(self):
+        yield
+"""
+LABELS_OF_NO_TENSOR = """
+    @hookimpl(wrapper=True)
+    def labels(self):
+        yield
+        return 1.0, 0.0
+"""
+LABELS_NOT_FINITE = """
+    @hookimpl(wrapper=True)
+    def labels(self):
+        real, fake = yield
+        return real / 0, fake
+"""
+GRADIENTS_NOT_FINITE = """
+    @hookimpl(wrapper=True)
+    def gradients(self, module):
+        told = yield
+        for parameter in module.parameters():
+            parameter.grad.mul_(float("nan"))
+        return told
+"""
+FAILS_AT_THE_END = """
+    @hookimpl
+    def run_end(self):
+        raise ValueError("late")
+"""
+REPLACES_D = """
+    @hookimpl
+    def run_start(self, run):
+        run.D = copy.deepcopy(run.D)
+"""
+
 # right, but unusual: each must pass
+EVALUATES_AND_RESTORES = EVALUATES.format(
+    "torch.manual_seed(0); run.D.eval(); run.D(torch.rand(2, 3, 32, 32)); run.D.train()"
+)
 SMOOTHS_FRESH_LABELS_IN_PLACE = """
     @hookimpl(wrapper=True)
     def labels(self):
@@ -296,6 +366,12 @@ def drop(tiny: Path):
         (SEEDS, [], "augment seeds torch's random generator"),
         (BACKWARD, [], "penalty leaves gradients on the weights"),
         (FREEZES, [], "penalty changes which weights require a gradient"),
+        (RATE_BY_THE_CLOCK, [], "iteration_end gives other numbers when the same iteration"),
+        (FAILING_VERDICTS, [], "verdicts fails: KeyError: 'alpha' (meddler.py, line"),
+        (LABELS_OF_NO_TENSOR, GAME, "labels returns a tuple, not a tuple of two tensors"),
+        (LABELS_NOT_FINITE, GAME, "labels gives numbers that are not finite"),
+        (GRADIENTS_NOT_FINITE, [], "gradients makes a gradient that is not finite"),
+        (FAILS_AT_THE_END, [], "run_end fails: ValueError: late (meddler.py, line"),
     ],
 )
 def test_check_names_the_plugin_that_breaks_an_invariant(
@@ -305,6 +381,44 @@ def test_check_names_the_plugin_that_breaks_an_invariant(
     assert result.exit_code == 2
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(f"{tiny}:7: plugins.meddler: its ") and words in last, last
+
+
+@pytest.mark.parametrize(("line", "words"), EVALUATION.items())
+def test_check_names_the_plugin_whose_evaluation_changes_something_or_fails(
+    meddle, tiny: Path, line: str, words: str
+) -> None:
+    result = meddle(EVALUATES.format(line), "ema={}")
+    assert result.exit_code == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"{tiny}:7: plugins.meddler: its evaluate {words}"), last
+
+
+def test_an_answer_that_is_no_tensor_is_told_before_networks_are_built(meddle) -> None:
+    result = meddle(AUGMENTS_NOTHING)
+    assert result.exit_code == 2
+    assert "augment gives NoneType, not a tensor; look at what meddler return" in result.stderr
+
+
+def test_a_network_that_no_step_moves_is_told(meddle) -> None:
+    result = meddle(REPLACES_D)
+    assert result.exit_code == 0, result.stderr
+    assert "warning: no step moved a weight of D" in result.stdout
+    assert "moved a weight of G" not in result.stdout
+
+
+def test_a_figure_that_is_a_number_of_numpy_is_kept_like_any_other(meddle, tiny: Path) -> None:
+    result = meddle(EVALUATES.format("return {'mine': __import__('numpy').float32(3)}"))
+    assert result.exit_code == 0, result.stderr
+    assert "evaluation: mine 3;" in result.stdout
+
+
+def test_a_run_that_a_plugin_ends_by_an_error_names_it_and_its_hook(meddle, tiny: Path) -> None:
+    late = FAILING_VERDICTS.replace("raise", "if len(history.of('D/adversarial')) > 2: raise")
+    with pytest.raises(KeyError) as error:
+        meddle(late, "watch_every=1", "checkpoint_every=3", command="run")
+    told = "after 3 complete iterations: meddler: its verdicts fails: KeyError: 'alpha' (meddler.py"
+    (note,) = error.value.__notes__
+    assert note.startswith(told)
 
 
 @pytest.mark.parametrize(
@@ -342,6 +456,7 @@ def test_check_measures_what_a_plugin_says_must_hold(
         (LOOKS_AHEAD, []),
         (STEPS_TWICE_BY_DESIGN, []),
         (EVAL_AND_BACK, []),
+        (EVALUATES_AND_RESTORES, []),
         (FREEZES_HALF_OF_D, []),
     ],
 )

@@ -10,7 +10,7 @@ from pluggy import HookImpl
 from torch import Tensor, nn
 
 from ganlab.monitoring.calls import Watch, watching
-from ganlab.plugin import Batch
+from ganlab.plugin import Batch, EvaluatedImage
 from ganlab.requirements import CHAINED
 from ganlab.run import Run
 
@@ -164,11 +164,13 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """The tensors in a value: a tensor, a batch, or lists, tuples and dicts of them."""
+    """The tensors in a value: a tensor, a batch, an image, or lists, tuples and dicts of them."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Batch):
         return [value.real, value.condition]
+    if isinstance(value, EvaluatedImage):
+        return [value.hr, value.lr, value.sr, value.bicubic]
     if isinstance(value, dict):
         value = list(value.values())
     return [t for part in value for t in tensors(part)] if isinstance(value, list | tuple) else []

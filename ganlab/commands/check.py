@@ -1,6 +1,6 @@
 """`ganlab check`: find everything that can be wrong before any training, with tiny real steps."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,14 +10,20 @@ from ganlab.assembly import assemble
 from ganlab.commands.audit import Audit, table
 from ganlab.commands.chains import dropped
 from ganlab.commands.effect import Beginning, plugins_without_effect
-from ganlab.commands.invariants import differ, iterate_watched, require_the_same
+from ganlab.commands.invariants import (
+    differ,
+    evaluation_watched,
+    iterate_watched,
+    require_the_same,
+)
 from ganlab.commands.rehearsal import (
     evaluate_once,
     require_storable,
     resume_once,
     write_checkpoint_once,
 )
-from ganlab.errors import RecipeError
+from ganlab.errors import GanlabError, RecipeError
+from ganlab.monitoring.blame import blame
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Run
@@ -28,6 +34,21 @@ TINY_BATCH = 2
 
 
 def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[str]:
+    """Check a recipe as `_checked` does; an error of a plugin's code is told as its fault.
+
+    :raises RecipeError: at the first fault.
+    """
+    try:
+        yield from _checked(file, overrides, device)
+    except (GanlabError, OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if found := blame(error):
+            raise found.plugin.error(found.what) from error
+        raise
+
+
+def _checked(file: Path, overrides: Iterable[str], device: str) -> Iterator[str]:
     """Check a recipe; yields lines that say what was checked.
 
     The run is assembled with the recipe's own values, in a temporary folder. The first and the last
@@ -51,15 +72,25 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
         run.recipe = with_tiny_batch(recipe)
         require_storable(run)
         beginning = Beginning(run)
+        moved: dict[str, bool] = {}
         for iteration in sorted({0, recipe.iterations - 1}):
             run.iteration = iteration
-            yield from _try(run)
-        yield evaluate_once(run)
+            for role, moves in (yield from _try(run)).items():
+                moved[role] = moved.get(role, False) or moves
+        for role in (role for role, moves in moved.items() if not moves):
+            yield (
+                f"warning: no step moved a weight of {role}: its gradient or its learning rate is "
+                "0, or its optimizer moves other weights"
+            )
+        with evaluation_watched(run):
+            told = evaluate_once(run)
+        yield told
         yield from _take_again(run)
-        told = {warning.partition(".")[0] for warning in warnings}  # "ema.decay is 0 ..."
-        judged = [plugin for name, plugin in recipe.plugins.items() if name not in told]
+        known = {warning.partition(".")[0] for warning in warnings}  # "ema.decay is 0 ..."
+        judged = [plugin for name, plugin in recipe.plugins.items() if name not in known]
         for sentence in plugins_without_effect(run, beginning, judged):
             yield f"warning: {sentence}"
+        run.hook.run_end(run=run)
     yield "ok"
 
 
@@ -74,11 +105,12 @@ def with_tiny_batch(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"batch_size": recipe.accumulate * fewest})
 
 
-def _try(run: Run) -> Iterator[str]:
+def _try(run: Run) -> Generator[str, None, dict[str, bool]]:
+    """Run one iteration; returns for each network that was trained whether a step moved it."""
     audit = Audit(run)
     yield f"iteration {run.iteration} run once; the norm of each loss's gradient:"
     try:
-        losses, _ = iterate_watched(run, audit)
+        losses, guard = iterate_watched(run, audit)
     except RecipeError:
         yield from table(audit.found)
         raise
@@ -89,6 +121,7 @@ def _try(run: Run) -> Iterator[str]:
         raise RecipeError(f"{run.recipe.file}: not finite at the first step: {', '.join(bad)}")
     if not losses:
         raise RecipeError(f"{run.recipe.file}: iteration {run.iteration} trains no network")
+    return guard.moved
 
 
 def _take_again(run: Run) -> Iterator[str]:

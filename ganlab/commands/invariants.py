@@ -5,7 +5,7 @@ one. So a message names the plugin whose code made the change, not the one that 
 """
 
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ganlab.commands.answers import wrong_answer
 from ganlab.commands.chains import Call, tensors
 from ganlab.commands.rehearsal import same
 from ganlab.engine import iterate
@@ -24,7 +25,10 @@ from ganlab.toolbox.spectral import spectral_norm_faults, spectrally_normed
 STEPS = {"discriminator_step": "D", "generator_step": "G"}
 BETWEEN = ("iteration_start", "iteration_end")
 EVENTS = (*STEPS, *BETWEEN)
-"""Event hooks of an iteration. All others are tensor hooks, which may change nothing."""
+"""Event hooks of an iteration. All others may change nothing: tensor hooks and evaluations."""
+MAKING = ("sample_real", "sample_batch", "degrade", "augment", "labels", "discriminator_loss")
+"""Hooks that make tensors of tensors, as a loss is made of them."""
+EVALUATING = ("evaluate", "score_images", "verdicts")
 ENGINE = "engine"
 ROUNDING = 1e-2  # of the largest value, between two orders of summation on an accelerator
 
@@ -70,6 +74,8 @@ class Guard:
         """Every call, in the order in which calls ended."""
         self.movers: list[tuple[str, Call]] = []
         """Which calls changed which network between the steps."""
+        self.moved: dict[str, bool] = {}
+        """Of each network that a step was taken for: whether a step moved its weights."""
         self._open: list[Call] = []
         self._engine = Call("", ENGINE, False, "")
         self._role = ""
@@ -129,7 +135,7 @@ class Guard:
 
     def end(self, call: Call) -> None:
         """Record a call that has ended."""
-        call.weights = str(self._state.weights)
+        call.weights = str([self._state.weights, self._state.settings])
         self.calls.append(call)
         if call.hook == "sample_batch" and not self._open:
             self._batch = tensors(call.answer)
@@ -144,7 +150,7 @@ class Guard:
         call = self._open[-1] if self._open else self._engine
         before, self._state = self._state, self._measured()
         now = self._state
-        if now.seed != before.seed and call.plugin != ENGINE:
+        if now.seed != before.seed and call.plugin != ENGINE and call.hook not in EVALUATING:
             raise self.broken(
                 call,
                 "seeds torch's random generator",
@@ -153,7 +159,8 @@ class Guard:
         if now.modes != before.modes:
             self._last_mode = call
         for role in now.weights:
-            if now.weights[role] != before.weights[role]:
+            evaluating = call.hook in EVALUATING and now.buffers[role] != before.buffers[role]
+            if now.weights[role] != before.weights[role] or evaluating:
                 self._judge_moved(role, call)
         if call.hook not in EVENTS:
             self._judge_tensor_hook(call, before, now)
@@ -179,9 +186,15 @@ class Guard:
             )
 
     def _judge_tensor_hook(self, call: Call, before: "State", now: "State") -> None:
-        """A tensor hook is pure: it leaves no gradients, flags or modes behind."""
+        """A tensor hook is pure: it leaves no gradients, flags, modes or settings behind."""
         if call.plugin == ENGINE:
             return
+        if now.settings != before.settings:
+            raise self.broken(
+                call,
+                "changes the settings of an optimizer",
+                "training would depend on when it is called; do that in iteration_start",
+            )
         if now.gradients != before.gradients and call.hook != "gradients":
             raise self.broken(
                 call,
@@ -220,6 +233,34 @@ class Guard:
                     "other readers would see other numbers; make a new tensor",
                 )
 
+    def judge_torch(self, call: Call, before: dict[str, Any]) -> None:
+        """Refuse a call that leaves settings of torch changed, which hold for all code."""
+        for name, value in _torch_settings().items():
+            if value != before[name] and call.plugin != ENGINE:
+                torch.set_grad_enabled(before["grad mode"])
+                torch.set_default_dtype(before["default dtype"])
+                torch.set_num_threads(before["number of threads"])
+                torch.use_deterministic_algorithms(before["deterministic algorithms"])
+                raise self.broken(
+                    call,
+                    f"leaves torch's {name} at {value}",
+                    f"it was {before[name]}; restore it before it returns",
+                )
+
+    def judge_answer(self, call: Call) -> None:
+        """Refuse an answer of a wrong type, before other code fails on it."""
+        if call.plugin == ENGINE:
+            return
+        fault = wrong_answer(call.hook, call.answer, call.wraps)
+        given = [call.arguments, call.received]
+        if call.hook in MAKING and not fault and not _finite(call.answer) and _finite(given):
+            fault = "gives numbers that are not finite"
+        if call.hook == "gradients":
+            left = [p.grad for p in call.arguments["module"].parameters() if p.grad is not None]
+            fault = fault or ("" if _finite(left) else "makes a gradient that is not finite")
+        if fault:
+            raise self.run.recipe.plugins[call.plugin].error(f"its {call.hook} {fault}")
+
     # --- optimizer steps
 
     def _watch_optimizer(self, role: str, optimizer: Optimizer) -> list[Any]:
@@ -229,7 +270,9 @@ class Guard:
             self._judge_count(role)
 
         def after(*_: Any) -> None:
-            self._state = self._measured()  # the change of the optimizer itself is planned
+            before, self._state = self._state, self._measured()  # what it changes is planned
+            moved = self._state.weights[role] != before.weights[role]
+            self.moved[role] = self.moved.get(role, False) or moved
 
         return [
             optimizer.register_step_pre_hook(before),
@@ -365,6 +408,7 @@ class _Watched(Watch):
     def __init__(self, guard: Guard, hook: str, plugin: str, wraps: bool) -> None:
         self._guard, self._call = guard, Call(hook, plugin, wraps)
         self._copies: dict[str, list[Tensor]] = {}
+        self._settings: dict[str, Any] = {}
 
     def __enter__(self) -> None:
         self._guard.enter(self._call)
@@ -377,12 +421,15 @@ class _Watched(Watch):
     def given(self, arguments: dict[str, Any]) -> None:
         self._call.arguments = arguments
         self._copies = {name: _copied(value) for name, value in arguments.items()}
+        self._settings = _torch_settings()
 
     def received(self, answer: Any) -> None:
         self._call.received = answer
 
     def answered(self, answer: Any) -> None:
         self._call.answer = answer
+        self._guard.judge_torch(self._call, self._settings)
+        self._guard.judge_answer(self._call)
         self._guard.end(self._call)
 
 
@@ -401,6 +448,10 @@ class State:
     """Of each plugin: a digest of the tensors that its state_dict returns."""
     seed: int
     """Of torch's own generator."""
+    buffers: dict[str, str]
+    """Of each network: a digest of its buffers, such as running statistics."""
+    settings: dict[str, str]
+    """Of each network: those of its optimizer, such as the learning rate."""
 
     @classmethod
     def of(cls, run: Run, owned: dict[str, list[Tensor]]) -> "State":
@@ -422,7 +473,28 @@ class State:
             },
             plugins={name: _digest(each) for name, each in owned.items()},
             seed=torch.initial_seed(),
+            buffers={role: _digest(network.buffers()) for role, network in networks.items()},
+            settings={
+                role: _settings(optimizer)
+                for role, optimizer in (("G", run.G_optimizer), ("D", run.D_optimizer))
+                if optimizer
+            },
         )
+
+
+def _settings(optimizer: Optimizer) -> str:
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    return str([group | {"lr": float(group.get("lr", 0))} for group in groups])
+
+
+def _torch_settings() -> dict[str, Any]:
+    """Settings of torch for the whole process that a call could leave changed."""
+    return {
+        "grad mode": torch.is_grad_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "number of threads": torch.get_num_threads(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def owned_tensors(run: Run) -> dict[str, list[Tensor]]:
@@ -444,5 +516,17 @@ def _digest(tensors: Iterable[Tensor]) -> str:
     return str([norms.tolist(), sums.tolist()])
 
 
+def _finite(value: Any) -> bool:
+    return all(bool(t.isfinite().all()) for t in tensors(value))
+
+
 def _copied(value: Any) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in tensors(value)]
+
+
+def evaluation_watched(run: Run) -> AbstractContextManager[None]:
+    """Context of an evaluation; a plugin that changes there what is trained is refused.
+
+    :raises RecipeError: at the first such change; it names the plugin, the hook and the remedy.
+    """
+    return Guard(run).watching()

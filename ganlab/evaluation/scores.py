@@ -53,6 +53,7 @@ def evaluate_generator(run: Run, generator: nn.Module) -> Evaluation:
         scores["bicubic"] = {item.name: item.bicubic_scores for item in images}
     run.streams.moment("evaluation")
     others = run.hook.evaluate(run=run, generator=generator, images=images)
+    others = [{name: _number(name, v) for name, v in figures.items()} for figures in others]
     figures = merged(run, [means([item.scores for item in images]), *others])
     return Evaluation(images, figures, scores, _checkerboard(run, images))
 
@@ -130,6 +131,11 @@ def check_held_out(run: Run) -> None:
     """
     smallest = WINDOW + 3 * run.scale
     for name, image in run.held_out.items():
+        if image.dtype is not torch.uint8 or image.dim() != 3 or len(image) not in (1, 3):
+            raise RecipeError(
+                f"{run.recipe.file}: the held-out image {name} is {image.dtype} "
+                f"{[*image.shape]}; evaluation_images must give uint8 [3, H, W] or [1, H, W]"
+            )
         if min(image.shape[-2:]) < smallest:
             raise RecipeError(
                 f"{run.recipe.file}: the held-out image {name} is too small to score at "
@@ -232,13 +238,28 @@ def reference_scores(
 
 def numbers(rows: list[Scores]) -> list[dict[str, float]]:
     """The scores as numbers. Those on the device are brought to the host in one transfer."""
-    waiting = [v for row in rows for v in row.values() if isinstance(v, Tensor)]
+    for name, value in (pair for row in rows for pair in row.items()):
+        if isinstance(value, Tensor) and value.numel() != 1:
+            _number(name, value)
+    waiting = [v.reshape(()) for row in rows for v in row.values() if isinstance(v, Tensor)]
     device = waiting[0].device
     found = iter(torch.stack([v.to(device, torch.float64) for v in waiting]).tolist())
     return [
-        {name: next(found) if isinstance(v, Tensor) else v for name, v in row.items()}
+        {n: next(found) if isinstance(v, Tensor) else _number(n, v) for n, v in row.items()}
         for row in rows
     ]
+
+
+def _number(name: str, value: float | Tensor) -> float:
+    """A figure as Python's own number, which a checkpoint can hold; numpy's are not.
+
+    :raises RecipeError: when it is not one number.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        kind = f"tensor {[*value.shape]}" if isinstance(value, Tensor) else repr(value)
+        raise RecipeError(f"the figure {name!r} is {kind}, not one number") from None
 
 
 def grey_plane(picture: Tensor) -> Tensor:
