@@ -297,9 +297,20 @@ class Loop:
         :raises Diverged: naming the first loss, or the network, that is not finite.
         """
         self.journal.flush()
-        for name, network in (("G", self.run.G), ("D", self.run.D)):
-            if network and not weights_are_finite(network):
+        for name, network in networks_of(self.run).items():
+            if not weights_are_finite(network):
                 raise Diverged(self.run.iteration, f"the weights of {name} are not finite")
+
+
+def networks_of(run: Run) -> dict[str, nn.Module]:
+    """The networks whose weights are kept: G, D, and the evaluated generator if it is another."""
+    evaluated = run.hook.evaluation_generator(generator=run.G)
+    named = {"G": run.G, "D": run.D, "the evaluated generator": evaluated}
+    return {
+        name: network
+        for name, network in named.items()
+        if network and (network is not run.G or name == "G")
+    }
 
 
 def weights_are_finite(network: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ganlab.engine import iterate, weights_are_finite
+from ganlab.engine import iterate, networks_of, weights_are_finite
 from ganlab.monitoring.attribution import gradients, norm
 from ganlab.monitoring.calls import Watch, watching
 from ganlab.plugin import Batch, Losses, Plugin
@@ -53,6 +53,8 @@ class Examination(Eager):
     """The plugin and the hook that each loss comes from."""
     stepping: list[str] = field(default_factory=list)
     """The plugins whose step hooks run now, the innermost last."""
+    kept: dict[str, nn.Module] = field(default_factory=dict)
+    """The networks whose weights are looked at, by name."""
     taken: Counter[str] = field(default_factory=Counter)
     """The number of optimizer steps of each network so far."""
 
@@ -60,6 +62,7 @@ class Examination(Eager):
         """Take one iteration; returns its first fault, or None when all is finite."""
         run = self.run
         run.execution = self
+        self.kept = networks_of(run)
         with ExitStack() as watched:
             watched.enter_context(watching(run.manager, lambda *call: _Watch(self, *call)))
             watched.enter_context(_lines_noted())
@@ -87,7 +90,7 @@ class Examination(Eager):
             return terms
 
         losses = Update(update.role, examined)(run, batch)
-        if not self.fault and update.role in networks_that_fail(run):
+        if not self.fault and update.role in networks_that_fail(self.kept):
             optimizer = type(update.optimizer(run)).__name__
             self.fault = Fault(
                 f"every loss and its gradient is finite, but after the step of {optimizer} the "
@@ -201,7 +204,7 @@ class _Watch(Watch):
             examination.owners |= dict.fromkeys(names, maker)
         if self._hook == "gradients":
             examination.changed(maker)
-        if not examination.fault and (failed := networks_that_fail(examination.run)):
+        if not examination.fault and (failed := networks_that_fail(examination.kept)):
             examination.fault = Fault(f"the weights of {failed[0]} are not finite after {maker}")
 
 
@@ -272,13 +275,9 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def networks_that_fail(run: Run) -> list[str]:
-    """The networks ("G", "D") with a weight that is not finite."""
-    return [
-        role
-        for role, network in (("G", run.G), ("D", run.D))
-        if network and not weights_are_finite(network)
-    ]
+def networks_that_fail(networks: dict[str, nn.Module]) -> list[str]:
+    """The names of the networks with a weight that is not finite."""
+    return [name for name, network in networks.items() if not weights_are_finite(network)]
 
 
 def _largest(network: nn.Module) -> float:

@@ -14,7 +14,7 @@ import torch
 
 from ganlab.assembly import assemble
 from ganlab.checkpoint import last_checkpoint, load_checkpoint, restore, state_of
-from ganlab.engine import iterate
+from ganlab.engine import iterate, networks_of
 from ganlab.errors import Diverged
 from ganlab.examination import Examination, is_finite, networks_that_fail
 from ganlab.recipe.model import load_recipe
@@ -85,7 +85,7 @@ def _search(run: Run, told: Diverged, stop: Callable[[], bool]) -> Cause | None:
         losses = iterate(run)
         number = run.iteration = run.iteration + 1
         bad = [name for name, value in losses.items() if not is_finite(value)]
-        failed = bad or [f"the weights of {role}" for role in networks_that_fail(run)]
+        failed = bad or [f"the weights of {role}" for role in networks_that_fail(networks_of(run))]
         if failed or number == told.iteration:
             restore(run, before, "before the iteration")
             if fault := Examination(run).of_an_iteration():

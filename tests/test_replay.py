@@ -184,6 +184,24 @@ def test_a_plugin_that_changes_weights_after_the_step_is_named(tiny: Path) -> No
     )
 
 
+POISONED_AVERAGE = """\
+    @hookimpl
+    def iteration_end(self, run):
+        average = run.hook.evaluation_generator(generator=run.G)
+        for parameter in average.parameters():
+            parameter.data.mul_(1 if self._factor else float("nan"))
+"""
+
+
+def test_an_averaged_generator_that_is_not_finite_is_never_kept(tiny: Path) -> None:
+    tiny.write_text(tiny.read_text() + "ema = {}\n")
+    status, _ = diverged(planted(tiny, POISONED_AVERAGE), "checkpoint_every=2")
+    assert status["message"] == (
+        "iteration 6: the weights of the evaluated generator are not finite after plant "
+        "(hook iteration_end)"
+    )
+
+
 def test_no_single_loss_is_blamed_for_a_learning_rate_that_is_far_too_large(tiny: Path) -> None:
     tiny.write_text(tiny.read_text() + "adam = { learning_rate = 1e30 }\n")
     status, _ = diverged(tiny)
