@@ -177,6 +177,20 @@ def test_images_are_decoded_once_while_their_files_stay_as_they_are(folder, monk
             ImageFolder(path=folder, crop=8).sample_real(1, CPU)
 
 
+def test_recipes_that_hold_out_other_images_of_a_folder_keep_their_stores(folder, monkeypatch):
+    choices = [{}, {"held_out_share": 0}, {"evaluation_path": folder / "sub"}]
+    first = [values(ImageFolder(path=folder, crop=8, **choice)) for choice in choices]
+    monkeypatch.setattr(image_folder, "read_image", None)
+    assert [values(ImageFolder(path=folder, crop=8, **choice)) for choice in choices] == first
+
+
+def test_held_out_images_elsewhere_need_no_store_of_their_own(folder, tmp_path):
+    for name in ("one", "two"):
+        draw(tmp_path / name / "x.png", 1)
+        values(ImageFolder(path=folder, crop=8, evaluation_path=tmp_path / name))
+    assert len(list(cache_folder().glob("*.store"))) == 1
+
+
 def test_a_changed_folder_is_read_anew_and_its_old_store_deleted(folder):
     values(ImageFolder(path=folder, held_out_share=0, crop=8))
     draw(folder / "new.png", 200)

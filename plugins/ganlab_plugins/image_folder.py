@@ -138,7 +138,11 @@ class ImageFolder(Plugin):
     def _cached(self, files: list[Path]) -> ImageStore:
         stats = [(file, file.stat()) for file in files]
         what = [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-        folder = f"folder-{_digest(self.path.resolve(), self.alpha)}"
+        place, left_out = self.path.resolve(), str(self.held_out_share)
+        if self.evaluation_path:  # held-out images elsewhere leave the store as it is
+            held_out = self.evaluation_path.resolve()
+            left_out = str(held_out) if held_out.is_relative_to(place) else ""
+        folder = f"folder-{_digest(place, self.alpha, left_out)}"
         path = cache_folder() / f"{folder}-{_digest(what)}.store"
         new = not path.exists()
         store = ImageStore.cached(path, lambda first: self._decoded(files, first))
