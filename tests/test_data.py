@@ -257,6 +257,16 @@ def test_without_its_list_of_data_a_run_is_resumed_on_equal_data_only(place, tex
     assert listed.read_text() == before
 
 
+@pytest.mark.parametrize("text", [None, "[]"])
+def test_a_run_without_its_manifest_is_compared_with_its_list_of_data(place, text):
+    ganlab("run", "t.toml", "--name", "a", "--max-iterations", 2)
+    manifest = Path("runs/a/manifest.json")
+    manifest.write_text(text) if text else manifest.unlink()
+    add()
+    code, said = ganlab("resume", "runs/a")
+    assert code == 2 and "1 more: 9.png" in said
+
+
 def test_a_run_folder_that_does_not_say_its_data_is_told_of(place):
     ganlab("run", "t.toml", "--name", "a", "--max-iterations", 2)
     Path("runs/a/data.json").unlink()

@@ -166,11 +166,14 @@ def read_data(folder: RunFolder) -> Data:
         found = _DATA.validate_python(read_json(folder.data), strict=True)
     except ValidationError:
         return {}
-    return found if digests(found) == read_json(folder.manifest).get("data") else {}
+    recorded = read_json(folder.manifest).get("data")
+    return found if recorded in (None, digests(found)) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when the file is missing or holds anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
