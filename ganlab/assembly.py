@@ -91,7 +91,7 @@ def data_of(run: Run) -> Data:
         if plugin in sources:
             data["training"] |= {name: items} if answers else {}
             items = {}
-        if items := items | plugin.files_read:
+        if items := plugin.files_read | items:
             data["weights"][name] = items
     held_out = run.held_out or _held_out(run)
     if held_out:

@@ -11,11 +11,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import save_file
 
 from ganlab import content_digest, image_digest
+from ganlab.assembly import assemble
 from ganlab.cli import main
 from ganlab.compare import plan
 from ganlab.images.store import ImageStore
+from ganlab.recipe.model import load_recipe
 from ganlab.runs.data import Data, differences, digests, file_digests, renamed, trained_on
 
 RECIPE = """\
@@ -311,6 +314,53 @@ def test_initial_weights_are_data(place):
     Path("w.safetensors").write_bytes(Path("runs/other/generator.safetensors").read_bytes())
     code, said = ganlab("resume", "runs/a")
     assert code == 2 and "weights of initial_weights" in said and "1 changed: w.safetensors" in said
+
+
+def test_two_files_of_one_name_are_two_items(place):
+    folders = [Path("G"), Path("D")]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        Path(folder, "w.bin").write_bytes(bytes([number]))
+    found = file_digests(*(folder / "w.bin" for folder in folders))
+    assert list(found) == ["w.bin", "w.bin (2)"] and len(set(found.values())) == 2
+
+
+def test_initial_weights_of_one_file_name_are_both_data(place):
+    ganlab("run", "t.toml", "--name", "first")
+    Path("G").mkdir()
+    Path("D").mkdir()
+    shutil.copy("runs/first/generator.safetensors", "G/w.safetensors")
+    recipe = load_recipe(Path("t.toml"))
+    save_file(assemble(recipe, torch.device("cpu")).D.state_dict(), "D/w.safetensors")
+    Path("u.toml").write_text(
+        'extends = "t.toml"\n[plugins.initial_weights]\n'
+        'generator = "G/w.safetensors"\ndiscriminator = "D/w.safetensors"\n'
+    )
+    ganlab("run", "u.toml", "--name", "a", "--max-iterations", 2)
+    ganlab("run", "t.toml", "--name", "other", "--seed", 1)
+    shutil.copy("runs/other/generator.safetensors", "G/w.safetensors")
+    code, said = ganlab("resume", "runs/a")
+    assert code == 2 and "1 changed: w.safetensors" in said
+
+
+def test_data_that_a_run_folder_does_not_list_are_told_of_in_diff_and_report(place):
+    ganlab("run", "t.toml", "--name", "a")
+    ganlab("run", "t.toml", "--name", "b")
+    Path("runs/a/data.json").unlink()
+    said = ganlab("diff", "runs/a", "runs/b")[1]
+    assert "the data are not compared: the run folder of a does not list them" in said
+    ganlab("report", "runs/a")
+    page = Path("runs/a/report.html").read_text()
+    assert "Data unknown: not listed in the run folder of a." in page
+
+
+def test_a_small_image_that_the_share_holds_out_is_told_of_with_a_remedy(place):
+    for seed in (1, 2, 3):
+        picture(seed).resize((20, 20)).save(f"photos/{seed}.png")
+    Path("v.toml").write_text(RECIPE.replace('evaluation_path = "held_out", ', ""))
+    code, said = ganlab("run", "v.toml")
+    assert code == 2 and "image_folder: the image 2.png is held out, and too small" in said
+    assert "Remove it, or name other held-out images" in said
 
 
 def test_a_run_without_a_held_out_image_says_so_at_its_start_and_end(place):

@@ -161,4 +161,10 @@ def check_two(a: Path | str, b: Path | str, overrides: Iterable[str] = ()) -> tu
         if path.suffix != ".toml" and not (path / "recipe.toml").is_file():
             raise RecipeError(f"{argument}: neither a recipe file nor a run folder")
     one, other = side(a, overrides), side(b, overrides)
+    for each in (one, other):
+        if each.environment is not None and not each.data:
+            print(
+                f"the data are not compared: the run folder of {each.name} does not list them",
+                file=sys.stderr,
+            )
     return with_data(one, other), with_data(other, one)

@@ -137,9 +137,11 @@ def check_held_out(run: Run) -> None:
                 f"{[*image.shape]}; evaluation_images must give uint8 [3, H, W] or [1, H, W]"
             )
         if min(image.shape[-2:]) < smallest:
+            owners = " and ".join(plugin.name for plugin in run.plugins_with("evaluation_images"))
             raise RecipeError(
-                f"{run.recipe.file}: the held-out image {name} is too small to score at "
-                f"x{run.scale}; it must have at least {smallest} pixels a side"
+                f"{run.recipe.file}: {owners}: the image {name} is held out, and too small to "
+                f"score at x{run.scale}; it must have at least {smallest} pixels a side. Remove "
+                "it, or name other held-out images"
             )
     judged = run.held_out or run.plugins_with("evaluate")
     for setting in () if judged else ("best_metric", "patience"):

@@ -9,6 +9,8 @@ from ganlab.runs.records import RunRecord
 
 def data_lines(arms: Sequence[Arm]) -> Iterator[str]:
     """What the runs read, in which data they differ, and which held-out images were trained on."""
+    if unknown := [run.folder.path.name for arm in arms for run in arm.runs if not run.data]:
+        yield f"Data unknown: not listed in the run folder of {', '.join(unknown)}."
     named = [pair for arm in arms for pair in _distinct(arm)]
     if not named:
         return

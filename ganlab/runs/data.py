@@ -40,8 +40,17 @@ def content_digest(*parts: object) -> str:
 
 
 def file_digests(*files: Path) -> Items:
-    """The sha256 of each file under its name; "missing" for a file that does not exist."""
-    return {file.name: file_sha256(file) if file.is_file() else "missing" for file in files}
+    """The sha256 of each file under its name; "missing" for a file that does not exist.
+
+    A second file of the same name is "w.safetensors (2)".
+    """
+    found: Items = {}
+    seen: Counter[str] = Counter()
+    for file in files:
+        seen[file.name] += 1
+        name = f"{file.name} ({seen[file.name]})" if seen[file.name] > 1 else file.name
+        found[name] = file_sha256(file) if file.is_file() else "missing"
+    return found
 
 
 def file_sha256(file: Path) -> str:
