@@ -128,7 +128,7 @@ def test_what_is_no_archive_is_refused(packed: Path, tmp_path: Path) -> None:
     for content in (b"", b"PK", b"not a zip", packed.read_bytes()[:1000]):
         file.write_bytes(content)
         assert "not a zip file" in refusal(file)
-    assert "no such file" in refusal(tmp_path)  # a folder
+    assert "it is a folder" in refusal(tmp_path)  # a folder
 
 
 def test_an_encrypted_member_is_refused(packed: Path, tmp_path: Path) -> None:
@@ -246,3 +246,17 @@ def test_an_archive_is_written_whole_or_not_at_all(
     with pytest.raises(OSError, match="disk full"):
         archives.write_archive(tmp_path / "a.zip", contents, {"recipe.toml": b""})
     assert not any(tmp_path.iterdir())
+
+
+def test_an_archive_that_cannot_be_written_is_refused_in_words(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+    monkeypatch.setattr("ganlab.commands.pack.write_archive", refuse)
+    result = CliRunner().invoke(
+        main, ["pack", str(packed.parent / "r"), "-o", str(tmp_path / "a.zip")]
+    )
+    assert result.exit_code == 2
+    assert "a.zip: cannot be written: Permission denied; choose another -o" in result.output

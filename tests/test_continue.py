@@ -133,3 +133,8 @@ def test_a_run_that_a_verdict_stopped_stays_stopped(recipe: Path) -> None:
     assert again.exit_code == 4
     assert "this run was stopped by a verdict; there is nothing to continue" in again.stderr
     assert again.stdout.startswith("stopped at iteration 2 of 4")
+
+
+def test_a_file_in_place_of_the_runs_folder_is_refused(recipe: Path) -> None:
+    result = CliRunner().invoke(main, ["run", str(recipe), "--runs", str(recipe)])
+    assert (result.exit_code, "is a file" in result.output) == (2, True)

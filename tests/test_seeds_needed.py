@@ -4,8 +4,10 @@ import math
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from test_compare import arm, data, other, recipe, record, run  # noqa: F401
 
+from ganlab.cli import main
 from ganlab.compare.seeds import find_needs, words_of
 from ganlab.report.model import Arm
 from ganlab.report.statistics import deviation_interval, seeds_needed
@@ -93,3 +95,18 @@ def test_the_plan_tells_the_seeds_from_all_runs_in_the_folder(
     )
     assert {row["arm"] for row in variants["rows"]} == {"game-without-ema"}
     assert all(row["bound"] for row in variants["rows"])
+
+
+def test_two_seeds_show_an_effect_however_large() -> None:
+    assert [seeds_needed(size, 1.0) for size in (1e3, 1e9, 1e300)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "command",
+    [["compare", "a.toml", "b.toml", "--plan", "--effect"], ["verify", "a.zip", "--tolerance"]],
+)
+def test_a_number_that_is_not_finite_is_refused(command: list[str], number: str) -> None:
+    result = CliRunner().invoke(main, [*command, number])
+    assert result.exit_code == 2
+    assert "is not a finite number" in result.output or "is not in the range" in result.output

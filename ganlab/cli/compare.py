@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ganlab.cli.options import (
+    FiniteRange,
     device_option,
     json_option,
     next_is,
@@ -56,7 +57,7 @@ COMPARISON_OPTIONS = (
     plan_option,
     click.option(
         "--effect",
-        type=click.FloatRange(min=0, min_open=True),
+        type=FiniteRange(min=0, min_open=True),
         help="With --plan: how many seeds show a difference of this size, in the figure's unit.",
     ),
     json_option,

@@ -40,6 +40,16 @@ class Duration(click.ParamType):
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
+class FiniteRange(click.FloatRange):
+    """A number in a range; nan and infinity, which click lets pass, are refused."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
 def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
     help_text = "auto (CUDA if there is a device), cpu, cuda, cuda:N or mps."
     return click.option("--device", default="auto", show_default=True, help=help_text)(command)
@@ -54,7 +64,8 @@ def weights_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 runs_option = click.option(
-    "--runs", "parent", default="runs", show_default=True, type=click.Path(path_type=Path),
+    "--runs", "parent", default="runs", show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
     help="Folder that holds the run folders.",
 )  # fmt: skip
 set_option = click.option(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ganlab.cli.options import json_option, next_is, print_json, set_option
+from ganlab.cli.options import FiniteRange, json_option, next_is, print_json, set_option
 
 
 @click.command()
@@ -52,7 +52,7 @@ def pack(run_folder: str, output: Path | None, weights: bool) -> None:
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.001,
     show_default=True,
     help="Largest first difference that counts as rounding, as a share of the largest value of "

@@ -53,7 +53,12 @@ def pack_run(path: Path | str, output: Path | None, weights: bool) -> Packed:
     contents = Contents(format=FORMAT, name=name, files={}, weights=_records(folder))
     if weights:
         files |= _weights(folder, placeless)
-    write_archive(target, contents, files)
+    try:
+        write_archive(target, contents, files)
+    except OSError as error:
+        raise RecipeError(
+            f"{target}: cannot be written: {error.strerror}; choose another -o"
+        ) from error
     return Packed(target, ["pack.json", *sorted(files)], sha256_of(target))
 
 

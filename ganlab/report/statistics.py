@@ -161,10 +161,11 @@ def seeds_needed(effect: float, deviation: float) -> int | None:
     """
 
     def shows(count: int) -> bool:
-        return power(effect * math.sqrt(count) / deviation, count) >= POWER
+        return power(ratio * math.sqrt(count), count) >= POWER
 
     if deviation == 0:
         return 2
+    ratio = min(effect / deviation, 100.0)  # where 2 seeds show it surely; t overflows far beyond
     counts = range(2, MOST_SEEDS + 1)
     found = bisect_left(counts, True, key=shows)  # power grows with the number of seeds
     return counts[found] if found < len(counts) else None

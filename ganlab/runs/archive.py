@@ -101,7 +101,8 @@ def unpack(path: Path, folder: Path) -> Contents:
     :raises RecipeError: when the file is not an archive of ours, or is damaged.
     """
     if not path.is_file():
-        raise RecipeError(f"{path}: no such file; give a file that `ganlab pack` wrote")
+        fault = "it is a folder" if path.is_dir() else "no such file"
+        raise RecipeError(f"{path}: {fault}; give a file that `ganlab pack` wrote")
     try:
         archive = zipfile.ZipFile(path)
     except _DAMAGE as error:
