@@ -119,6 +119,7 @@ def test_the_resolved_recipe_gives_the_same_optimizer(tiny: Path) -> None:
     [
         ('{ kind = "RMSProp" }', 'kind = "RMSProp" is not allowed; it must be the name of an'),
         ('{ kind = "RMSProp" }', "did you mean 'RMSprop'?"),
+        ('{ kind = "rmsprop" }', "did you mean 'RMSprop'?"),
         ('{ kind = "Optimizer" }', "in torch.optim, one of ASGD, Adadelta, "),
         ('{ kind = "lr_scheduler" }', "in torch.optim"),
         ('{ kind = "LBFGS" }', "it computes the loss several times in a step; choose another"),

@@ -125,7 +125,9 @@ def read_alone(path: Path) -> dict[str, Any]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The text "; did you mean 'x'?" when a known word x is similar, else an empty text."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    words = list(known)
+    near = [other for other in words if other.casefold() == word.casefold()]
+    near = near or difflib.get_close_matches(word, words, n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
