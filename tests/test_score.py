@@ -1,11 +1,14 @@
 """`ganlab score`: pictures against their originals, without a run."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from children import fresh
 from click.testing import CliRunner, Result
+from marks import posix
 from torch import Tensor
 
 from ganlab.cli import main
@@ -197,3 +200,16 @@ def test_a_picture_of_other_colours_is_scored_as_its_original_is(tmp_path: Path)
     for sr, hr in (("grey", "coloured"), ("coloured", "grey")):
         found = score_files(tmp_path / f"{sr}.png", tmp_path / f"{hr}.png", scale=2)
         assert found["mean"]["SR"]["psnr_rgb"] == float("inf")
+
+
+@posix
+def test_a_name_that_is_no_utf_8_is_printed_with_escapes(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": picture(0, 3, 24, 24)})
+    name = os.fsdecode(b"f\xfcr.png")
+    try:
+        (tmp_path / "a.png").rename(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    done = fresh("score", ".", ".", "--scale", 2, cwd=tmp_path, PYTHONIOENCODING="utf-8:strict")
+    assert done.returncode == 0, done.stderr
+    assert r"f\udcfcr.png" in done.stdout

@@ -5,6 +5,8 @@ respond at once.
 """
 
 import gc
+import io
+import sys
 
 import click
 
@@ -23,6 +25,9 @@ def main() -> None:
     # the import of torch makes a million objects that stay; the garbage collector would spend half
     # a second on examining them again and again
     gc.set_threshold(100_000, 50, 100)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name need not be text in any encoding
+            stream.reconfigure(errors="backslashreplace")
 
 
 for module in (train, look, compare, use, share):
