@@ -226,7 +226,7 @@ def test_a_held_out_image_too_small_to_score_is_refused_before_training(folder: 
     data = 'image_folder = { path = "train", evaluation_path = "valid", crop = 32 }'
     old = "dead_leaves = { crop = 32, num_images = 2, size = 64 }"
     (folder / "slip.toml").write_text(GOOD.replace(old, data))
-    assert "a.png is too small" in complaint("check", "slip.toml")
+    assert "a.png is held out, and too small to score" in complaint("check", "slip.toml")
 
 
 def test_a_discriminator_that_mixes_is_found_at_batch_size_one_and_behind_a_zero_layer(
