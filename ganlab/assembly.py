@@ -5,11 +5,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from ganlab.defaults import Defaults
 from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import check_best_metric, check_held_out, eval_mode
 from ganlab.images.store import image_digest
+from ganlab.plugin import Plugin
 from ganlab.recipe.model import Recipe
 from ganlab.requirements import (
     adversarial,
@@ -168,12 +170,30 @@ def build_network(run: Run, hook: str, real_shape: tuple[int, ...]) -> nn.Module
         build = run.manager.subset_hook_caller(hook, others)
         run.streams.moment("weights", hook, *([number] if number else []))
         answer = build(condition_shape=run.condition_shape, real_shape=real_shape)
-        made += answer if isinstance(answer, list) else [answer]
+        answers = answer if isinstance(answer, list) else [answer]
+        for network in answers:
+            _require(network, nn.Module, plugin, hook, "a torch.nn.Module")
+        made += answers
     module = made[0] if len(made) == 1 else nn.ModuleList(made)
     module = module.to(run.device, run.dtype)
     if wants_channels_last(run.recipe.precision, run.device):
         module = module.to(memory_format=torch.channels_last)
     return module
+
+
+def _optimizer(run: Run, network: nn.Module, role: str) -> Optimizer:
+    if not list(network.parameters()):
+        (owner, *_) = providers(run.manager, f"make_{role}")
+        raise owner.error(f"its {role} has no parameters, so there is nothing to train")
+    made = run.hook.make_optimizer(module=network, role=role)
+    for plugin in run.plugins_with("make_optimizer")[:1]:
+        _require(made, Optimizer, plugin, "make_optimizer", "a torch.optim.Optimizer")
+    return made
+
+
+def _require(answer: object, kind: type, plugin: Plugin, hook: str, what: str) -> None:
+    if not isinstance(answer, kind):
+        raise plugin.error(f"its {hook} returned {type(answer).__name__}; it must return {what}")
 
 
 def _build(run: Run) -> tuple[Tensor, Tensor]:
@@ -196,11 +216,11 @@ def _build(run: Run) -> tuple[Tensor, Tensor]:
         owners = providers(run.manager, "make_discriminator")
         for owner, D in zip(owners, discriminators(run), strict=True):
             check_sample_independence(recipe, owner, D, seen)
-        run.D_optimizer = hook.make_optimizer(module=run.D, role="discriminator")
+        run.D_optimizer = _optimizer(run, run.D, "discriminator")
         run.share_forward, note = _share_forward(run, seen)
         run.notes += [note] if note else []
     run.G = build_network(run, "make_generator", run.real_shape)
-    run.G_optimizer = hook.make_optimizer(module=run.G, role="generator")
+    run.G_optimizer = _optimizer(run, run.G, "generator")
     return batch.condition, seen
 
 
@@ -231,7 +251,10 @@ def _check(run: Run, condition: Tensor) -> None:
     """Refuse a generator of the wrong output size; add a note when batch norm sees parts only."""
     recipe = run.recipe
     with eval_mode(run.G), run.autocast():
-        made = tuple(run.G(condition).shape[1:])
+        images = run.G(condition)
+    owner = providers(run.manager, "make_generator")[0]
+    _require(images, Tensor, owner, "generator", "one tensor of images")
+    made = tuple(images.shape[1:])
     if made != run.real_shape:
         raise RecipeError(
             f"{recipe.file}: the generator makes {made} from {run.condition_shape}, but real "

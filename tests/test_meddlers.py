@@ -560,3 +560,42 @@ def test_watching_the_invariants_reads_nothing_from_the_device(tiny: Path) -> No
         "the weights of D change in the step of G",
         "the batch is changed in place in the step of G",
     ]
+
+
+@pytest.mark.parametrize(
+    ("code", "left_out", "words"),
+    [
+        (
+            "    @hookimpl\n    def make_generator(self):\n        pass\n",
+            "encoder_decoder",
+            "its make_generator returned NoneType; it must return a torch.nn.Module",
+        ),
+        (
+            "    @hookimpl\n    def make_generator(self):\n        class Two(torch.nn.Linear):\n"
+            "            def forward(self, x):\n                return x, x\n"
+            "        return Two(1, 1)\n",
+            "encoder_decoder",
+            "its generator returned tuple; it must return one tensor of images",
+        ),
+        (
+            "    @hookimpl\n    def make_generator(self):\n"
+            "        return torch.nn.Upsample(scale_factor=4)\n",
+            "encoder_decoder",
+            "its generator has no parameters, so there is nothing to train",
+        ),
+        (
+            "    @hookimpl\n    def make_discriminator(self):\n        return len\n",
+            "patch_discriminator",
+            "its make_discriminator returned builtin_function_or_method; it must return a torch",
+        ),
+        (
+            "    @hookimpl\n    def make_optimizer(self):\n        return 1e-3\n",
+            "ema",
+            "its make_optimizer returned float; it must return a torch.optim.Optimizer",
+        ),
+    ],
+)
+def test_what_is_built_must_be_of_its_kind(meddle, code: str, left_out: str, words: str) -> None:
+    result = meddle(code, *([] if left_out == "ema" else [f"{left_out}=false"]))
+    assert result.exit_code == 2
+    assert "meddler" in result.stderr and words in result.stderr, result.stderr
