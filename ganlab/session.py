@@ -15,12 +15,12 @@ import torch
 
 from ganlab.assembly import assemble, build_network, open_run
 from ganlab.checkpoint import last_checkpoint, load_checkpoint, load_generator
+from ganlab.divergence.replay import find_cause
 from ganlab.engine import train
 from ganlab.errors import Diverged, GanlabError, RecipeError
 from ganlab.monitoring.blame import blame
 from ganlab.monitoring.verdicts import Verdict
 from ganlab.recipe.model import Recipe, load_recipe
-from ganlab.replay import find_cause
 from ganlab.requirements import warnings_of
 from ganlab.run import Eager, Run
 from ganlab.runs.data import Data, digests

@@ -8,8 +8,8 @@ import torch
 from click.testing import CliRunner
 
 from ganlab.assembly import assemble
+from ganlab.checking.audit import Audit
 from ganlab.cli import main
-from ganlab.commands.audit import Audit
 from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
 

@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 
 from ganlab import NoEffect
 from ganlab.assembly import assemble
+from ganlab.checking.effect import Beginning, plugins_without_effect
 from ganlab.cli import main
-from ganlab.commands.effect import Beginning, plugins_without_effect
 from ganlab.recipe.discovery import find_plugin, installed
 from ganlab.recipe.file import Origin
 from ganlab.recipe.model import load_recipe

@@ -18,9 +18,9 @@ FLOORS = """
     cli
     compare
     commands
+    checking
     session
-    bench report replay
-    examination
+    bench report divergence
     engine
     assembly checkpoint
     requirements evaluation speed toolbox

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ganlab import replay, session
+from ganlab import session
+from ganlab.divergence import replay
 from ganlab.engine import weights_are_finite
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder

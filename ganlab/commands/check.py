@@ -7,21 +7,17 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ganlab.assembly import assemble
-from ganlab.commands.audit import Audit, table
-from ganlab.commands.chains import dropped
-from ganlab.commands.effect import Beginning, plugins_without_effect
-from ganlab.commands.invariants import (
-    differ,
-    evaluation_watched,
-    iterate_watched,
-    require_the_same,
-)
-from ganlab.commands.rehearsal import (
+from ganlab.checking.audit import Audit, table
+from ganlab.checking.chains import dropped
+from ganlab.checking.effect import Beginning, plugins_without_effect
+from ganlab.checking.invariants import evaluation_watched, iterate_watched
+from ganlab.checking.rehearsal import (
     evaluate_once,
     require_storable,
     resume_once,
     write_checkpoint_once,
 )
+from ganlab.checking.repetition import differ, require_the_same
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.monitoring.blame import blame
 from ganlab.recipe.model import Recipe, load_recipe

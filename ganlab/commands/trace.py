@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ganlab.assembly import assemble
-from ganlab.commands.chains import Recorder, dropped
+from ganlab.checking.chains import Recorder, dropped
 from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.monitoring.calls import Watch, watching

@@ -15,7 +15,9 @@ from ganlab.system import processor_name
 
 _PACKAGES = ("ganlab", "torch", "torchvision", "numpy", "pillow", "scikit-image", "pluggy")
 # parts that show results or start runs, and change no result
-_WITHOUT_EFFECT = ("bench", "cli", "commands", "compare", "report", "testing.py", "__main__.py")
+_WITHOUT_EFFECT = (
+    "bench", "checking", "cli", "commands", "compare", "report", "testing.py", "__main__.py",
+)  # fmt: skip
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -4,18 +4,18 @@ What changes between two points in time is charged to the hook call that is at w
 one. So a message names the plugin whose code made the change, not the one that suffers from it.
 """
 
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ganlab.commands.answers import wrong_answer
-from ganlab.commands.chains import Call, tensors
-from ganlab.commands.rehearsal import same
+from ganlab.checking.answers import wrong_answer
+from ganlab.checking.chains import Call, tensors
+from ganlab.checking.rehearsal import same
+from ganlab.checking.state import State, owned_tensors, torch_settings
 from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.monitoring.calls import Watch, watching
@@ -30,7 +30,6 @@ MAKING = ("sample_real", "sample_batch", "degrade", "augment", "labels", "discri
 """Hooks that make tensors of tensors, as a loss is made of them."""
 EVALUATING = ("evaluate", "score_images", "verdicts")
 ENGINE = "engine"
-ROUNDING = 1e-2  # of the largest value, between two orders of summation on an accelerator
 
 
 def iterate_watched(
@@ -55,6 +54,14 @@ def iterate_watched(
     for fault in spectral_norm_faults(p for D in discriminators(run) for p in spectrally_normed(D)):
         raise RecipeError(f"{run.recipe.file}: {fault}{guard.who_moved_networks()}")
     return losses, guard
+
+
+def evaluation_watched(run: Run) -> AbstractContextManager[None]:
+    """Context of an evaluation; a plugin that changes there what is trained is refused.
+
+    :raises RecipeError: at the first such change; it names the plugin, the hook and the remedy.
+    """
+    return Guard(run).watching()
 
 
 def _ending(claim: Generator[None, None, list[str]]) -> list[str]:
@@ -235,7 +242,7 @@ class Guard:
 
     def judge_torch(self, call: Call, before: dict[str, Any]) -> None:
         """Refuse a call that leaves settings of torch changed, which hold for all code."""
-        for name, value in _torch_settings().items():
+        for name, value in torch_settings().items():
             if value != before[name] and call.plugin != ENGINE:
                 torch.set_grad_enabled(before["grad mode"])
                 torch.set_default_dtype(before["default dtype"])
@@ -327,81 +334,6 @@ class Guard:
         return RecipeError(f"{self.run.recipe.file}: the engine or a network {fault}: {remedy}")
 
 
-def require_the_same(run: Run, first: list[Call], second: list[Call], drawn: bool) -> None:
-    """Refuse an iteration that gave other numbers when it was taken again from the same state.
-
-    The culprit is the first call whose answer differs, though all that it was given is equal. On a
-    CPU numbers are equal to the bit; other devices may round in another order.
-
-    :param first, second: the calls of both iterations.
-    :param drawn: whether the difference comes from random draws, not from a state that is kept.
-    :raises RecipeError: naming the plugin.
-    """
-    for one, other in zip(first, second, strict=False):
-        if (one.hook, one.plugin) != (other.hook, other.plugin):
-            raise RecipeError(
-                f"{run.recipe.file}: taken again from the same state, an iteration calls "
-                f"{other.hook} of {other.plugin}, not {one.hook} of {one.plugin}"
-            )
-        exact = run.device.type == "cpu"
-        equal_inputs = all(
-            _alike(a, b, exact)
-            for a, b in ((one.arguments, other.arguments), (one.received, other.received))
-        )
-        moved = exact and one.weights != other.weights
-        if equal_inputs and (moved or not _alike(one.answer, other.answer, exact)):
-            raise _unrepeated(run, one, drawn)
-        if not equal_inputs:
-            raise RecipeError(
-                f"{run.recipe.file}: taken again from the same state, an iteration gives "
-                f"{one.hook} of {one.plugin} other tensors, though all plugins before it answered "
-                "the same: G or D draws random numbers or keeps a state that is not in its buffers"
-            )
-
-
-def _unrepeated(run: Run, call: Call, drawn: bool) -> RecipeError:
-    if drawn:
-        fault = "gives other numbers when the same iteration is taken again"
-        remedy = (
-            "draw from self.rng or self.host_rng, which give the same numbers at the same moment"
-        )
-    else:
-        fault = "gives other numbers in a resumed run, or on a second call"
-        remedy = (
-            "it keeps a state that no checkpoint holds; return it from state_dict and restore it "
-            "in load_state_dict"
-        )
-    plugin = run.recipe.plugins.get(call.plugin)
-    if plugin:
-        return plugin.error(f"its {call.hook} {fault}: {remedy}")
-    return RecipeError(f"{run.recipe.file}: the engine's {call.hook} {fault}: {remedy}")
-
-
-def differ(first: list[Call], second: list[Call]) -> bool:
-    """Whether two iterations from the same state were different anywhere."""
-    exact = all(t.device.type == "cpu" for call in first for t in tensors(call.answer))
-    return len(first) != len(second) or any(
-        one.hook != other.hook
-        or not _alike(one.answer, other.answer, exact)
-        or (exact and one.weights != other.weights)
-        for one, other in zip(first, second, strict=True)
-    )
-
-
-def _alike(one: Any, other: Any, exact: bool) -> bool:
-    a, b = tensors(one), tensors(other)
-    if exact or len(a) != len(b):
-        return same(a, b)
-    return all(
-        x.shape == y.shape
-        and torch.allclose(
-            x, y, rtol=ROUNDING, atol=ROUNDING * float(x.abs().max()), equal_nan=True
-        )
-        for x, y in zip(a, b, strict=True)
-        if x.numel()
-    )
-
-
 class _Watched(Watch):
     """Watches one call for a guard."""
 
@@ -421,7 +353,7 @@ class _Watched(Watch):
     def given(self, arguments: dict[str, Any]) -> None:
         self._call.arguments = arguments
         self._copies = {name: _copied(value) for name, value in arguments.items()}
-        self._settings = _torch_settings()
+        self._settings = torch_settings()
 
     def received(self, answer: Any) -> None:
         self._call.received = answer
@@ -433,100 +365,9 @@ class _Watched(Watch):
         self._guard.end(self._call)
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """What a hook call could change, in a form that can be compared."""
-
-    weights: dict[str, str]
-    """Of each network: a digest of its parameters."""
-    modes: dict[str, tuple[bool, ...]]
-    """Of each network: whether its modules are in training mode."""
-    trainable: dict[str, tuple[bool, ...]]
-    gradients: dict[str, list[tuple[int, int]]]
-    """Of each network: the identity and the version of each gradient."""
-    plugins: dict[str, str]
-    """Of each plugin: a digest of the tensors that its state_dict returns."""
-    seed: int
-    """Of torch's own generator."""
-    buffers: dict[str, str]
-    """Of each network: a digest of its buffers, such as running statistics."""
-    settings: dict[str, str]
-    """Of each network: those of its optimizer, such as the learning rate."""
-
-    @classmethod
-    def of(cls, run: Run, owned: dict[str, list[Tensor]]) -> "State":
-        """The state of a run at this moment."""
-        networks = {"G": run.G} | ({"D": run.D} if run.D else {})
-        weights = {role: list(network.parameters()) for role, network in networks.items()}
-        return cls(
-            weights={role: _digest(each) for role, each in weights.items()},
-            modes={
-                role: tuple(module.training for module in network.modules())
-                for role, network in networks.items()
-            },
-            trainable={
-                role: tuple(p.requires_grad for p in each) for role, each in weights.items()
-            },
-            gradients={
-                role: [(id(p.grad), p.grad._version) for p in each if p.grad is not None]
-                for role, each in weights.items()
-            },
-            plugins={name: _digest(each) for name, each in owned.items()},
-            seed=torch.initial_seed(),
-            buffers={role: _digest(network.buffers()) for role, network in networks.items()},
-            settings={
-                role: _settings(optimizer)
-                for role, optimizer in (("G", run.G_optimizer), ("D", run.D_optimizer))
-                if optimizer
-            },
-        )
-
-
-def _settings(optimizer: Optimizer) -> str:
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    return str([group | {"lr": float(group.get("lr", 0))} for group in groups])
-
-
-def _torch_settings() -> dict[str, Any]:
-    """Settings of torch for the whole process that a call could leave changed."""
-    return {
-        "grad mode": torch.is_grad_enabled(),
-        "default dtype": torch.get_default_dtype(),
-        "number of threads": torch.get_num_threads(),
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-    }
-
-
-def owned_tensors(run: Run) -> dict[str, list[Tensor]]:
-    """The tensors in each plugin's state, where state_dict returns them without a copy."""
-    owned = {}
-    for name, plugin in run.recipe.plugins.items():
-        with suppress(Exception):  # told when a checkpoint is written
-            owned[name] = tensors(plugin.state_dict()) if hasattr(plugin, "state_dict") else []
-    return owned
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    """Two sums over each tensor: a change of its values changes them."""
-    found = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
-    if not found:
-        return ""
-    norms = torch.stack(torch._foreach_norm(found))
-    sums = torch.stack([t.sum() for t in found])
-    return str([norms.tolist(), sums.tolist()])
-
-
 def _finite(value: Any) -> bool:
     return all(bool(t.isfinite().all()) for t in tensors(value))
 
 
 def _copied(value: Any) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in tensors(value)]
-
-
-def evaluation_watched(run: Run) -> AbstractContextManager[None]:
-    """Context of an evaluation; a plugin that changes there what is trained is refused.
-
-    :raises RecipeError: at the first such change; it names the plugin, the hook and the remedy.
-    """
-    return Guard(run).watching()
