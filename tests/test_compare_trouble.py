@@ -143,7 +143,7 @@ def test_recipes_without_a_judge_are_refused_before_anything_is_trained(
     for command in (("compare", recipe, other), ("ablate", recipe, "--without", "ema")):
         code, _, stderr = run(*command, "--runs", runs, "--seeds", "0")
         assert code == 2
-        assert "nothing to compare" in stderr and "evaluation_path" in stderr
+        assert "nothing to compare" in stderr and "give the data plugin held-out images" in stderr
         assert len(stderr.splitlines()) == 1
     assert not runs.exists()
 

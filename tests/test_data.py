@@ -478,3 +478,10 @@ def test_a_file_that_changed_has_another_digest(tmp_path):
     first = file_digests(file)
     file.write_bytes(b"other")
     assert file_digests(file) != first
+
+
+def test_many_renamed_items_are_told_without_a_search_for_each():
+    before = data("training", **{f"a{i}": str(i) for i in range(20_000)})
+    now = data("training", **{f"b{i}": str(i) for i in reversed(range(20_000))})
+    words = differences(before, now)["training"]
+    assert words.startswith("20,000 renamed: a0 -> b0, a1 -> b1") and words.endswith("others")

@@ -23,6 +23,7 @@ FLOORS = """
     bench report divergence
     engine
     assembly checkpoint
+    data
     requirements evaluation speed toolbox
     steps defaults hookspecs
     run

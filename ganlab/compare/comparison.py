@@ -100,10 +100,7 @@ def _check_data(
     check_same_data(sorted(found, key=lambda arm: order.index(arm.name)))
 
 
-_REMEDY = (
-    "give the data source held-out images, such as image_folder's evaluation_path, or add a plugin "
-    "with the hook evaluate"
-)
+_REMEDY = "give the data plugin held-out images, or add a plugin with the hook evaluate"
 
 
 def _check_figures(

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ganlab.assembly import data_of, open_run
+from ganlab.assembly import open_run
+from ganlab.data import data_of
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import Recipe
 from ganlab.runs.data import TITLES, Data, differences

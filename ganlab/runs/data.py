@@ -1,7 +1,7 @@
 """The data of a run as digests: which items it reads, and how two runs differ in them."""
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,11 @@ TITLES: dict[Section, str] = {
     "training": "training data",
     "held_out": "held-out images",
     "weights": "weights",
+}
+_UNITS = {
+    "training": ("training item", "training items"),
+    "held_out": ("held-out image", "held-out images"),
+    "weights": ("weights file", "weights files"),
 }
 _SHOWN = 4  # names in a sentence
 
@@ -86,13 +91,10 @@ def digests(data: Data) -> dict[str, dict[str, Any]]:
 
 def described(data: Mapping[str, Any]) -> str:
     """What `digests` returns, in words: `6 training items (ab12cd34), 4 held-out images (...)`."""
-    units = {"training": "training item", "held_out": "held-out image", "weights": "weights file"}
-    parts = []
-    for section, entry in data.items():
-        unit = units.get(section, section) + ("s" if entry["number"] != 1 else "")
-        if section == "weights":
-            unit = "weights file" if entry["number"] == 1 else "weights files"
-        parts.append(f"{entry['number']:,} {unit} ({entry['digest'][:8]})")
+    parts = [
+        f"{entry['number']:,} {_UNITS[section][entry['number'] != 1]} ({entry['digest'][:8]})"
+        for section, entry in data.items()
+    ]
     return ", ".join(parts)
 
 
@@ -159,24 +161,21 @@ def _changes(before: Items, now: Items) -> Iterator[str]:
     gone = [name for name in before if name not in now]
     new = [name for name in now if name not in before]
     # an item that kept its content under another name is renamed, not gone and new
-    contents = Counter(now[name] for name in new)
-    moved = []
-    for name in gone:
-        if contents[before[name]]:
-            contents[before[name]] -= 1
-            new_name = next(n for n in new if now[n] == before[name])
-            new.remove(new_name)
-            moved.append((name, new_name))
-    gone = [name for name in gone if name not in dict(moved)]
-    if new:
-        yield _listed("more", new)
-    if gone:
-        yield _listed("fewer", gone)
-    if other := [name for name in before if name in now and now[name] != before[name]]:
-        yield _listed("changed", other)
-    if moved:
-        yield _listed("renamed", [f"{a} -> {b}" for a, b in moved])
-    if not (new or gone or other or moved):
+    places: dict[str, deque[str]] = {}
+    for name in new:
+        places.setdefault(now[name], deque()).append(name)
+    moved = {name: found.popleft() for name in gone if (found := places.get(before[name]))}
+    arrived = set(moved.values())
+    told = {
+        "more": [name for name in new if name not in arrived],
+        "fewer": [name for name in gone if name not in moved],
+        "changed": [name for name in before if name in now and now[name] != before[name]],
+        "renamed": [f"{a} -> {b}" for a, b in moved.items()],
+    }
+    for word, names in told.items():
+        if names:
+            yield _listed(word, names)
+    if not any(told.values()):
         yield "the same items in another order"
 
 
