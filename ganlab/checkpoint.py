@@ -141,11 +141,13 @@ def roll_back(run: Run, folder: Path, since: int) -> int:
 
     :raises GanlabError: when there is no sound checkpoint; nothing is deleted then.
     """
-    sound = [n for n in checkpoints_of(folder) if is_sound(checkpoint_file(folder, n))]
-    if not sound:
+    kept = checkpoints_of(folder)
+    before, after = [n for n in kept if n < since], [n for n in kept if n >= since]
+    wanted = (*reversed(before), *after)
+    target = next((n for n in wanted if is_sound(checkpoint_file(folder, n))), None)
+    if target is None:
         raise GanlabError(f"{folder}: no undamaged checkpoint to go back to")
-    target = max((number for number in sound if number < since), default=sound[0])
-    for number in checkpoints_of(folder):
+    for number in kept:
         if number > target:
             delete_checkpoint(folder, number)
     return load_checkpoint(run, folder)
