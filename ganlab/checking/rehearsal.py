@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from ganlab.assembly import assemble, build_network
-from ganlab.checkpoint import load_checkpoint, load_generator, state_of
+from ganlab.checkpoint import (
+    checkpoint_file,
+    load_checkpoint,
+    load_generator,
+    read_checkpoint,
+    state_of,
+)
 from ganlab.engine import Loop
 from ganlab.errors import Diverged, GanlabError, RecipeError
 from ganlab.recipe.model import load_recipe
@@ -75,8 +81,7 @@ def resume_once(run: Run, state: dict[str, Any]) -> Run:
     """
     again = _assembled_again(run)
     assert again.folder
-    path = again.folder.checkpoints / f"{state['iteration']:07d}.pt"
-    written = torch.load(path, map_location="cpu", weights_only=True)
+    written = read_checkpoint(checkpoint_file(again.folder.checkpoints, state["iteration"]))
     for name, saved in written["plugins"].items():
         _require_restored(again.recipe.plugins[name], saved)
     load_checkpoint(again, again.folder.checkpoints)
