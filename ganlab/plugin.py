@@ -65,6 +65,11 @@ RecipePath = Annotated[Path, Field(strict=False), AfterValidator(_beside_the_rec
 it starts at the current folder."""
 
 
+def implements(plugin: "Plugin", hook: str) -> bool:
+    """Whether a plugin has an implementation of this hook."""
+    return hasattr(getattr(type(plugin), hook, None), "ganlab_impl")
+
+
 class Plugin(BaseModel):
     """Base of every plugin: its fields are recipe options, its `@hookimpl` methods do the work.
 

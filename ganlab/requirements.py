@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ganlab import hookspecs
 from ganlab.errors import RecipeError
 from ganlab.option import Begins, NoEffect
-from ganlab.plugin import Plugin
+from ganlab.plugin import Plugin, implements
 from ganlab.recipe.file import did_you_mean
 from ganlab.recipe.model import Recipe
 from ganlab.schedule import Schedule, schedules_in
@@ -270,10 +270,6 @@ def _acts_with_d_only(plugin: Plugin) -> bool:
     return not hooks or (
         hooks == ["generator_loss"] and bool(_LOGITS & inspect.signature(loss).parameters.keys())
     )
-
-
-def implements(plugin: Plugin, hook: str) -> bool:
-    return hasattr(getattr(type(plugin), hook, None), "ganlab_impl")
 
 
 def check_images(recipe: Recipe, samples: Tensor) -> None:

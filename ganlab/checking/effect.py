@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from ganlab import hookspecs
 from ganlab.engine import iterate
 from ganlab.monitoring.calls import Watch, watching
-from ganlab.plugin import Losses, Plugin
+from ganlab.plugin import Losses, Plugin, implements
 from ganlab.recipe.model import Recipe
-from ganlab.requirements import REQUIRED, implements
+from ganlab.requirements import REQUIRED
 from ganlab.run import Eager, Run
 from ganlab.speed.trial import Snapshot
 

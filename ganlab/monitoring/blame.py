@@ -5,7 +5,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from ganlab.plugin import Plugin
+from ganlab.plugin import Plugin, implements
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ def blame(error: BaseException) -> Blame | None:
             continue
         name, file = frame.f_code.co_name, frame.f_code.co_filename
         if not isinstance(getattr(type(owner), name, None), property):
-            hook = name if owner is not plugin or _is_hook(owner, name) else hook
+            hook = name if owner is not plugin or implements(owner, name) else hook
         plugin = owner
         where = f"{Path(file).name}, line {number}: {linecache.getline(file, number).strip()}"
     if plugin is None:
@@ -35,7 +35,3 @@ def blame(error: BaseException) -> Blame | None:
     message = next(iter(str(error).strip().splitlines()), "")
     told = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return Blame(plugin, f"its {hook} fails: {told} ({where})")
-
-
-def _is_hook(plugin: Plugin, name: str) -> bool:
-    return hasattr(getattr(type(plugin), name, None), "ganlab_impl")
