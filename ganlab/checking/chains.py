@@ -9,8 +9,7 @@ import torch
 from pluggy import HookImpl
 from torch import Tensor, nn
 
-from ganlab.monitoring.calls import Watch, watching
-from ganlab.plugin import Batch, EvaluatedImage
+from ganlab.monitoring.calls import Watch, tensors, watching
 from ganlab.requirements import CHAINED
 from ganlab.run import Run
 
@@ -160,17 +159,4 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, nn.Module):
         return one is other
     pairs = list(zip(tensors(one), tensors(other), strict=True))
-    return bool(pairs) and all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors in a value: a tensor, a batch, an image, or lists, tuples and dicts of them."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Batch):
-        return [value.real, value.condition]
-    if isinstance(value, EvaluatedImage):
-        return [value.hr, value.lr, value.sr, value.bicubic]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for part in value for t in tensors(part)] if isinstance(value, list | tuple) else []
+    return bool(pairs) and all(torch.equal(a, b) for a, b in pairs)

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ganlab.checking.answers import wrong_answer
-from ganlab.checking.chains import Call, tensors
+from ganlab.checking.chains import Call
 from ganlab.checking.rehearsal import same
 from ganlab.checking.state import State, owned_tensors, torch_settings
 from ganlab.engine import iterate
 from ganlab.errors import RecipeError
-from ganlab.monitoring.calls import Watch, watching
+from ganlab.monitoring.calls import Watch, is_finite, tensors, watching
 from ganlab.run import Eager, Observer, Run, discriminators
 from ganlab.toolbox.spectral import spectral_norm_faults, spectrally_normed
 
@@ -260,11 +260,11 @@ class Guard:
             return
         fault = wrong_answer(call.hook, call.answer, call.wraps)
         given = [call.arguments, call.received]
-        if call.hook in MAKING and not fault and not _finite(call.answer) and _finite(given):
+        if call.hook in MAKING and not fault and not is_finite(call.answer) and is_finite(given):
             fault = "gives numbers that are not finite"
         if call.hook == "gradients":
             left = [p.grad for p in call.arguments["module"].parameters() if p.grad is not None]
-            fault = fault or ("" if _finite(left) else "makes a gradient that is not finite")
+            fault = fault or ("" if is_finite(left) else "makes a gradient that is not finite")
         if fault:
             raise self.run.recipe.plugins[call.plugin].error(f"its {call.hook} {fault}")
 
@@ -363,10 +363,6 @@ class _Watched(Watch):
         self._guard.judge_torch(self._call, self._settings)
         self._guard.judge_answer(self._call)
         self._guard.end(self._call)
-
-
-def _finite(value: Any) -> bool:
-    return all(bool(t.isfinite().all()) for t in tensors(value))
 
 
 def _copied(value: Any) -> list[Tensor]:

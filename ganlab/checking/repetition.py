@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 
-from ganlab.checking.chains import Call, tensors
+from ganlab.checking.chains import Call
 from ganlab.checking.rehearsal import same
 from ganlab.errors import RecipeError
+from ganlab.monitoring.calls import tensors
 from ganlab.run import Run
 
 ROUNDING = 1e-2  # of the largest value, between two orders of summation on an accelerator

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ganlab.checking.chains import tensors
+from ganlab.monitoring.calls import tensors
 from ganlab.run import Run
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ganlab.engine import iterate, networks_of, weights_are_finite
 from ganlab.monitoring.attribution import gradients, norm
-from ganlab.monitoring.calls import Watch, watching
+from ganlab.monitoring.calls import Watch, is_finite, watching
 from ganlab.plugin import Batch, Losses, Plugin
 from ganlab.run import Eager, Run, Terms, Update, discriminators
 
@@ -80,7 +80,7 @@ class Examination(Eager):
     def take(self, run: Run, update: Update, batch: Batch) -> Losses:
         """Take a step as written, and look at each of its losses before the step is taken."""
         self.taken[update.role] += 1
-        if all(map(is_finite, _tensors(batch))):
+        if is_finite(batch):
             self.origin = ""
         largest = [0.0]
 
@@ -102,14 +102,14 @@ class Examination(Eager):
 
     def made(self, answer: Any, maker: str) -> None:
         """Note who made the first tensor that is not finite."""
-        if not self.origin and not all(map(is_finite, _tensors(answer))):
+        if not self.origin and not is_finite(answer):
             self.origin = maker
 
     def changed(self, maker: str) -> None:
         """Note a plugin after whose change the gradients before a step are not finite."""
         for name, network in self._networks():
             left = [p.grad for p in network.parameters() if p.grad is not None]
-            if not self.fault and not all(map(is_finite, left)):
+            if not self.fault and not is_finite(left):
                 what = f"the gradient of {name} is not finite after {maker}"
                 self.fault = Fault(what, self._step(name))
 
@@ -125,7 +125,7 @@ class Examination(Eager):
             pull = gradients(loss, parameters)
             norms.append(norm(pull).item())
             told = f"the gradient of {name} on {update.role}"
-            if not self.fault and not all(map(is_finite, pull)):
+            if not self.fault and not is_finite(pull):
                 rest = self._owner(name) + self._reach() + self._operation(loss, parameters)
                 told += f" is not finite, though its value {loss.item():.4g} is"
                 self.fault = Fault(told + rest, step)
@@ -230,11 +230,7 @@ def _culprit(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Any:
 
     def hook_of(node: Any) -> Callable[[Any, Any], None]:
         def note(given: Any, got: Any) -> None:
-            if (
-                not found
-                and all(map(is_finite, _tensors(got)))
-                and not all(map(is_finite, _tensors(given)))
-            ):
+            if not found and is_finite(got) and not is_finite(given):
                 found.append(node)
 
         return note
@@ -256,23 +252,6 @@ def _nodes(loss: Tensor) -> set[Any]:
             seen.add(node)
             waiting += [other for other, _ in node.next_functions]
     return seen
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in an answer of a hook."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Batch):
-        yield from (value.real, value.condition)
-    elif isinstance(value, dict | list | tuple):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(inner)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers of a tensor are finite. Waits for the device."""
-    return bool(tensor.isfinite().all())
 
 
 def networks_that_fail(networks: dict[str, nn.Module]) -> list[str]:

@@ -14,9 +14,10 @@ import torch
 
 from ganlab.assembly import assemble
 from ganlab.checkpoint import last_checkpoint, load_checkpoint, restore, state_of
-from ganlab.divergence.examination import Examination, is_finite, networks_that_fail
+from ganlab.divergence.examination import Examination, networks_that_fail
 from ganlab.engine import iterate, networks_of
 from ganlab.errors import Diverged
+from ganlab.monitoring.calls import is_finite
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run
 from ganlab.runs.folder import RunFolder

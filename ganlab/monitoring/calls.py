@@ -7,8 +7,9 @@ from inspect import isgeneratorfunction
 from typing import Any
 
 from pluggy import HookImpl, PluginManager
+from torch import Tensor
 
-from ganlab.plugin import Plugin
+from ganlab.plugin import Batch, EvaluatedImage, Plugin
 
 
 class Watch:
@@ -80,3 +81,21 @@ def _watched(impl: HookImpl, function: Callable[..., Any], begin: Begin) -> Call
         raise RuntimeError(f"{plugin}: {hook} yields more than once")
 
     return wrapper if isgeneratorfunction(function) else plain
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in a value: a tensor, a batch, an image, or lists, tuples and dicts of them."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Batch):
+        return [value.real, value.condition]
+    if isinstance(value, EvaluatedImage):
+        return [value.hr, value.lr, value.sr, value.bicubic]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for part in value for t in tensors(part)] if isinstance(value, list | tuple) else []
+
+
+def is_finite(value: Any) -> bool:
+    """Whether all numbers of the tensors in a value are finite. Waits for the device."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors(value))
