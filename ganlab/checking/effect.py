@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ganlab import hookspecs
 from ganlab.engine import iterate
@@ -248,23 +249,14 @@ def _between(recipe: Recipe) -> list[int]:
         for schedule in plugin.schedules():
             named |= {schedule.after, schedule.after + schedule.over // 2}
             named |= {schedule.after + schedule.over}
-    counts = {n for p in recipe.plugins.values() for n in _whole_numbers(dict(p))}
+    options = tree_leaves([dict(plugin) for plugin in recipe.plugins.values()])
+    counts = {option for option in options if type(option) is int}
     # the largest first: an interval or a beginning rather than a width
     several = [*sorted(named), *sorted(counts | {n - 1 for n in counts}, reverse=True)]
     inside = list(dict.fromkeys(n for n in several if 0 < n < last))[: _MOST // 2]
     ends = [0, *sorted(inside), last]
     middles = [(a + b) // 2 for a, b in pairwise(ends)]
     return [n for n in dict.fromkeys([*inside, *middles]) if 0 < n < last][:_MOST]
-
-
-def _whole_numbers(value: Any) -> Iterator[int]:
-    if isinstance(value, int) and not isinstance(value, bool):
-        yield value
-    elif isinstance(value, dict):
-        yield from _whole_numbers(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _whole_numbers(inner)
 
 
 def _tensors(value: Any, place: str) -> Iterator[tuple[str, Tensor]]:
@@ -302,7 +294,7 @@ def _distance(one: Outcome, other: Outcome) -> float:
 
 def _copied(value: Any) -> Any:
     """A copy of tensors, numbers, lists and dicts; other objects are kept as they are."""
-    return _mapped(value, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
 def _late(counter: int, turned: bool, value: Any) -> Any:
@@ -324,15 +316,7 @@ def _late(counter: int, turned: bool, value: Any) -> Any:
             return torch.full_like(leaf, counter)
         return leaf ^ turned if isinstance(leaf, Tensor) else leaf
 
-    return _mapped(value, moved)
-
-
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    if type(value) is dict:
-        return {key: _mapped(inner, change) for key, inner in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_mapped(inner, change) for inner in value)
-    return change(value)
+    return tree_map(moved, value)
 
 
 def _subject(plugin: Plugin, left_out: set[str]) -> str:
