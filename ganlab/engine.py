@@ -93,10 +93,8 @@ def _is_watched(run: Run) -> bool:
 @contextmanager
 def _invariants(run: Run, role: str, batch: Batch) -> Iterator[None]:
     """Context of a watched step; a broken invariant becomes a note, once in a sitting."""
-    networks: dict[str, nn.Module] = {"G": run.G} | ({"D": run.D} if run.D else {})
-    optimizers = {"G": run.G_optimizer} | ({"D": run.D_optimizer} if run.D_optimizer else {})
     extra = sum(plugin.extra_steps for plugin in run.recipe.plugins.values())
-    with step_watched(role, networks, optimizers, batch, 1 + extra) as broken:
+    with step_watched(role, run.networks, run.optimizers, batch, 1 + extra) as broken:
         yield
     for sentence in broken:
         if not any(note.startswith(f"warning: {sentence}") for note in run.notes):
@@ -305,12 +303,7 @@ class Loop:
 def networks_of(run: Run) -> dict[str, nn.Module]:
     """The networks whose weights are kept: G, D, and the evaluated generator if it is another."""
     evaluated = run.hook.evaluation_generator(generator=run.G)
-    named = {"G": run.G, "D": run.D, "the evaluated generator": evaluated}
-    return {
-        name: network
-        for name, network in named.items()
-        if network and (network is not run.G or name == "G")
-    }
+    return run.networks | ({} if evaluated is run.G else {"the evaluated generator": evaluated})
 
 
 def weights_are_finite(network: nn.Module) -> bool:

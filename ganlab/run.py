@@ -131,6 +131,18 @@ class Run:
         self.progress.iteration = number
 
     @property
+    def networks(self) -> dict[str, nn.Module]:
+        """G, and D if there is one, by these names."""
+        return {"G": self.G} | ({} if self.D is None else {"D": self.D})
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The optimizers of `networks`, by the same names."""
+        return {"G": self.G_optimizer} | (
+            {} if self.D_optimizer is None else {"D": self.D_optimizer}
+        )
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of weights and images: float32, or float64 where the recipe asks for it."""
         return _DTYPES[self.recipe.precision]

@@ -39,10 +39,9 @@ class Beginning:
     def __init__(self, run: Run) -> None:
         self._run, self._snapshot = run, Snapshot(run)
         self._progress = copy.deepcopy(run.progress)
-        optimizers = [o for o in (run.G_optimizer, run.D_optimizer) if o is not None]
         self._groups = [
             (group, {k: _copied(v) for k, v in group.items() if k != "params"})
-            for optimizer in optimizers
+            for optimizer in run.optimizers.values()
             for group in optimizer.param_groups
         ]
         self._private = {

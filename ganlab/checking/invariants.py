@@ -84,7 +84,7 @@ class Guard:
         self.moved: dict[str, bool] = {}
         """Of each network that a step was taken for: whether a step moved its weights."""
         self._open: list[Call] = []
-        self._engine = Call("", ENGINE, False, "")
+        self._engine = Call("", ENGINE, False)
         self._role = ""
         self._steps: list[Call] = []
         self._last_mode: Call | None = None
@@ -101,10 +101,9 @@ class Guard:
         with ExitStack() as stack:
             stack.callback(setattr, run, "execution", before)
             run.execution = Eager()
-            for role, optimizer in (("G", run.G_optimizer), ("D", run.D_optimizer)):
-                if optimizer:
-                    for handle in self._watch_optimizer(role, optimizer):
-                        stack.callback(handle.remove)
+            for role, optimizer in run.optimizers.items():
+                for handle in self._watch_optimizer(role, optimizer):
+                    stack.callback(handle.remove)
             with watching(run.manager, self._begin):
                 yield
             self.charge()
@@ -147,7 +146,7 @@ class Guard:
         if call.hook == "sample_batch" and not self._open:
             self._batch = tensors(call.answer)
 
-    def _measured(self) -> "State":
+    def _measured(self) -> State:
         return State.of(self.run, self._owned)
 
     # --- what changed
@@ -192,7 +191,7 @@ class Guard:
                 "change of weights belongs there, or into iteration_end",
             )
 
-    def _judge_tensor_hook(self, call: Call, before: "State", now: "State") -> None:
+    def _judge_tensor_hook(self, call: Call, before: State, now: State) -> None:
         """A tensor hook is pure: it leaves no gradients, flags, modes or settings behind."""
         if call.plugin == ENGINE:
             return
@@ -221,7 +220,7 @@ class Guard:
                 "restore it by train(mode) before it returns",
             )
 
-    def _judge_owners(self, call: Call, before: "State", now: "State") -> None:
+    def _judge_owners(self, call: Call, before: State, now: State) -> None:
         for owner, state in now.plugins.items():
             if owner != call.plugin and state != before.plugins[owner] and call.plugin != ENGINE:
                 raise self.broken(
@@ -288,10 +287,7 @@ class Guard:
 
     def _judge_modes(self) -> None:
         """Both networks are in training mode when a step is taken, and as when it began."""
-        networks = {"G": self.run.G, "D": self.run.D}
-        for role, network in networks.items():
-            if network is None:
-                continue
+        for role, network in self.run.networks.items():
             if not network.training or self._state.modes[role] != self._step_state.modes[role]:
                 raise self.broken(
                     self._last_mode or self._engine,

@@ -130,10 +130,9 @@ def _smallest(images: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _weights(run: Run) -> dict[str, dict[str, Tensor]]:
     """A copy of the weights and buffers of both networks."""
-    networks = {"G": run.G} | ({"D": run.D} if run.D else {})
     return {
         role: {name: value.clone() for name, value in network.state_dict().items()}
-        for role, network in networks.items()
+        for role, network in run.networks.items()
     }
 
 

@@ -36,7 +36,7 @@ class State:
     @classmethod
     def of(cls, run: Run, owned: dict[str, list[Tensor]]) -> "State":
         """The state of a run at this moment."""
-        networks = {"G": run.G} | ({"D": run.D} if run.D else {})
+        networks = run.networks
         weights = {role: list(network.parameters()) for role, network in networks.items()}
         return cls(
             weights={role: _digest(each) for role, each in weights.items()},
@@ -54,11 +54,7 @@ class State:
             plugins={name: _digest(each) for name, each in owned.items()},
             seed=torch.initial_seed(),
             buffers={role: _digest(network.buffers()) for role, network in networks.items()},
-            settings={
-                role: _settings(optimizer)
-                for role, optimizer in (("G", run.G_optimizer), ("D", run.D_optimizer))
-                if optimizer
-            },
+            settings={role: _settings(each) for role, each in run.optimizers.items()},
         )
 
 

@@ -71,9 +71,9 @@ class Snapshot:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        modules = [module for module in (run.G, run.D) if module is not None]
-        self._tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-        self._optimizers = [o for o in (run.G_optimizer, run.D_optimizer) if o is not None]
+        networks = run.networks.values()
+        self._tensors = [t for n in networks for t in (*n.parameters(), *n.buffers())]
+        self._optimizers = list(run.optimizers.values())
         states = [state for o in self._optimizers for state in o.state.values()]
         self._tensors += [t for state in states for t in state.values() if isinstance(t, Tensor)]
         self._copies = [t.detach().clone() for t in self._tensors]
