@@ -158,16 +158,6 @@ def test_check_evaluates_with_pictures_and_asks_for_figures_of_the_set(tiny: Pat
     assert "idea 2" in result.stdout
 
 
-def test_an_evaluation_that_moves_the_generator_is_refused(tiny: Path) -> None:
-    code = LOSS + (
-        "    @hookimpl\n    def evaluate(self, run):\n"
-        "        next(run.G.parameters()).data.add_(1)\n        return {}\n"
-    )
-    result = check(with_idea(tiny, code))
-    assert result.exit_code == 2
-    assert "idea: its evaluate changes the weights of G" in result.stderr
-
-
 def test_a_generator_that_its_weights_do_not_give_again_is_refused(tiny: Path) -> None:
     code = LOSS + (
         "    @hookimpl(wrapper=True)\n    def evaluation_generator(self):\n"

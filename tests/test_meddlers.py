@@ -47,10 +47,6 @@ STEPS_TWICE = """
 """
 STEPS_IN_A_LOSS = """
     @hookimpl
-    def run_start(self, run):
-        object.__setattr__(self, "_run", run)
-
-    @hookimpl
     def penalty(self, discriminator, real):
         loss = discriminator(real).square().mean()
         gradients = torch.autograd.grad(loss, list(discriminator.parameters()), retain_graph=True)
@@ -138,11 +134,6 @@ BACKWARD = """
         return {"D/meddler": loss}
 """
 FREEZES = """
-    @hookimpl
-    def generator_loss(self, fake, fake_logits):
-        object.__setattr__(self, "_none", None)
-        return {"G/meddler": fake.square().mean()}
-
     @hookimpl
     def penalty(self, discriminator, real):
         for parameter in discriminator.parameters():
@@ -406,13 +397,13 @@ def test_a_network_that_no_step_moves_is_told(meddle) -> None:
     assert "moved a weight of G" not in result.stdout
 
 
-def test_a_figure_that_is_a_number_of_numpy_is_kept_like_any_other(meddle, tiny: Path) -> None:
+def test_a_figure_that_is_a_number_of_numpy_is_kept_like_any_other(meddle) -> None:
     result = meddle(EVALUATES.format("return {'mine': __import__('numpy').float32(3)}"))
     assert result.exit_code == 0, result.stderr
     assert "evaluation: mine 3;" in result.stdout
 
 
-def test_a_run_that_a_plugin_ends_by_an_error_names_it_and_its_hook(meddle, tiny: Path) -> None:
+def test_a_run_that_a_plugin_ends_by_an_error_names_it_and_its_hook(meddle) -> None:
     late = FAILING_VERDICTS.replace("raise", "if len(history.of('D/adversarial')) > 2: raise")
     with pytest.raises(KeyError) as error:
         meddle(late, "watch_every=1", "checkpoint_every=3", command="run")
@@ -521,7 +512,7 @@ IN_PLACE = BATCH_IN_PLACE.replace("real.data.clamp_", "real.clamp_")
     ],
 )
 def test_a_run_warns_once_of_a_broken_invariant_in_a_watched_step(
-    meddle, tiny: Path, code: str, sentence: str
+    meddle, code: str, sentence: str
 ) -> None:
     result = meddle(code, "watch_every=2", "iterations=9", command="run")
     assert result.exit_code == 0
@@ -545,7 +536,7 @@ def test_a_run_does_not_warn_of_what_is_right(meddle, code: str, overrides: list
     assert result.exit_code == 0 and REMEDY not in result.stderr, result.stderr
 
 
-def test_watching_the_invariants_reads_nothing_from_the_device(tiny: Path) -> None:
+def test_watching_the_invariants_reads_nothing_from_the_device() -> None:
     """On the device `meta` a tensor has no values to read."""
     network = torch.nn.Linear(2, 2, device="meta")
     other = torch.nn.Linear(2, 2, device="meta")
@@ -563,39 +554,41 @@ def test_watching_the_invariants_reads_nothing_from_the_device(tiny: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("code", "left_out", "words"),
+    ("code", "overrides", "words"),
     [
         (
             "    @hookimpl\n    def make_generator(self):\n        pass\n",
-            "encoder_decoder",
+            ["encoder_decoder=false"],
             "its make_generator returned NoneType; it must return a torch.nn.Module",
         ),
         (
             "    @hookimpl\n    def make_generator(self):\n        class Two(torch.nn.Linear):\n"
             "            def forward(self, x):\n                return x, x\n"
             "        return Two(1, 1)\n",
-            "encoder_decoder",
+            ["encoder_decoder=false"],
             "its generator returned tuple; it must return one tensor of images",
         ),
         (
             "    @hookimpl\n    def make_generator(self):\n"
             "        return torch.nn.Upsample(scale_factor=4)\n",
-            "encoder_decoder",
+            ["encoder_decoder=false"],
             "its generator has no parameters, so there is nothing to train",
         ),
         (
             "    @hookimpl\n    def make_discriminator(self):\n        return len\n",
-            "patch_discriminator",
+            ["patch_discriminator=false"],
             "its make_discriminator returned builtin_function_or_method; it must return a torch",
         ),
         (
             "    @hookimpl\n    def make_optimizer(self):\n        return 1e-3\n",
-            "ema",
+            [],
             "its make_optimizer returned float; it must return a torch.optim.Optimizer",
         ),
     ],
 )
-def test_what_is_built_must_be_of_its_kind(meddle, code: str, left_out: str, words: str) -> None:
-    result = meddle(code, *([] if left_out == "ema" else [f"{left_out}=false"]))
+def test_what_is_built_must_be_of_its_kind(
+    meddle, code: str, overrides: list[str], words: str
+) -> None:
+    result = meddle(code, *overrides)
     assert result.exit_code == 2
     assert "meddler" in result.stderr and words in result.stderr, result.stderr
