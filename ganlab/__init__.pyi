@@ -36,7 +36,13 @@ from .plugin import (
     hookimpl as hookimpl,
 )
 from .recipe.file import did_you_mean as did_you_mean
-from .run import Progress as Progress, Run as Run, Terms as Terms, discriminators as discriminators
+from .run import (
+    Progress as Progress,
+    Run as Run,
+    Terms as Terms,
+    discriminators as discriminators,
+    require_discriminator as require_discriminator,
+)
 from .runs.data import content_digest as content_digest, file_digests as file_digests
 from .schedule import NonNegativeSchedule as NonNegativeSchedule, Schedule as Schedule
 from .steps import (

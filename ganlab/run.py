@@ -287,6 +287,15 @@ def discriminators(run: Run) -> list[nn.Module]:
     return list(run.D) if isinstance(run.D, nn.ModuleList) else [run.D]
 
 
+def require_discriminator(plugin: Plugin, run: Run, option: str) -> None:
+    """Refuse an option that is about the discriminator in a recipe without one.
+
+    :raises RecipeError: when `d_steps` is 0.
+    """
+    if not run.recipe.d_steps:
+        raise plugin.error("there is no discriminator (d_steps = 0); leave the option out", option)
+
+
 def mean(several: Sequence[Losses]) -> Losses:
     """The mean of each term over several discriminators, or over several parts of a batch."""
     if len(several) == 1:

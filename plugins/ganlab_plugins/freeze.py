@@ -5,7 +5,15 @@ from typing import Annotated
 from pydantic import Field, PrivateAttr, model_validator
 from torch import nn
 
-from ganlab import Begins, Plugin, Run, first_layers, hookimpl, parameters_named
+from ganlab import (
+    Begins,
+    Plugin,
+    Run,
+    first_layers,
+    hookimpl,
+    parameters_named,
+    require_discriminator,
+)
 
 
 class Freeze(Plugin):
@@ -45,18 +53,19 @@ class Freeze(Plugin):
         return self
 
     @hookimpl
+    def check_recipe(self, run: Run) -> None:
+        for option in ("discriminator", "discriminator_layers"):
+            if getattr(self, option):
+                require_discriminator(self, run, option)
+
+    @hookimpl
     def run_start(self, run: Run) -> None:
-        if run.D is None and (self.discriminator or self.discriminator_layers):
-            option = "discriminator" if self.discriminator else "discriminator_layers"
-            raise self.error(
-                "there is no discriminator (d_steps = 0); leave the option out", option
-            )
         chosen = parameters_named(self, "generator", self.generator, run.G)
         if run.D is not None:
             chosen += parameters_named(self, "discriminator", self.discriminator, run.D)
         if run.D is not None and self.discriminator_layers:
-            option = "discriminator_layers"
-            chosen += first_layers(self, option, self.discriminator_layers, run.D)
+            number = self.discriminator_layers
+            chosen += first_layers(self, "discriminator_layers", number, run.D)
         # a network may have parameters that never train
         self._held = nn.ParameterList(p for p in chosen if p.requires_grad)
         frozen = {id(p) for p in self._held}

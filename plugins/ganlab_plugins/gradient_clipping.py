@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from ganlab import Losses, Plugin, Run, hookimpl
+from ganlab import Losses, Plugin, Run, hookimpl, require_discriminator
 
 
 class GradientClipping(Plugin):
@@ -36,10 +36,8 @@ class GradientClipping(Plugin):
 
     @hookimpl
     def check_recipe(self, run: Run) -> None:
-        if self.discriminator is not None and not run.recipe.d_steps:
-            raise self.error(
-                "there is no discriminator (d_steps = 0); leave the option out", "discriminator"
-            )
+        if self.discriminator is not None:
+            require_discriminator(self, run, "discriminator")
         for role in ("generator", "discriminator"):
             clipping = [p for p in run.plugins_with("gradients") if self._clips_too(p, role)]
             if len(clipping) > 1:

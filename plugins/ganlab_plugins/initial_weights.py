@@ -13,6 +13,7 @@ from ganlab import (
     fill_network,
     hookimpl,
     read_weights,
+    require_discriminator,
 )
 
 
@@ -61,10 +62,7 @@ class InitialWeights(Plugin):
         return [(option, file) for option, file in options if file is not None]
 
     def _require_one_discriminator(self, run: Run) -> None:
-        if not run.recipe.d_steps:
-            raise self.error(
-                "there is no discriminator (d_steps = 0); leave the option out", "discriminator"
-            )
+        require_discriminator(self, run, "discriminator")
         if run.recipe.num_discriminators > 1:
             raise self.error(
                 f"the recipe has {run.recipe.num_discriminators} discriminators, and a file holds "

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from ganlab import NoEffect, Plugin, Run, hookimpl, parameters_named
+from ganlab import NoEffect, Plugin, Run, hookimpl, parameters_named, require_discriminator
 
 
 class LearningRateGroup(Plugin):
@@ -38,11 +38,9 @@ class LearningRateGroup(Plugin):
         return self
 
     @hookimpl
-    def run_start(self, run: Run) -> None:
-        if run.D is None and self.discriminator:
-            raise self.error(
-                "there is no discriminator (d_steps = 0); leave the option out", "discriminator"
-            )
+    def check_recipe(self, run: Run) -> None:
+        if self.discriminator:
+            require_discriminator(self, run, "discriminator")
 
     @hookimpl(wrapper=True)
     def make_optimizer(self, module: nn.Module, role: str) -> Generator[None, Optimizer, Optimizer]:

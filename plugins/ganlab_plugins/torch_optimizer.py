@@ -20,7 +20,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ganlab import Plugin, Run, did_you_mean, hookimpl
+from ganlab import Plugin, Run, did_you_mean, hookimpl, require_discriminator
 
 # how a step is computed, which is chosen here; and the sign of a step, which is always downwards
 _NOT_OPTIONS = ("self", "params", "foreach", "fused", "capturable", "differentiable", "maximize")
@@ -86,10 +86,8 @@ class TorchOptimizer(Plugin):
 
     @hookimpl
     def check_recipe(self, run: Run) -> None:
-        if not run.recipe.d_steps and self.discriminator:
-            raise self.error(
-                "there is no discriminator (d_steps = 0); leave the options out", "discriminator"
-            )
+        if self.discriminator:
+            require_discriminator(self, run, "discriminator")
 
     @hookimpl
     def make_optimizer(self, module: nn.Module, role: str) -> Optimizer:
