@@ -66,19 +66,17 @@ class EMA(Plugin):
         before = [tensor.clone() for tensor in _tensors(self.average)]
         yield
         share = 1 - self.decay_at(run.iteration)
-        gaps = [
-            (torch.lerp(old, now, share) - average).abs().max().item()
-            for old, average, now in zip(
-                before, _tensors(self.average), _tensors(run.G), strict=True
-            )
-            if average.is_floating_point() and average.numel()
-        ]
-        if max(gaps, default=0.0) <= ROUNDING:
+        gaps = []
+        for old, average, now in zip(before, _tensors(self.average), _tensors(run.G), strict=True):
+            if average.is_floating_point():
+                expected = torch.lerp(old, now, share)
+                if not torch.allclose(average, expected, rtol=ROUNDING, atol=ROUNDING):
+                    gaps.append((average - expected).abs().max().item())
+        if not gaps:
             return []
         return [
-            f"its average is not decay * average + (1 - decay) * G after an iteration: it is off "
-            f"by {max(gaps):.3g}, so it lags behind by another time than decay says; change "
-            "neither G nor the average after it has averaged them"
+            "its average is not decay * average + (1 - decay) * G after an iteration: it is off "
+            f"by {max(gaps):.3g}; change neither G nor the average after it has averaged them"
         ]
 
     @property
