@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import training
 from click.testing import CliRunner
 from recorder import CpuRecorder
 from torch import Tensor, nn
+from training import train
 
-from ganlab.assembly import assemble
 from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
 from ganlab.cli import main
 from ganlab.engine import iterate
@@ -23,17 +24,7 @@ TWO = ("num_discriminators=2", 'second={ use = "patch_discriminator", width = 6,
 
 
 def build(file: Path, *overrides: str, way: Eager | None = None) -> Run:
-    run = assemble(load_recipe(file, [*GAME, *overrides]), torch.device("cpu"))
-    run.execution = way or Eager()
-    return run
-
-
-def train(run: Run, until: int) -> list[dict[str, float]]:
-    lines = []
-    while run.iteration < until:
-        lines.append({name: value.item() for name, value in iterate(run).items()})
-        run.iteration += 1
-    return lines
+    return training.build(file, [*GAME, *overrides], way)
 
 
 def copies(network: nn.Module) -> dict[str, Tensor]:

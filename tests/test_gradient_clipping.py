@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from ganlab.assembly import assemble
 from ganlab.engine import iterate
 from ganlab.errors import Diverged, RecipeError
 from ganlab.recipe.model import load_recipe
-from ganlab.run import Run
+from ganlab.run import Run, discriminators
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.journal import Journal
 
@@ -22,10 +22,6 @@ BOTH = "gradient_clipping={ generator = 0.001, discriminator = 0.002 }"
 
 def build(file: Path, *overrides: str) -> Run:
     return assemble(load_recipe(file, [*EXACT, *overrides]), torch.device("cpu"))
-
-
-def discriminators(run: Run) -> list[nn.Module]:
-    return list(run.D) if isinstance(run.D, nn.ModuleList) else [run.D]
 
 
 def weights(run: Run) -> list[Tensor]:
