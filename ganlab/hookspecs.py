@@ -76,10 +76,11 @@ def make_optimizer(module: nn.Module, role: str) -> torch.optim.Optimizer:  # ty
 def data_digest() -> dict[str, str]:  # type: ignore[empty-body]
     """Say which data the plugin reads, so that a run on other data is not taken for the same run.
 
-    Collected. Called when a run is assembled, after `run_start`, and before, when a comparison
-    looks for runs that exist. The items of a plugin that provides `sample_real` or `sample_batch`
-    are the training data; those of all others are weights. The engine itself digests the images of
-    `evaluation_images`, and the files that plugins read by `load_weights` and `read_weights`.
+    Collected. Called after `run_start` when a run is assembled. A comparison that looks for runs
+    that exist calls it without `run_start`. The items of a plugin that provides `sample_real` or
+    `sample_batch` are the training data; those of all others are weights. The engine itself digests
+    the images of `evaluation_images`, and the files that plugins read by `load_weights` and
+    `read_weights`.
 
     :returns: name of the item -> digest of its content, in the order in which the plugin reads
         them. Images: `ImageStore.digests`. Files: `file_digests`. Drawn or painted data:

@@ -135,7 +135,7 @@ class Plugin(BaseModel):
     as a lazy penalty does. Without it, `ganlab check` refuses a second optimizer step."""
 
     observes: ClassVar[bool] = False
-    """It only looks on, to log or to draw. `check` does not say that it changes nothing."""
+    """It only looks on, to log or to draw, so `check` does not warn that it has no effect."""
 
     _name: str = PrivateAttr("")
     _streams: Streams | None = PrivateAttr(None)
@@ -206,10 +206,10 @@ class Plugin(BaseModel):
         return 0
 
     def invariants(self, run: Any) -> Generator[None, None, list[str]]:
-        """Say what must hold after an iteration, and does not. `ganlab check` measures it.
+        """Find what must hold after an iteration but does not; `ganlab check` calls it.
 
-        Measure before the one `yield` what the iteration will change, and after it what came of
-        it; return a sentence for each thing that does not hold, with its figures and a remedy.
+        Before the one `yield`, measure what the iteration will change. After it, measure again, and
+        return a sentence for each thing that does not hold, with its figures and a remedy.
 
             def invariants(self, run):
                 before = self._count

@@ -50,7 +50,7 @@ class Audit:
                 norms = (_on(loss, own), _on(loss, other))
                 self.found.append(Reach(name, role, loss.item(), *norms, frozen))
         # before the backward pass, which would fail with a message of torch's own
-        self._judge([reach for reach in self.found if reach.role == role])
+        self._check([reach for reach in self.found if reach.role == role])
         if not any(loss.requires_grad for loss in losses.values()):
             raise RecipeError(
                 f"{self.run.recipe.file}: none of the losses in the step of {role} "
@@ -81,7 +81,7 @@ class Audit:
                 f"{name} has shape {[*loss.shape]}, but must be one number; take the mean",
             )
 
-    def _judge(self, reaches: list[Reach]) -> None:
+    def _check(self, reaches: list[Reach]) -> None:
         """Refuse losses that must be a mistake; a loss may be 0 here (a weight scheduled to 0)."""
         for reach in reaches:
             mine, other = ("G", "D") if reach.role == "G" else ("D", "G")

@@ -67,7 +67,7 @@ def dropped(run: Run, calls: Iterable[Call]) -> list[str]:
     with other values of the same shape. When the answers are always the same, what came before has
     no effect. It is told where another plugin came before, and always for `augment`.
     """
-    verdicts: dict[tuple[str, str], bool] = {}
+    ignoring: dict[tuple[str, str], bool] = {}
     recorder = Recorder()
     with watching(run.manager, recorder.begin):  # no step need call it
         run.hook.evaluation_generator(generator=run.G)
@@ -81,9 +81,9 @@ def dropped(run: Run, calls: Iterable[Call]) -> list[str]:
         if not before and call.hook not in OF_ENGINE:
             continue
         key = call.hook, call.plugin
-        if verdicts.get(key, True):
-            verdicts[key] = _ignores(run, impl, call, begun.get(call.hook))
-    return [_sentence(run, hook, plugin) for (hook, plugin), ignores in verdicts.items() if ignores]
+        if ignoring.get(key, True):
+            ignoring[key] = _ignores(run, impl, call, begun.get(call.hook))
+    return [_sentence(run, hook, plugin) for (hook, plugin), ignores in ignoring.items() if ignores]
 
 
 def _place(run: Run, call: Call) -> tuple[HookImpl, list[str]]:
@@ -98,9 +98,10 @@ def _sentence(run: Run, hook: str, plugin: str) -> str:
     _, before = _place(run, Call(hook, plugin, True))
     what = " and ".join(before) or "the engine"
     effect = "so they have no effect" if len(before) > 1 else "so that has no effect"
+    remedy = f"list {plugin} first" if before else f"leave out {plugin}"
     return (
         f"{plugin} throws away what {what} made in {hook}, {effect}; make its answer from what "
-        f"`yield` gives, or list {plugin} {'first' if before else 'nowhere'}"
+        f"`yield` gives, or {remedy}"
     )
 
 

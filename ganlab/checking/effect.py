@@ -71,10 +71,10 @@ def plugins_without_effect(
     as it might be late in a run: with other values in its state, and with every event happening
     that it draws by `torch.rand() < p`.
 
-    Data, networks, optimizers and figures of an evaluation are not judged.
+    Data, networks, optimizers and figures of an evaluation are not looked at.
 
     :param beginning: of this run. At the end, the run is in that state.
-    :param plugins: those to judge.
+    :param plugins: those to try.
     """
     trial = _Trial(run, beginning)
     execution, run.execution = run.execution, Eager()
@@ -82,11 +82,11 @@ def plugins_without_effect(
     tried: list[int] = []
     try:
         ends = sorted({0, run.recipe.iterations - 1}, reverse=True)
-        for moment in [*ends, *_between(run.recipe)]:
+        for iteration in [*ends, *_between(run.recipe)]:
             if not idle:
                 break
-            idle = trial.without_effect(idle, moment)
-            tried.append(moment)
+            idle = trial.without_effect(idle, iteration)
+            tried.append(iteration)
         idle = [plugin for plugin in idle if trial.seen[plugin] and not trial.may_act(plugin)]
     finally:
         run.execution = execution

@@ -27,7 +27,7 @@ BETWEEN = ("iteration_start", "iteration_end")
 EVENTS = (*STEPS, *BETWEEN)
 """Event hooks of an iteration. All others may change nothing: tensor hooks and evaluations."""
 MAKING = ("sample_real", "sample_batch", "degrade", "augment", "labels", "discriminator_loss")
-"""Hooks that make tensors of tensors, as a loss is made of them."""
+"""Hooks whose tensors go into a loss; they must be finite when all that was given is."""
 EVALUATING = ("evaluate", "score_images", "verdicts")
 ENGINE = "engine"
 
@@ -152,7 +152,7 @@ class Guard:
     # --- what changed
 
     def charge(self) -> None:
-        """Compare the state with the last one, and judge what the innermost call has changed."""
+        """Compare the state with the last one, and check what the innermost call has changed."""
         call = self._open[-1] if self._open else self._engine
         before, self._state = self._state, self._measured()
         now = self._state
@@ -167,10 +167,10 @@ class Guard:
         for role in now.weights:
             evaluating = call.hook in EVALUATING and now.buffers[role] != before.buffers[role]
             if now.weights[role] != before.weights[role] or evaluating:
-                self._judge_moved(role, call)
+                self._check_moved(role, call)
         if call.hook not in EVENTS:
-            self._judge_tensor_hook(call, before, now)
-        self._judge_owners(call, before, now)
+            self._check_tensor_hook(call, before, now)
+        self._check_owners(call, before, now)
         for tensor, copy in self._watched:
             if not same(tensor, copy):
                 raise self.broken(
@@ -179,7 +179,7 @@ class Guard:
                     "every later reader would see other images; make a new tensor",
                 )
 
-    def _judge_moved(self, role: str, call: Call) -> None:
+    def _check_moved(self, role: str, call: Call) -> None:
         if call.hook in BETWEEN:
             self.movers.append((role, call))
         elif STEPS.get(call.hook) != role:
@@ -191,7 +191,7 @@ class Guard:
                 "change of weights belongs there, or into iteration_end",
             )
 
-    def _judge_tensor_hook(self, call: Call, before: State, now: State) -> None:
+    def _check_tensor_hook(self, call: Call, before: State, now: State) -> None:
         """A tensor hook is pure: it leaves no gradients, flags, modes or settings behind."""
         if call.plugin == ENGINE:
             return
@@ -220,7 +220,7 @@ class Guard:
                 "restore it by train(mode) before it returns",
             )
 
-    def _judge_owners(self, call: Call, before: State, now: State) -> None:
+    def _check_owners(self, call: Call, before: State, now: State) -> None:
         for owner, state in now.plugins.items():
             if owner != call.plugin and state != before.plugins[owner] and call.plugin != ENGINE:
                 raise self.broken(
@@ -229,7 +229,7 @@ class Guard:
                     f"only {owner} may change it; work on a copy",
                 )
 
-    def judge_arguments(self, call: Call, copies: dict[str, list[Tensor]]) -> None:
+    def check_arguments(self, call: Call, copies: dict[str, list[Tensor]]) -> None:
         """Refuse a call that changed what it was given."""
         for name, copy in copies.items():
             if call.plugin != ENGINE and not same(tensors(call.arguments[name]), copy):
@@ -239,7 +239,7 @@ class Guard:
                     "other readers would see other numbers; make a new tensor",
                 )
 
-    def judge_torch(self, call: Call, before: dict[str, Any]) -> None:
+    def check_torch(self, call: Call, before: dict[str, Any]) -> None:
         """Refuse a call that leaves settings of torch changed, which hold for all code."""
         for name, value in torch_settings().items():
             if value != before[name] and call.plugin != ENGINE:
@@ -253,7 +253,7 @@ class Guard:
                     f"it was {before[name]}; restore it before it returns",
                 )
 
-    def judge_answer(self, call: Call) -> None:
+    def check_answer(self, call: Call) -> None:
         """Refuse an answer of a wrong type, before other code fails on it."""
         if call.plugin == ENGINE:
             return
@@ -272,8 +272,8 @@ class Guard:
     def _watch_optimizer(self, role: str, optimizer: Optimizer) -> list[Any]:
         def before(*_: Any) -> None:
             self.charge()
-            self._judge_modes()
-            self._judge_count(role)
+            self._check_modes()
+            self._check_count(role)
 
         def after(*_: Any) -> None:
             before, self._state = self._state, self._measured()  # what it changes is planned
@@ -285,7 +285,7 @@ class Guard:
             optimizer.register_step_post_hook(after),
         ]
 
-    def _judge_modes(self) -> None:
+    def _check_modes(self) -> None:
         """Both networks are in training mode when a step is taken, and as when it began."""
         for role, network in self.run.networks.items():
             if not network.training or self._state.modes[role] != self._step_state.modes[role]:
@@ -295,7 +295,7 @@ class Guard:
                     f"a step needs training mode; call train() on {role} afterwards",
                 )
 
-    def _judge_count(self, role: str) -> None:
+    def _check_count(self, role: str) -> None:
         """One optimizer step for each step of a network, and those of plugins with extra_steps."""
         caller = self._open[-1] if self._open else self._engine
         plugin = self.run.recipe.plugins.get(caller.plugin)
@@ -344,7 +344,7 @@ class _Watched(Watch):
     def __exit__(self, *error: object) -> None:
         if error[0] in (None, StopIteration):  # so the second part of a wrapper ends
             self._guard.leave()
-            self._guard.judge_arguments(self._call, self._copies)
+            self._guard.check_arguments(self._call, self._copies)
 
     def given(self, arguments: dict[str, Any]) -> None:
         self._call.arguments = arguments
@@ -356,8 +356,8 @@ class _Watched(Watch):
 
     def answered(self, answer: Any) -> None:
         self._call.answer = answer
-        self._guard.judge_torch(self._call, self._settings)
-        self._guard.judge_answer(self._call)
+        self._guard.check_torch(self._call, self._settings)
+        self._guard.check_answer(self._call)
         self._guard.end(self._call)
 
 

@@ -83,8 +83,8 @@ def _checked(file: Path, overrides: Iterable[str], device: str) -> Iterator[str]
         yield told
         yield from _take_again(run)
         known = {warning.partition(".")[0] for warning in warnings}  # "ema.decay is 0 ..."
-        judged = [plugin for name, plugin in recipe.plugins.items() if name not in known]
-        for sentence in plugins_without_effect(run, beginning, judged):
+        measured = [plugin for name, plugin in recipe.plugins.items() if name not in known]
+        for sentence in plugins_without_effect(run, beginning, measured):
             yield f"warning: {sentence}"
         run.hook.run_end(run=run)
     yield "ok"

@@ -138,8 +138,8 @@ def check_held_out(run: Run) -> None:
                 f"score at x{run.scale}; it must have at least {smallest} pixels a side. Remove "
                 "it, or name other held-out images"
             )
-    judged = run.held_out or run.plugins_with("evaluate")
-    for setting in () if judged else ("best_metric", "patience"):
+    evaluated = run.held_out or run.plugins_with("evaluate")
+    for setting in () if evaluated else ("best_metric", "patience"):
         value = getattr(run.recipe, setting)
         if value != type(run.recipe).model_fields[setting].default:
             raise RecipeError(
