@@ -5,17 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ganlab.runs.archive import Contents, unpack, write_archive
+from ganlab.runs.archive import unpack, write_archive
 
 
 def forged(archive: Path, target: Path, name: str, change: Callable[[str], str]) -> Path:
     """A copy of an archive with one file changed, and with digests that fit."""
+    return forged_bytes(archive, target, name, lambda content: change(content.decode()).encode())
+
+
+def forged_bytes(
+    archive: Path, target: Path, name: str, change: Callable[[bytes], bytes]
+) -> Path:
+    """The same for a file that is no text."""
     folder = target.with_suffix("")
     folder.mkdir()
     contents = unpack(archive, folder)
-    files: dict[str, bytes | Path] = {file: folder / file for file in contents.files}
-    files[name] = change((folder / name).read_text()).encode()
-    write_archive(target, Contents(**contents.model_dump()), files)
+    files = {file: (folder / file).read_bytes() for file in contents.files}
+    write_archive(target, contents, files | {name: change(files[name])})
     return target
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from marks import posix
-from packed import changed_json, forged
+from packed import changed_json, forged, forged_bytes
 from safetensors import safe_open
 
 from ganlab.cli import main
@@ -380,25 +380,14 @@ def test_an_existing_file_is_not_overwritten(home: Path, archive: Path) -> None:
 
 def test_weights_of_another_run_in_the_file_are_found(home: Path, tmp_path: Path) -> None:
     invoke("pack", "whole", "--weights", "-o", tmp_path / "w.zip", cwd=home)
-
-    with zipfile.ZipFile(tmp_path / "w.zip") as opened:
-        weights = bytearray(opened.read("generator.safetensors"))
-    weights[-1] ^= 1
-    other = forged_bytes(tmp_path / "w.zip", "generator.safetensors", bytes(weights))
+    other = forged_bytes(
+        tmp_path / "w.zip",
+        tmp_path / "other.zip",
+        "generator.safetensors",
+        lambda weights: weights[:-1] + bytes([weights[-1] ^ 1]),
+    )
     out = invoke("verify", other, "--trust-code", cwd=home, code=1).stdout
     assert "generator.safetensors: not equal" in out
-
-
-def forged_bytes(archive: Path, name: str, content: bytes) -> Path:
-    from ganlab.runs.archive import unpack, write_archive
-
-    folder = archive.with_suffix("")
-    folder.mkdir()
-    contents = unpack(archive, folder)
-    (folder / name).write_bytes(content)
-    archive.unlink()
-    write_archive(archive, contents, {file: folder / file for file in contents.files})
-    return archive
 
 
 def test_differences_are_shares_of_the_largest_value_of_their_figure() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, load_recipe
-from ganlab.runs.archive import FORMAT, Contents, WeightsRecord, sha256_of, write_archive
+from ganlab.runs.archive import FORMAT, Contents, WeightsRecord, write_archive
+from ganlab.runs.data import file_sha256
 from ganlab.runs.folder import RunFolder, open_run_folder, read_data, read_json
 
 _WEIGHTS = ("last", "best")
@@ -59,7 +60,7 @@ def pack_run(path: Path | str, output: Path | None, weights: bool) -> Packed:
         raise RecipeError(
             f"{target}: cannot be written: {error.strerror}; choose another -o"
         ) from error
-    return Packed(target, ["pack.json", *sorted(files)], sha256_of(target))
+    return Packed(target, ["pack.json", *sorted(files)], file_sha256(target))
 
 
 def paths_of(recipe: Recipe) -> dict[tuple[str, str], Path]:
@@ -95,7 +96,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _files(folder: RunFolder, recipe: Recipe) -> dict[str, bytes | Path]:
+def _files(folder: RunFolder, recipe: Recipe) -> dict[str, bytes]:
     manifest = read_json(folder.manifest)
     if not manifest:
         raise GanlabError(f"{folder.manifest}: damaged or absent; this run cannot be verified")
@@ -105,7 +106,7 @@ def _files(folder: RunFolder, recipe: Recipe) -> dict[str, bytes | Path]:
             f"{folder.path}: the run has logged nothing yet, so nothing could be verified; "
             f"continue it with `ganlab resume {folder.path}`"
         )
-    files: dict[str, bytes | Path] = {
+    files = {
         "manifest.json": _json(manifest),
         "status.json": _json(_without_error(folder.read_status())),
         "stats.jsonl": stats,
@@ -174,12 +175,12 @@ def _records(folder: RunFolder) -> dict[str, WeightsRecord]:
     return {name: record for name, record in records.items() if record}
 
 
-def _weights(folder: RunFolder, recipe: str) -> dict[str, bytes | Path]:
+def _weights(folder: RunFolder, recipe: str) -> dict[str, bytes]:
     """The weights of a run; the recipe in their metadata is the packed one.
 
     :raises RecipeError: when the run has written none.
     """
-    found: dict[str, bytes | Path] = {}
+    found: dict[str, bytes] = {}
     for file in map(folder.weights, _WEIGHTS):
         if record := weights_record(file):
             about = {"iteration": record.iteration, "recipe": recipe}

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ganlab.errors import RecipeError
 from ganlab.recipe.file import MAX_BYTES
+from ganlab.runs.data import file_sha256
 
 FORMAT = 1
 CONTENTS = "pack.json"
@@ -74,12 +75,12 @@ class Contents(BaseModel):
     """By the name of the weights file; also of weights that are not in the archive."""
 
 
-def write_archive(path: Path, contents: Contents, files: Mapping[str, bytes | Path]) -> None:
+def write_archive(path: Path, contents: Contents, files: Mapping[str, bytes]) -> None:
     """Write an archive, whole or not at all. Equal files give equal bytes (with equal zlib).
 
     :param contents: its `files` are filled in here.
     """
-    digests = {name: sha256_of(source) for name, source in sorted(files.items())}
+    digests = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
     about = contents.model_copy(update={"files": digests}).model_dump()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -178,7 +179,7 @@ def _check_digests(path: Path, folder: Path, contents: Contents) -> None:
     if unequal := sorted(there ^ contents.files.keys()):
         raise _refused(path, f"{CONTENTS} and the archive differ in {unequal[0]!r}")
     for name, digest in contents.files.items():
-        if sha256_of(folder / name) != digest:
+        if file_sha256(folder / name) != digest:
             raise _refused(
                 path, f"{name} was changed after the run was packed (its sha256 differs)"
             )
@@ -193,30 +194,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _add(archive: zipfile.ZipFile, name: str, source: bytes | Path) -> None:
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     member = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     member.external_attr = (stat.S_IFREG | 0o644) << 16
     member.create_system = 3  # Unix, on every system
     # weights hardly get smaller
     packed = zipfile.ZIP_STORED if name.endswith(".safetensors") else zipfile.ZIP_DEFLATED
     member.compress_type = packed
-    with archive.open(member, "w", force_zip64=isinstance(source, Path)) as file:
-        for block in _blocks(source):
-            file.write(block)
-
-
-def sha256_of(source: bytes | Path) -> str:
-    """The sha256 of bytes, or of a file, which is read in pieces."""
-    digest = hashlib.sha256()
-    for block in _blocks(source):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(source: bytes | Path) -> Iterator[bytes]:
-    if isinstance(source, bytes):
-        yield source
-        return
-    with source.open("rb") as file:
-        while block := file.read(_MIB):
-            yield block
+    archive.writestr(member, content)
