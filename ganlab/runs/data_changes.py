@@ -24,7 +24,6 @@ def changes_of_data(
 
     :param data: what the run would read now.
     :returns: what changed in each section; empty where the run folder does not say its data.
-
     :raises RecipeError: when they differ and that was not accepted.
     """
     before = read_data(folder)
