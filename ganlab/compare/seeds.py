@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,11 @@ def _answer(effect: float, need: Need, freedom: float) -> Need:
     assert need.deviation
     low, high = deviation_interval(need.deviation, freedom)
     counts = [seeds_needed(effect, deviation) for deviation in (need.deviation, low, high)]
-    given = (need.figure, need.arm, need.baseline, need.source, need.bound, need.deviation)
-    return Need(*given, low, high, *counts)
+    middle, fewest, most = counts
+    return replace(
+        need, deviation_low=low, deviation_high=high,
+        seeds=middle, seeds_low=fewest, seeds_high=most,
+    )  # fmt: skip
 
 
 def _missing(shared: int, several: Mapping[str, Sequence[float]]) -> str:
