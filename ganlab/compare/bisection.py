@@ -14,24 +14,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ganlab.assembly import assemble
 from ganlab.bench.cost import clock
 from ganlab.compare.comparison import say, workers_of
 from ganlab.compare.data import DataNow
 from ganlab.compare.difference import Side, check_two
 from ganlab.compare.mixing import Mixtures, spans
-from ganlab.compare.plan import Job, Variant, carry_out, cost, make_plan, parse_seeds
+from ganlab.compare.plan import Job, carry_out, cost, make_plan, parse_seeds
 from ganlab.compare.seeds import find_needs, words_of
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.evaluation.scores import SCORES
-from ganlab.recipe.model import load_recipe
 from ganlab.report.model import Arm
 from ganlab.report.statistics import Interval, paired_difference
 from ganlab.report.tables import HIGHER_IS_BETTER, by_seed
 from ganlab.report.wording import shown
-from ganlab.run import Run
+from ganlab.runs.data import digests
 from ganlab.runs.records import read_run
 from ganlab.speed.device import pick_device
 
@@ -139,18 +136,11 @@ def _check_comparable(good: Side, bad: Side, figure: str) -> None:
             f"{good.name} has no held-out images, so there is no {figure}; give the data source "
             "some, or name a figure of a plugin with --figure"
         )
-    if not _same_images(one, other):
+    if digests(one.data).get("held_out") != digests(other.data).get("held_out"):
         raise RecipeError(
             f"{good.name} and {bad.name} are evaluated on different held-out images, so a "
             "difference says nothing; give both the same ones"
         )
-
-
-def _same_images(one: Run, other: Run) -> bool:
-    names = one.held_out.keys()
-    return names == other.held_out.keys() and all(
-        torch.equal(one.held_out[name], other.held_out[name]) for name in names
-    )
 
 
 class _Walk:
@@ -253,7 +243,9 @@ class _Walk:
         if numbers in self._trials or all(job.finished for job in self._jobs(numbers)):
             return ""
         try:
-            assemble(_of(self._mixtures.variant(numbers)), pick_device("cpu"))
+            assemble(
+                self._mixtures.variant(numbers).recipe(self._found.seeds[0]), pick_device("cpu")
+            )
         except RecipeError as error:
             return str(error)
         return ""
@@ -341,10 +333,6 @@ class _Walk:
         what = {0: self._found.good, self._all: self._found.bad}.get(len(trial.numbers))
         what = what or f"with {spans(trial.numbers)} of {self._all} changes"
         return f"{what}: {verdict(self._found, trial)}"
-
-
-def _of(variant: Variant) -> Any:
-    return load_recipe(variant.file, variant.overrides, variant.name)
 
 
 def verdict(found: Bisection, trial: Trial) -> str:
