@@ -106,8 +106,9 @@ def of_plugins(
             yield f"plugin {name}: of {record.distribution} {record.version}, not installed here"
             continue
         if digest != record.sha256:
-            there = f"{record.sha256[:12]} of {record.distribution} {record.version}".rstrip(" of")
-            yield f"plugin {name}: code {there} there, {digest[:12]}{version} here"
+            theirs = f" of {record.distribution} {record.version}" if record.distribution else ""
+            there, here = f"{record.sha256[:12]}{theirs}", f"{digest[:12]}{version}"
+            yield f"plugin {name}: code {there} there, {here} here"
 
 
 def file_plugins(folder: Path, tables: dict[str, Any], contents: Contents) -> dict[str, str]:
