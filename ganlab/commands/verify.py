@@ -358,9 +358,5 @@ def _fault(begun: Agreement | None) -> str:
 
 
 def as_data(found: Verification) -> dict[str, Any]:
-    """The same for JSON; a difference is null where only one side has a value."""
-    figures = [
-        {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in asdict(one).items()}
-        for one in found.figures
-    ]
-    return asdict(found) | {"figures": figures, "equal": found.equal, "repeated": found.repeated}
+    """The same as plain data; a difference is infinite where only one side has a value."""
+    return asdict(found) | {"equal": found.equal, "repeated": found.repeated}
