@@ -13,9 +13,7 @@ def forged(archive: Path, target: Path, name: str, change: Callable[[str], str])
     return forged_bytes(archive, target, name, lambda content: change(content.decode()).encode())
 
 
-def forged_bytes(
-    archive: Path, target: Path, name: str, change: Callable[[bytes], bytes]
-) -> Path:
+def forged_bytes(archive: Path, target: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
     """The same for a file that is no text."""
     folder = target.with_suffix("")
     folder.mkdir()

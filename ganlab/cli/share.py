@@ -47,8 +47,8 @@ def pack(run_folder: str, output: Path | None, weights: bool) -> None:
 @set_option
 @click.option(
     "--device",
-    help="auto, cpu, cuda or cuda:N; default: the kind of device that the run had, if there is "
-    "one here.",
+    help="auto, cpu, cuda, cuda:N or mps; default: the kind of device that the run had, if there "
+    "is one here.",
 )
 @click.option(
     "--tolerance",

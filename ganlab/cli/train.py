@@ -206,7 +206,7 @@ def checkpoints(
 @set_option
 @device_option
 def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
-    """Find everything that can be wrong, before any training, with one tiny real step.
+    """Find everything that can be wrong, before any training, with tiny real steps.
 
     Example: ganlab check recipes/wgan_gp.toml
     """

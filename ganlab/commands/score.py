@@ -32,7 +32,7 @@ class Protocol:
     """How pictures are scored."""
 
     scale: int | None
-    """HR side / SR's LR side: the multiple to which HR is cropped; None crops nothing."""
+    """HR is cropped to a multiple of it; None crops nothing."""
     shave: int
     """Pixels cut from every side before PSNR and SSIM."""
     run: Run | None = None
