@@ -44,6 +44,8 @@ MOST_THREADS = 256
 Say = Callable[[str], None]
 """Prints one line for the user at once."""
 
+SHOWN = 6  # figures named in a sentence
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -327,11 +329,19 @@ def result(found: Verification) -> Iterator[str]:
     for name, equal in found.weights.items():
         yield f"{name}: {'equal to the last bit' if equal else 'not equal'}"
     if found.later:
-        names = ", ".join(map(printable, sorted(found.later, key=found.later.__getitem__)))
-        yield f"logged later, and not reached: {names} (--iterations {max(found.later.values())})"
+        names = [printable(name) for name in sorted(found.later, key=_losses_first)]
+        more = f" and {len(names) - SHOWN} others" if len(names) > SHOWN else ""
+        yield (
+            f"logged later, and not reached: {', '.join(names[:SHOWN])}{more} "
+            f"(--iterations {max(found.later.values())})"
+        )
     if found.data:
         yield "the data are not those of the run"
     yield _answer(found)
+
+
+def _losses_first(figure: str) -> tuple[bool, str]:
+    return not figure.startswith(("D/", "G/", "evaluation/")), figure
 
 
 def _size(difference: float) -> str:

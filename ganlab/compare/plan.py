@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +22,7 @@ from ganlab.compare.data import DataNow
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.runs.data import Data, as_opened, differences
-from ganlab.runs.environment import describe_environment
+from ganlab.runs.environment import code_digest
 from ganlab.runs.folder import RunFolder, plugin_record, read_data, read_json
 from ganlab.session import (
     DIVERGED,
@@ -129,13 +130,12 @@ def make_plan(
 
 
 def _same_code(manifest: dict[str, Any], recipe: Recipe, device: torch.device) -> bool:
-    now = describe_environment(torch.device("cpu"))
     theirs = {name: entry.get("sha256") for name, entry in manifest.get("plugins", {}).items()}
     mine = {name: entry["sha256"] for name, entry in plugin_record(recipe).items()}
     return (
         theirs == mine
-        and manifest.get("code") == now["code"]
-        and manifest.get("versions", {}).get("torch") == now["versions"]["torch"]
+        and manifest.get("code") == code_digest()
+        and manifest.get("versions", {}).get("torch") == version("torch")
         and str(manifest.get("device", "")).partition(":")[0] == device.type
     )
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Section = Literal["training", "held_out", "weights"]
@@ -37,7 +38,8 @@ def content_digest(*parts: object) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             values = part.detach().cpu().contiguous()
-            digest.update(f"{values.dtype} {[*values.shape]}\0".encode() + values.numpy().tobytes())
+            digest.update(f"{values.dtype} {[*values.shape]}\0".encode())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().data)  # bfloat16 too
         else:
             digest.update(part if isinstance(part, bytes) else repr(part).encode())
         digest.update(b"\0")
@@ -92,10 +94,14 @@ def digests(data: Data) -> dict[str, dict[str, Any]]:
 def described(data: Mapping[str, Any]) -> str:
     """What `digests` returns, in words: `6 training items (ab12cd34), 4 held-out images (...)`."""
     parts = [
-        f"{entry['number']:,} {_UNITS[section][entry['number'] != 1]} ({entry['digest'][:8]})"
+        f"{entry['number']:,} {_unit(section, entry['number'])} ({entry['digest'][:8]})"
         for section, entry in data.items()
     ]
     return ", ".join(parts)
+
+
+def _unit(section: str, number: int) -> str:
+    return _UNITS.get(section, (section, section))[number != 1]
 
 
 def differences(before: Data, now: Data) -> dict[Section, str]:

@@ -45,6 +45,7 @@ def installed_packages() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+@cache
 def code_digest() -> str:
     """The sha256 of the source files of ganlab that can change a result."""
     digest = hashlib.sha256()
