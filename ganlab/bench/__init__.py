@@ -113,7 +113,7 @@ def floor(operations: list[Operation], ceilings: Ceilings, ms: float) -> dict[st
         "rest": {
             "matrix products and convolutions, below the ceiling": max(0.0, in_matrix - least),
             "other operations": in_others,
-            "between operations": ms - in_matrix - in_others,
+            "between operations": max(0.0, ms - in_matrix - in_others),
         },
     }
 

@@ -85,12 +85,12 @@ class ImageFolder(Plugin):
 
     @hookimpl
     def evaluation_images(self) -> dict[str, Tensor]:
-        _, files = self._split()
+        files = self._held_out()
         number = min(len(files), self.evaluation_limit)
         if self.evaluation_path:
             chosen = [files[i * len(files) // number] for i in range(number)]
         else:  # the first by hash, so that an image that is added moves at most one
-            chosen = sorted(sorted(files, key=self._rank)[:number])
+            chosen = sorted(files[:number])
         names = [file.name for file in chosen]
         if len(set(names)) < number:
             common = os.path.commonpath(chosen)
@@ -100,7 +100,12 @@ class ImageFolder(Plugin):
         }
 
     def _open(self) -> ImageStore:
-        files, _ = self._split()
+        # listed now, so that a wrong path is reported before training, not at an evaluation
+        held_out = set(self._held_out())
+        files = [file for file in self._list("path") if file not in held_out]
+        if not files:
+            option = "evaluation_path" if self.evaluation_path else "held_out_share"
+            raise self.error("holds out all images of path; leave some to train on.", option)
         store = self._cached(files)
         name, height, width = store.smallest()
         if self.crop > min(height, width):
@@ -112,28 +117,20 @@ class ImageFolder(Plugin):
             )
         return store
 
-    def _split(self) -> tuple[list[Path], list[Path]]:
-        """The files to train on, and the held-out files.
+    def _held_out(self) -> list[Path]:
+        """The held-out files: those of `evaluation_path`, or else by hash, the smallest hash first.
 
-        Without `evaluation_path` a file is held out if a hash of its path below `path` falls into
-        the share. So images that are added or removed move no other image to the other side.
+        A file is held out if a hash of its path below `path` falls into the share. So images that
+        are added or removed move no other image to the other side.
         """
-        files, held_out = self._list("path"), self._list("evaluation_path")
-        if self.evaluation_path is None and self.held_out_share and len(files) > 1:
-            first = min(files, key=self._rank)
-            share = self.held_out_share
-            held_out = [f for f in files if f is first or self._rank(f) < share]
-        training = sorted(set(files) - set(held_out))
-        if not training:
-            option = "evaluation_path" if self.evaluation_path else "held_out_share"
-            raise self.error("holds out all images of path; leave some to train on.", option)
-        return training, held_out
-
-    def _rank(self, file: Path) -> float:
-        """A number in 0..1 for an image, which depends only on its path below `path`."""
-        name = file.relative_to(self.path.resolve()).as_posix()
-        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-        return int.from_bytes(digest[:7]) / 2**56
+        if self.evaluation_path:
+            return self._list("evaluation_path")
+        root, files = self.path.resolve(), self._list("path")
+        if not self.held_out_share or len(files) == 1:
+            return []
+        ranked = sorted((_rank(file.relative_to(root)), file) for file in files)
+        below = sum(rank < self.held_out_share for rank, _ in ranked)
+        return [file for _, file in ranked[: max(1, below)]]
 
     def _cached(self, files: list[Path]) -> ImageStore:
         stats = [(file, file.stat()) for file in files]
@@ -200,6 +197,12 @@ class ImageFolder(Plugin):
             return read_image(file, keep_grey, self.alpha)
         except ImageError as fault:
             raise self.error(str(fault)) from None
+
+
+def _rank(name: Path) -> float:
+    """A number in 0..1 for an image, which depends only on its path below the folder."""
+    digest = hashlib.sha256(name.as_posix().encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:7]) / 2**56
 
 
 def _digest(*key: object) -> str:
