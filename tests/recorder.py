@@ -83,10 +83,10 @@ class CpuRecorder:
         self, function: Callable[[], Any], generators: Sequence[torch.Generator]
     ) -> tuple[Any, Callable[[], None]]:
         tape = Tape()
-        self.tapes.append(tape)
         states = [(g, g.get_state()) for g in (torch.default_generator, *generators)]
         with tape:
             answer = function()
+        self.tapes.append(tape)
         tape.undo()
         for generator, state in states:
             generator.set_state(state)

@@ -5,6 +5,7 @@ marked `cuda` capture real ones.
 """
 
 import json
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run
 from ganlab.speed.compiled import Compiled
 from ganlab.speed.graphs import WARM_UPS, Graphs
-from ganlab.speed.trial import culprit
+from ganlab.speed.trial import Snapshot, culprit, free_memory
 
 pytestmark = [
     # of torch's own compiler
@@ -212,6 +213,7 @@ from typing import ClassVar
 from ganlab import Plugin, hookimpl
 from pydantic import PrivateAttr
 import torch
+import weakref
 
 
 class Idea(Plugin):
@@ -345,6 +347,58 @@ def test_what_a_plugin_did_in_a_capture_is_named_and_not_what_came_of_it() -> No
     )
 
 
+NO_MEMORY = """\
+    _calls: int = PrivateAttr(0)
+    _copies: list = PrivateAttr(default_factory=list)
+    _left: int = PrivateAttr(-1)
+
+    @hookimpl
+    def generator_loss(self, fake):
+        self._calls += 1
+        if self._calls == FAILS:
+            self._copies.append(weakref.ref(fake))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if self._calls == FAILS + 1:
+            self._left = sum(copy() is not None for copy in self._copies)
+        return {"G/idea": 0.1 * fake.square().mean()}
+"""
+
+
+@pytest.mark.parametrize(("way", "fails"), [("graphs", 4), ("graphs", 5), ("networks", 1)])
+def test_a_trial_without_enough_memory_leaves_none_of_its_own_to_the_plain_step(
+    build, monkeypatch, way: str, fails: int
+) -> None:
+    # in graphs the fourth call is the plain one of the trial, the fifth is captured
+    begin = Snapshot.__init__
+
+    def watched(self: Snapshot, run: Run) -> None:
+        begin(self, run)
+        plugin._copies.extend(weakref.ref(copy) for copy in self._copies)
+
+    monkeypatch.setattr(Snapshot, "__init__", watched)
+    run = build("watch_every=0", way=WAYS[way](), code=NO_MEMORY.replace("FAILS", str(fails)))
+    plugin = run.recipe.plugins["idea"]
+    train(run, 6)
+    assert any("CUDA out of memory" in note for note in run.notes)
+    assert plugin._copies and plugin._left == 0
+
+
+def test_memory_of_a_failed_trial_goes_back_to_cuda_when_nothing_holds_it(monkeypatch) -> None:
+    class Cycle:
+        """What only a collection frees."""
+
+    cycle = Cycle()
+    cycle.itself = cycle
+    gone = weakref.ref(cycle)
+    del cycle
+    emptied: list[bool] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(gone() is None))
+    free_memory(CPU)
+    assert emptied == []
+    free_memory(torch.device("cuda"))
+    assert emptied == [True]
+
+
 def test_an_optimizer_without_a_form_for_graphs_is_named(build) -> None:
     run = build(way=Graphs(CpuRecorder()), code=PLAIN_SGD)
     train(run, 2)
@@ -352,6 +406,31 @@ def test_an_optimizer_without_a_form_for_graphs_is_named(build) -> None:
         "D's step is not captured as a graph: SGD has no capturable form",
         "G's step is not captured as a graph: SGD has no capturable form",
     ]
+
+
+def test_a_schedule_reaches_an_optimizer_without_a_form_for_graphs_in_each_of_its_steps(
+    build,
+) -> None:
+    # pretraining and the game are two updates of one optimizer
+    overrides = (
+        "watch_every=0",
+        "pretraining={ iterations = 6 }",
+        "learning_rate_schedule={ kind = 'linear', over = 20 }",
+    )
+    plain = build(*overrides, code=PLAIN_SGD)
+    quick = build(*overrides, way=Graphs(CpuRecorder()), code=PLAIN_SGD)
+    assert_same("graphs", plain, quick, [train(plain, 14), train(quick, 14)])
+    assert not quick.execution._recorded
+
+
+def test_a_step_is_not_captured_on_images_that_a_plain_step_left_in_parts(build) -> None:
+    # G's step cannot be captured, so its images of each part lie in new memory every time
+    overrides = ("watch_every=0", "accumulate=2", "first=generator")
+    plain = build(*overrides, code=READS)
+    quick = build(*overrides, way=Graphs(CpuRecorder()), code=READS)
+    assert_same("graphs", plain, quick, [train(plain, 10), train(quick, 10)])
+    (note,) = quick.notes
+    assert note.startswith("G's step is not captured as a graph: idea")
 
 
 def test_losses_of_a_function_made_anew_each_time_are_not_captured_for_ever(build) -> None:

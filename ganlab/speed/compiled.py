@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ganlab.plugin import Batch, Losses
 from ganlab.run import Eager, Run, Update
-from ganlab.speed.trial import InTheWayError, tried
+from ganlab.speed.trial import InTheWayError, free_memory, tried
 
 
 class Compiled(Eager):
@@ -56,12 +56,14 @@ class Compiled(Eager):
             return tried(
                 run, update, lambda: update(run, batch), lambda: self._quick(run, update, batch)
             )
-        except InTheWayError as reason:
-            self._refused.add(update)
-            run.notes.append(f"the networks run uncompiled in {update.role}'s step: {reason}")
-            return update(run, batch)
+        except InTheWayError as error:
+            reason = str(error)
         finally:
             self.keeps_graphs = False
+        self._refused.add(update)
+        run.notes.append(f"the networks run uncompiled in {update.role}'s step: {reason}")
+        free_memory(run.device)
+        return update(run, batch)
 
     def _quick(self, run: Run, update: Update, batch: Batch) -> Losses:
         self._active = True

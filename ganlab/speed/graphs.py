@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ganlab.plugin import Batch, Losses
 from ganlab.run import Eager, Run, Update
 from ganlab.shared_forward import Pass
-from ganlab.speed.trial import InTheWayError, tried
+from ganlab.speed.trial import InTheWayError, free_memory, tried
 from ganlab.steps import pass_of
 
 WARM_UPS = 3  # plain steps before a capture: they create what all later steps use again
@@ -166,11 +166,13 @@ class Graphs(Eager):
                 raise InTheWayError(f"{MOST_GRAPHS} graphs are captured already")
             self._recorded[key], losses = self._record(run, update, batch)
             return losses
-        except InTheWayError as reason:
-            self._refused.add(update)
-            what = "no step is" if self._given_up else f"{update.role}'s step is not"
-            run.notes.append(f"{what} captured as a graph: {reason}")
-            return update(run, batch)
+        except InTheWayError as error:
+            reason = str(error)
+        self._refused.add(update)
+        what = "no step is" if self._given_up else f"{update.role}'s step is not"
+        run.notes.append(f"{what} captured as a graph: {reason}")
+        free_memory(run.device)
+        return update(run, batch)
 
     def _is_ours(self, passed: Pass) -> bool:
         return any(passed in recorded.passes for recorded in self._recorded.values())

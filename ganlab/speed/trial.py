@@ -1,6 +1,7 @@
 """The test of a quicker way to take an optimizer step against the step as it is written."""
 
 import copy
+import gc
 import linecache
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,24 +25,41 @@ def tried(
 ) -> Losses:
     """Take a step the quick way, if the plain way takes the same step from the same state.
 
-    :raises InTheWayError: when either way raises or they differ; the state is then restored.
+    :raises InTheWayError: when either way raises or they differ; the state is then restored. Call
+        `free_memory` before the plain step, outside of the `except` block.
     """
     before = Snapshot(run)
     parameters = update.parameters(run)
-    start = [p.detach().clone() for p in parameters]
+    start = _copied(parameters)
+    reason = ""
     try:
         plain()
-        wanted = [p.detach().clone() for p in parameters]
+        wanted = _copied(parameters)
         before.restore()
         losses = quick()
     except Exception as error:  # what torch raises here has no common base
-        before.restore()
-        raise InTheWayError(culprit(error)) from error
-    apart = _distance(parameters, wanted) / max(_distance(start, wanted), 1e-30)
-    if not apart <= TOLERANCE:
-        before.restore()
-        raise InTheWayError(f"the weights would move differently, by {apart:.2g} of a step")
-    return losses
+        reason = culprit(error)
+    if not reason:
+        apart = _distance(parameters, wanted) / max(_distance(start, wanted), 1e-30)
+        if apart <= TOLERANCE:
+            return losses
+        reason = f"the weights would move differently, by {apart:.2g} of a step"
+    before.restore()
+    raise InTheWayError(reason)
+
+
+def free_memory(device: torch.device) -> None:
+    """Free what a failed way to take a step left behind.
+
+    The error that it raised must be gone: its traceback holds every tensor of the failed step.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _copied(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
 
 
 def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
