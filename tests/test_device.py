@@ -15,7 +15,7 @@ from ganlab.assembly import assemble
 from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe
-from ganlab.speed.device import choose_numerics, full_float32, pick_device
+from ganlab.speed.device import choose_numerics, full_float32
 
 CUDA = torch.device("cuda", 0)
 
@@ -104,19 +104,3 @@ def test_a_precision_that_a_device_lacks_is_refused(
     monkeypatch.setattr("ganlab.assembly.widest_float", lambda device: torch.float32)
     with pytest.raises(RecipeError, match='precision = "float64" is not possible on cpu'):
         assemble(load_recipe(tiny, ["precision=float64"]), torch.device("cpu"))
-
-
-@pytest.mark.parametrize("name", ["mps", "cuda", "cuda:3"])
-def test_a_device_that_is_not_there_is_refused_in_one_line(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    with pytest.raises(RecipeError, match=f"--device {name}: this machine has (no|0)"):
-        pick_device(name)
-
-
-@pytest.mark.parametrize("name", ["cpu:1", "mps:0", "tpu", "cuda:x"])
-def test_what_is_no_device_is_refused(name: str) -> None:
-    with pytest.raises(RecipeError, match=f"--device {name}: it must be"):
-        pick_device(name)

@@ -20,7 +20,7 @@ from ganlab.cli.options import (
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    help="Runs at a time; default: one per CUDA device, else one.",
+    help="Runs at a time; default: one on each CUDA device that --device allows, else one.",
 )
 plan_option = click.option(
     "--plan", "only_plan", is_flag=True, help="Print the runs to make and their cost; run nothing."

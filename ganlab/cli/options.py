@@ -50,9 +50,22 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+def check_device(
+    context: click.Context, parameter: click.Parameter, name: str | None
+) -> str | None:
+    """Refuse a device that is not there before the command reads or writes anything."""
+    if name is not None and name != "cpu":
+        from ganlab.speed.device import pick_device
+
+        pick_device(name)
+    return name
+
+
 def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
     help_text = "auto (CUDA if there is a device), cpu, cuda, cuda:N or mps."
-    return click.option("--device", default="auto", show_default=True, help=help_text)(command)
+    return click.option(
+        "--device", default="auto", show_default=True, callback=check_device, help=help_text
+    )(command)
 
 
 def weights_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import click
 
-from ganlab.cli.options import FiniteRange, json_option, next_is, print_json, set_option
+from ganlab.cli.options import (
+    FiniteRange,
+    check_device,
+    json_option,
+    next_is,
+    print_json,
+    set_option,
+)
 
 
 @click.command()
@@ -47,6 +54,7 @@ def pack(run_folder: str, output: Path | None, weights: bool) -> None:
 @set_option
 @click.option(
     "--device",
+    callback=check_device,
     help="auto, cpu, cuda, cuda:N or mps; default: the kind of device that the run had, if there "
     "is one here.",
 )

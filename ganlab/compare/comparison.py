@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ganlab.bench.cost import clock
 from ganlab.compare.data import ArmData, DataNow, check_same_data
 from ganlab.compare.difference import Change, difference, side
@@ -24,7 +22,7 @@ from ganlab.report.model import Arm, Comparison
 from ganlab.report.tables import compare
 from ganlab.runs.data import digests
 from ganlab.runs.records import RunRecord, read_run
-from ganlab.speed.device import pick_device
+from ganlab.speed.device import devices, pick_device
 
 Outcome = tuple[Comparison, Path] | Needs | None
 """What a comparison gives: tables and page; of a plan alone the seeds needed, if asked for."""
@@ -143,9 +141,8 @@ def check_compared(comparison: Comparison) -> None:
 
 
 def workers_of(options: dict[str, Any]) -> int:
-    """The number of runs at a time: as the command line says, else one on each CUDA device."""
-    devices = torch.cuda.device_count() if options["device"] != "cpu" else 1
-    return int(options["jobs"] or max(1, devices))
+    """The number of runs at a time: as the command line says, else one on each device allowed."""
+    return int(options["jobs"] or len(devices(options["device"])))
 
 
 def _changes(arms: Sequence[Arm]) -> dict[str, list[Change]]:

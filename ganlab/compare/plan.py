@@ -34,7 +34,7 @@ from ganlab.session import (
     resume,
     start,
 )
-from ganlab.speed.device import pick_device
+from ganlab.speed.device import devices, pick_device
 from ganlab.system import STOP_SIGNALS
 
 # a diverged run is a result too; a failed run is tried again by the next command
@@ -161,7 +161,8 @@ def carry_out(
     A run that fails does not stop the others: its error is printed, and its job is returned
     unfinished.
 
-    :param workers: processes that train at a time; on CUDA each has one device.
+    :param workers: processes that train at a time. They are spread over the devices that `device`
+        allows.
     :raises Interrupted: at SIGINT or SIGTERM, after the runs in progress are saved.
     :raises RecipeError: when a run cannot begin.
     """
@@ -230,7 +231,13 @@ def _train(job: Job, parent: Path, device: str, limits: Limits) -> Result:
     return replace(job, folder=folder.path, finished=finished), code, ""
 
 
-_device = "cpu"  # the device of a worker process
+def device_of_worker(number: int, name: str) -> str:
+    """The device of a worker process: the workers take turns among the devices of this name."""
+    allowed = devices(name)
+    return str(allowed[number % len(allowed)])
+
+
+_device = "cpu"  # the device of this worker process
 _called_off: Any = None
 
 
@@ -240,10 +247,8 @@ def _begin_worker(numbers: Any, called_off: Any, device: str, workers: int) -> N
     # a run handles signals itself; between runs only the parent process handles them
     for one in STOP_SIGNALS:
         signal.signal(one, signal.SIG_IGN)
-    where = pick_device(device)
-    count = torch.cuda.device_count() if where.type == "cuda" else 0
-    _device = f"cuda:{number % count}" if count else device
-    if not count:
+    _device = device_of_worker(number, device)
+    if not _device.startswith("cuda"):
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # no bars of several runs on one line
 

@@ -1,9 +1,13 @@
 """The device and the precision in which a run computes."""
 
 import os
+import re
+import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,26 +17,81 @@ from ganlab.errors import RecipeError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for a name: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1` or `mps`.
+    """The device for a name: the first of `devices`. On CUDA it becomes torch's current device.
 
-    :raises RecipeError: when this machine has no such device.
+    :raises RecipeError: when this machine has no such device, or it is not usable.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdigit())):
+    device = devices(name)[0]
+    if device.type == "cuda":
+        try:
+            torch.cuda.set_device(device)  # pinned memory would otherwise use the first one too
+        except RuntimeError as error:
+            raise RecipeError(f"--device {name}: {_first_line(error)}; use --device cpu") from None
+    return device
+
+
+def devices(name: str) -> list[torch.device]:
+    """The devices that a name allows; runs side by side are spread over them.
+
+    `cuda` allows every CUDA device, `cuda:1` that one alone. `auto` is `cuda` where CUDA is usable,
+    else `cpu`. The others are `cpu` and `mps`.
+
+    :raises RecipeError: when this machine has no such device, or it is not usable.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", name):
         raise RecipeError(f"--device {name}: it must be auto, cpu, cuda, cuda:N or mps")
-    if kind == "cpu":
-        return torch.device("cpu")
-    if kind == "mps":
-        if not torch.backends.mps.is_available():
-            raise RecipeError(f"--device {name}: this machine has no MPS device; use auto")
-        return torch.device("mps")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(index or 0) >= count:
-        raise RecipeError(f"--device {name}: this machine has {count} CUDA devices; use auto")
-    torch.cuda.init()  # before it CUDA has no random generators and no memory counters
-    return torch.device("cuda", int(index or 0))
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise RecipeError(f"--device {name}: this machine has no MPS device; use auto")
+    if name in ("cpu", "mps"):
+        return [torch.device(name)]
+    fault, strange = _begin_cuda()
+    if fault and name == "auto":
+        if strange:
+            _say(f"note: --device auto takes the CPU, since CUDA is not usable: {fault}")
+        return [torch.device("cpu")]
+    if fault:
+        why = f"this machine has no usable CUDA device: {fault}"
+        raise RecipeError(f"--device {name}: {why}; use auto")
+    found = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    kind, _, index = name.partition(":")
+    if index and int(index) >= len(found):
+        last = found[-1]
+        raise RecipeError(f"--device {name}: this machine has {kind}:0 to {last}; name one of them")
+    return [found[int(index)]] if index else found
+
+
+def cuda_fault() -> str:
+    """Why CUDA is not usable here, in one line; empty when it is."""
+    return _begin_cuda()[0]
+
+
+def _begin_cuda() -> tuple[str, bool]:
+    """Begin CUDA: before that it has no random generators and no memory counters.
+
+    :returns: why it is not usable, empty when it is; and whether that is strange: torch then sees a
+        GPU or warns of its driver. Without a GPU nothing is strange.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        there = torch.cuda.is_available()
+        try:
+            torch.cuda.init()
+            fault = "" if torch.cuda.device_count() else "torch finds 0 devices"
+        except Exception as error:  # what torch raises here has no common base
+            fault = _first_line(error)
+    if not fault:
+        for one in caught:  # such as that this torch has no kernels for the GPU
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return fault, there or bool(caught)
+
+
+@cache
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
