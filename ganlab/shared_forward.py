@@ -54,6 +54,10 @@ class Pass:
         """Whether it was made from this batch, or from the same part of it."""
         return self.condition.is_set_to(batch.condition)
 
+    def unjudged(self) -> "Pass":
+        """The same images without D's logits: D judges them again."""
+        return Pass(self.condition, self.fake, [])
+
     def fake_logits(
         self, number: int, judge: Callable[[nn.Module, Tensor], Tensor], D: nn.Module, fake: Tensor
     ) -> Tensor:

@@ -99,7 +99,7 @@ def build(tmp_path: Path) -> Callable[..., Run]:
         file.write_text(GAME)
         if code:
             (tmp_path / "idea.py").write_text(HEAD + code)
-            overrides = (*overrides, 'idea={ use = "./idea.py" }')
+            overrides = ('idea={ use = "./idea.py" }', *overrides)
         run = assemble(load_recipe(file, overrides), CPU)
         run.execution = way or Eager()
         run.notes.clear()
@@ -431,6 +431,44 @@ def test_a_step_is_not_captured_on_images_that_a_plain_step_left_in_parts(build)
     assert_same("graphs", plain, quick, [train(plain, 10), train(quick, 10)])
     (note,) = quick.notes
     assert note.startswith("G's step is not captured as a graph: idea")
+
+
+DESCENDS = """\
+    @hookimpl
+    def make_optimizer(self, module, role):
+        if role == "generator":
+            return torch.optim.Adam(module.parameters(), 1e-3, fused=True)
+        return torch.optim.SGD(module.parameters(), 0.01)
+"""
+RESTS = """\
+    resting: list[int] = []
+
+    @hookimpl(tryfirst=True)
+    def discriminator_step(self, run):
+        return {} if run.iteration in self.resting else None
+"""
+CLIPS = "weight_clipping={ limit = 0.05 }"
+
+
+@pytest.mark.parametrize(
+    ("code", "overrides"),
+    [
+        (DESCENDS, []),
+        (BRANCHES, [CLIPS]),
+        (RESTS, [CLIPS, "idea.resting=[1, 2]"]),
+        (RESTS, [CLIPS, "idea.resting=[3]"]),
+    ],
+    ids=["refused, not fused", "refused, clipped", "later", "resting at the capture"],
+)
+def test_a_captured_pass_of_d_is_not_shared_with_a_plain_step_of_d(build, code, overrides) -> None:
+    overrides = ["first=generator", "watch_every=0", *overrides]
+    plain = build(*overrides, code=code)
+    quick = build(*overrides, way=Graphs(CpuRecorder()), code=code)
+    lines = [train(plain, 10), train(quick, 10)]
+    again = "D judges G's images again in its own step: that step is not captured with G's"
+    assert quick.notes.count(again) == 1 and len(quick.notes) <= 2
+    assert "G" in {update.role for update, _, _ in quick.execution._recorded}
+    assert_same("graphs", plain, quick, lines)
 
 
 def test_losses_of_a_function_made_anew_each_time_are_not_captured_for_ever(build) -> None:

@@ -149,19 +149,20 @@ class Graphs(Eager):
 
     def take(self, run: Run, update: Update, batch: Batch) -> Losses:
         batch = self._in_place(batch)
-        if self._given_up:
-            return update(run, batch)
+        ours = list(filter(self._is_ours, run.step.passes))
+        if self._given_up or (update.role == "G" and self._sharing_ends(run)):
+            return _plain(run, update, batch, ours)
         passed = pass_of(run, batch)
         key = (update, id(batch), id(passed))
         if recorded := self._recorded.get(key):
             return _replayed(run, recorded)
         if update in self._refused:
-            return update(run, batch)
+            return _plain(run, update, batch, ours)
         self._calls[update] += 1
         try:
             self._prepare(update.optimizer(run))
-            if self._calls[update] <= WARM_UPS or not all(map(self._is_ours, run.step.passes)):
-                return update(run, batch)
+            if self._calls[update] <= WARM_UPS or len(ours) < len(run.step.passes):
+                return _plain(run, update, batch, ours)
             if len(self._recorded) == MOST_GRAPHS:
                 raise InTheWayError(f"{MOST_GRAPHS} graphs are captured already")
             self._recorded[key], losses = self._record(run, update, batch)
@@ -172,10 +173,27 @@ class Graphs(Eager):
         what = "no step is" if self._given_up else f"{update.role}'s step is not"
         run.notes.append(f"{what} captured as a graph: {reason}")
         free_memory(run.device)
-        return update(run, batch)
+        return _plain(run, update, batch, ours)
 
     def _is_ours(self, passed: Pass) -> bool:
         return any(passed in recorded.passes for recorded in self._recorded.values())
+
+    def _sharing_ends(self, run: Run) -> bool:
+        """Whether a captured pass of D has no captured D step; G's step is then captured anew."""
+        used = {passed for _, _, passed in self._recorded}
+        left = [
+            key
+            for key, recorded in self._recorded.items()
+            if any(passed.logits and id(passed) not in used for passed in recorded.passes)
+        ]
+        if left:
+            run.share_forward = False
+            run.notes.append(
+                "D judges G's images again in its own step: that step is not captured with G's"
+            )
+        for key in left:
+            del self._recorded[key]
+        return bool(left)
 
     def _in_place(self, batch: Batch) -> Batch:
         shape = (batch.real.shape, batch.condition.shape)
@@ -231,6 +249,16 @@ class Graphs(Eager):
 
         losses = tried(run, update, plain, captured)
         return found[0], losses
+
+
+def _plain(run: Run, update: Update, batch: Batch, captured: list[Pass]) -> Losses:
+    """Take a step as it is written; D judges again what it judged in a captured pass.
+
+    Such a pass has one autograd graph, made at the capture. torch refuses to go backward through it
+    once D's weights are others than at the capture.
+    """
+    run.step.passes[:] = [p.unjudged() if p in captured else p for p in run.step.passes]
+    return update(run, batch)
 
 
 def _replayed(run: Run, recorded: Recorded) -> Losses:
