@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from ganlab.errors import GanlabError
 from ganlab.recipe.model import resolved
@@ -219,6 +221,7 @@ def _state(run: Run) -> dict[str, Any]:
     return {
         **_progress(run),
         "threads": torch.get_num_threads(),
+        "device": run.device.type,
         "networks": {name: _state_of(part) for name, part in networks.items()},
         "plugins": {
             name: plugin.state_dict()
@@ -260,6 +263,8 @@ def restore(run: Run, state: dict[str, Any], source: Path | str) -> None:
             getattr(run, name).load_state_dict(values)
         except (RuntimeError, ValueError) as error:
             raise GanlabError(f"{source}: its {name} is of another network: {error}") from None
+    for optimizer in run.optimizers.values():
+        _lay_out(optimizer)
     for name, values in state["plugins"].items():
         plugin: Any = run.recipe.plugins[name]
         plugin.load_state_dict(values)
@@ -269,7 +274,31 @@ def restore(run: Run, state: dict[str, Any], source: Path | str) -> None:
             "the last digits of float sums will differ",
             file=sys.stderr,
         )
+    if (device := state.get("device", run.device.type)) != run.device.type:
+        print(
+            f"checkpoint made on {device}, now on {run.device.type}: the run goes on, but other "
+            "devices round differently, so its numbers will differ",
+            file=sys.stderr,
+        )
     run.progress = Progress(**{name: state[name] for name in _progress(run)})
+
+
+def _lay_out(optimizer: Optimizer) -> None:
+    """Lay out each moment in memory as its parameter is.
+
+    Fused kernels pair values by their place in memory. In a checkpoint of a network that stores its
+    weights channels last, or does not, these places are others.
+    """
+
+    def laid_out(parameter: Tensor, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape != parameter.shape:
+            return value
+        if value.stride() == parameter.stride():
+            return value
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+    for parameter, moments in optimizer.state.items():
+        optimizer.state[parameter] = tree_map(partial(laid_out, parameter), moments)
 
 
 def _check_loadable(path: Path) -> None:

@@ -9,8 +9,17 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from tiny import TINY
+from training import build, train
 
-from ganlab.checkpoint import Keep, checkpoint_file, checkpoints_of, roll_back
+from ganlab.checkpoint import (
+    Keep,
+    checkpoint_file,
+    checkpoints_of,
+    load_checkpoint,
+    roll_back,
+    state_of,
+    write_checkpoint,
+)
 from ganlab.cli import main
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder
@@ -194,3 +203,45 @@ def test_without_a_checkpoint_a_rollback_says_so_and_the_run_ends(tiny: Path) ->
     assert result.exit_code == 4, result.output
     assert "there is no checkpoint yet to roll back to" in result.stderr
     assert "rolled back to" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "SGD"])
+@pytest.mark.parametrize("first", [True, False], ids=["channels last first", "contiguous first"])
+def test_a_checkpoint_of_another_memory_layout_gives_the_same_next_step(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, first: bool, kind: str
+) -> None:
+    momentum = ", momentum = 0.9" if kind == "SGD" else ""
+    optimizer = f'torch_optimizer={{ kind = "{kind}", options = {{ lr = 1e-3{momentum} }} }}'
+    settings = [optimizer, "ema={ decay = 0.5 }", "watch_every=0"]
+    monkeypatch.setattr("ganlab.assembly.wants_channels_last", lambda *_: first)
+    before = build(tiny, settings)
+    train(before, 3)
+    write_checkpoint(state_of(before), tiny.parent)
+    monkeypatch.setattr("ganlab.assembly.wants_channels_last", lambda *_: not first)
+    after = []
+    for fused in (True, False):
+        run = build(tiny, settings)
+        load_checkpoint(run, tiny.parent)
+        for each in run.optimizers.values():
+            assert all(group["fused"] for group in each.param_groups)
+            each.param_groups[0]["fused"] = fused
+        train(run, 4)
+        average = run.recipe.plugins["ema"].average
+        after.append([t for m in (run.G, run.D, average) for t in m.parameters()])
+    strides = [[t.stride() for t in run.G.parameters()] for run in (before, run)]
+    assert strides[0] != strides[1]
+    for quick, plain in zip(*after, strict=True):
+        torch.testing.assert_close(quick, plain, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("device", "told"), [("cuda", 1), ("cpu", 0)])
+def test_a_resume_on_another_kind_of_device_is_told_in_one_line(
+    tiny: Path, capsys: pytest.CaptureFixture[str], device: str, told: int
+) -> None:
+    run = build(tiny, [])
+    state = state_of(run)
+    assert state["device"] == "cpu"
+    write_checkpoint(state | {"device": device}, tiny.parent)
+    load_checkpoint(run, tiny.parent)
+    line = "checkpoint made on cuda, now on cpu: the run goes on, but other devices round"
+    assert capsys.readouterr().err.count(line) == told
