@@ -22,3 +22,7 @@ class Diverged(GanlabError):  # noqa: N818  # it names an outcome
         """:param iteration: at which it was noticed, counted from 1."""
         super().__init__(f"iteration {iteration:,}: {what}")
         self.iteration, self.what = iteration, what
+
+
+class OutOfMemory(GanlabError):  # noqa: N818  # it names an outcome
+    """There was not enough memory; exit code 1. The message says where, and what needs less."""

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,9 +17,10 @@ from ganlab.assembly import assemble, build_network, open_run
 from ganlab.checkpoint import last_checkpoint, load_checkpoint, load_generator
 from ganlab.divergence.replay import find_cause
 from ganlab.engine import train
-from ganlab.errors import Diverged, GanlabError, RecipeError
+from ganlab.errors import Diverged, GanlabError, OutOfMemory, RecipeError
 from ganlab.monitoring.blame import blame
 from ganlab.monitoring.verdicts import Verdict
+from ganlab.out_of_memory import telling_out_of_memory
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Eager, Run
@@ -191,9 +192,10 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
         journal.begin(run.iteration)
         folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
         try:
-            ending = _train(run, journal, writer, limits)
+            with telling_out_of_memory(folder):
+                ending = _train(run, journal, writer, limits)
         except BaseException as error:
-            ending = _failed(run, error)
+            ending = _failed(run, journal, error)
             raise
         finally:
             journal.end()
@@ -205,8 +207,12 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     return ending.code
 
 
-def _failed(run: Run, error: BaseException) -> Ending:
+def _failed(run: Run, journal: Journal, error: BaseException) -> Ending:
     """The ending by an error; a plugin's name is told in the last line below the traceback."""
+    if isinstance(error, OutOfMemory):
+        with suppress(Exception):  # the losses so far; a checkpoint might hold half a step
+            journal.flush()
+        return Ending("failed", FAILED, str(error))
     code = int(error.code or 0) if isinstance(error, SystemExit) else FAILED
     told = f"{type(error).__name__}: {error}"
     if isinstance(error, Exception) and (culprit := blame(error)):

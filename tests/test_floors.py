@@ -20,7 +20,7 @@ FLOORS = """
     commands
     checking
     session
-    bench report divergence
+    bench report divergence out_of_memory
     engine
     assembly checkpoint
     data

@@ -23,6 +23,15 @@ class Group(click.Group):
         except (GanlabError, OSError) as error:
             print(error, file=sys.stderr)
             ctx.exit(getattr(error, "exit_code", 1))
+        except (click.exceptions.Exit, click.Abort):  # they are RuntimeErrors
+            raise
+        except (MemoryError, RuntimeError) as error:
+            from ganlab.out_of_memory import explained
+
+            if not (told := explained(error)):
+                raise
+            print(told, file=sys.stderr)
+            ctx.exit(told.exit_code)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             ctx.exit(130)

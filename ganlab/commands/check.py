@@ -20,6 +20,7 @@ from ganlab.checking.rehearsal import (
 from ganlab.checking.repetition import differ, require_the_same
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.monitoring.blame import blame
+from ganlab.out_of_memory import is_out_of_memory
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Run
@@ -36,9 +37,11 @@ def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[
     """
     try:
         yield from _checked(file, overrides, device)
-    except (GanlabError, OSError, torch.OutOfMemoryError):
+    except (GanlabError, OSError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):  # no fault of the plugin
+            raise
         if found := blame(error):
             raise found.plugin.error(found.what) from error
         raise

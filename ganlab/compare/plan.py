@@ -226,7 +226,8 @@ def _train(job: Job, parent: Path, device: str, limits: Limits) -> Result:
         (found,) = make_plan([job.variant], [job.seed], parent, device)
         if found.folder is None:  # it never began, and the others would not either
             raise
-        return found, FAILED, f"{type(error).__name__}: {error}"
+        kind = "" if isinstance(error, GanlabError) else f"{type(error).__name__}: "
+        return found, FAILED, f"{kind}{error}".partition("\n")[0]
     finished = code in (DONE, DIVERGED, UNHEALTHY)
     return replace(job, folder=folder.path, finished=finished), code, ""
 

@@ -13,6 +13,7 @@ class Blame:
     """An error that was raised while a plugin's code ran."""
 
     plugin: Plugin
+    hook: str
     what: str
     """A clause about the plugin: "its evaluate fails: KeyError: 'x' (my.py, line 7: ...)"."""
 
@@ -34,4 +35,4 @@ def blame(error: BaseException) -> Blame | None:
         return None
     message = next(iter(str(error).strip().splitlines()), "")
     told = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    return Blame(plugin, f"its {hook} fails: {told} ({where})")
+    return Blame(plugin, hook, f"its {hook} fails: {told} ({where})")
