@@ -1,5 +1,6 @@
 """The average generator follows its formula, buffers included, and survives a restart."""
 
+import copy
 from types import SimpleNamespace
 
 import pluggy
@@ -118,3 +119,32 @@ def test_the_state_of_another_network_is_refused():
     other, _ = started(EMA(), nn.Conv2d(3, 4, 3, bias=False))
     with pytest.raises(RuntimeError, match="Missing key"):
         plugin.load_state_dict(other.state_dict())
+
+
+def test_tensors_that_replace_others_are_averaged_from_then_on():
+    G = nn.Sequential(nn.Linear(1, 1), nn.Identity())
+    plugin, run = started(EMA(warmup=False, decay=0.5), G)
+    plugin.iteration_end(run)
+    run.G[0].weight = nn.Parameter(torch.full((1, 1), 8.0))
+    before = plugin.average[0].weight.item()
+    plugin.iteration_end(run)
+    assert plugin.average[0].weight.item() == pytest.approx((before + 8) / 2)
+
+    run.G[0].bias.data = torch.full((1,), 4.0)  # the same parameter, other memory
+    before = plugin.average[0].bias.item()
+    plugin.iteration_end(run)
+    assert plugin.average[0].bias.item() == pytest.approx((before + 4) / 2)
+
+    run.G[1] = nn.Linear(1, 1)  # which the average does not have
+    with pytest.raises(ValueError, match="longer"):
+        plugin.iteration_end(run)
+
+
+def test_a_copy_of_the_plugin_averages_the_network_that_it_is_given():
+    plugin, run = started(EMA(warmup=False, decay=0.5), number(2.0))
+    plugin.iteration_end(run)
+    again = copy.deepcopy(plugin)
+    set_to(run.G, 6.0)
+    again.iteration_end(run)
+    assert again.average.weight.item() == 4.0
+    assert plugin.average.weight.item() == 2.0

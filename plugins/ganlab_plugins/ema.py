@@ -1,7 +1,9 @@
 """Exponential moving average of the generator's weights, evaluated and kept in its place."""
 
 import copy
+import operator
 from collections.abc import Generator
+from itertools import chain
 from typing import Annotated, Any
 
 import torch
@@ -16,6 +18,48 @@ from ganlab import (
 )
 
 ROUNDING = 1e-5
+
+
+class _Pairs:
+    """The tensors of an average and of its network, listed once.
+
+    Listing them anew would take longer than to launch the averaging on a GPU.
+    """
+
+    def __init__(self, average: nn.Module, network: nn.Module) -> None:
+        self._modules = average, network
+        self._tables: list[dict[str, Any]] = [
+            table
+            for module in (*average.modules(), *network.modules())
+            for table in (module._parameters, module._buffers, module._modules)
+        ]
+        self._held = self._holding()
+        self._averaged: tuple[list[Tensor], list[Tensor]] = [], []
+        self._copied: tuple[list[Tensor], list[Tensor]] = [], []
+        for mine, theirs in zip(_tensors(average), _tensors(network), strict=True):
+            lists = self._averaged if mine.is_floating_point() else self._copied
+            lists[0].append(mine)
+            lists[1].append(theirs)
+
+    def are_of(self, average: nn.Module, network: nn.Module) -> bool:
+        """Whether these are the networks, and they still hold the same tensors."""
+        now = self._holding()
+        return (
+            self._modules == (average, network)
+            and len(now) == len(self._held)
+            and all(map(operator.is_, now, self._held))
+        )
+
+    def _holding(self) -> list[object]:
+        return [*chain.from_iterable(map(dict.values, self._tables))]
+
+    @torch.no_grad()
+    def step(self, share: float) -> None:
+        """Move the averages by this share of the way to the network's tensors."""
+        # one call for all tensors: on a GPU a few kernels instead of one per tensor
+        torch._foreach_lerp_(*self._averaged, share)
+        if self._copied[0]:
+            torch._foreach_copy_(*self._copied)
 
 
 class EMA(Plugin):
@@ -34,6 +78,7 @@ class EMA(Plugin):
     """Use min(decay, (1 + t) / (10 + t)) at iteration t, to forget the initial weights sooner."""
 
     _average: nn.Module | None = PrivateAttr(None)
+    _pairs: _Pairs | None = PrivateAttr(None)
 
     def decay_at(self, iteration: int) -> float:
         """The decay at an iteration, counted from 0."""
@@ -47,15 +92,9 @@ class EMA(Plugin):
 
     @hookimpl
     def iteration_end(self, run: Run) -> None:
-        averages, currents = [], []
-        for average, current in zip(_tensors(self.average), _tensors(run.G), strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                currents.append(current)
-            else:
-                average.copy_(current)
-        # one call for all tensors: on a GPU a few kernels instead of one per tensor
-        torch._foreach_lerp_(averages, currents, 1 - self.decay_at(run.iteration))
+        if self._pairs is None or not self._pairs.are_of(self.average, run.G):
+            self._pairs = _Pairs(self.average, run.G)
+        self._pairs.step(1 - self.decay_at(run.iteration))
 
     @hookimpl(wrapper=True)
     def evaluation_generator(self) -> Generator[None, nn.Module, nn.Module]:
@@ -93,4 +132,4 @@ class EMA(Plugin):
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*(p.detach() for p in module.parameters()), *module.buffers()]
+    return [*module.parameters(), *module.buffers()]
