@@ -87,7 +87,7 @@ def recipe_text(name: str, world: dict[str, dict[str, Any]], **settings: Any) ->
     return tomlkit.dumps(loop | settings | {"plugins": plugins})
 
 
-def build(name: str, folder: Path, **settings: Any) -> Run:
+def build(name: str, folder: Path, device: torch.device = CPU, **settings: Any) -> Run:
     """A run with this plugin, in the first world where it fits."""
     faults = []
     for world in (IMAGES, POINTS):
@@ -95,7 +95,7 @@ def build(name: str, folder: Path, **settings: Any) -> Run:
         file.write_text(recipe_text(name, world, **settings))
         write_weights(name, folder, world)
         try:
-            return assemble(load_recipe(file), CPU, RunFolder(folder))
+            return assemble(load_recipe(file), device, RunFolder(folder))
         except (RecipeError, RuntimeError, ValueError) as error:
             faults.append(str(error))
     if any("weights file" in fault for fault in faults):

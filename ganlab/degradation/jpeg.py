@@ -154,6 +154,17 @@ def _table_scale(quality: Tensor) -> Tensor:
 
 def _table(text: str, scale: Tensor) -> Tensor:
     """The quantisation steps of each image, [N, 8, 8], whole numbers from 1 to 255."""
+    key = (text, scale.dtype, scale.device)
+    if key not in _TABLES:
+        _TABLES[key] = _base_table(*key)
+    return ((_TABLES[key] * scale[:, None, None] + 50) / 100).floor().clamp(1, 255)
+
+
+# Kept for ever, as the matrices of `resize` are: a captured CUDA graph reads a table by its address
+_TABLES: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+
+@torch.inference_mode(False)  # an inference tensor could not take part in a backward pass
+def _base_table(text: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     steps = [float(step) for step in text.split()]
-    base = torch.tensor(steps, dtype=scale.dtype, device="cpu").view(8, 8).to(scale.device)
-    return ((base * scale[:, None, None] + 50) / 100).floor().clamp(1, 255)
+    return torch.tensor(steps, dtype=dtype, device="cpu").view(8, 8).to(device)

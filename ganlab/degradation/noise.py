@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ganlab.degradation.draws import Range, chance, uniform
 from ganlab.images.resampling import round_to_8_bits, to_uint8
+from ganlab.speed.device import sent
 
 LUMA = (0.299, 0.587, 0.114)  # BT.601
 
@@ -42,7 +43,7 @@ def add_correlated_noise(
     :param covariance: symmetric, [N, C, C], on the CPU; its eigenvectors are computed there.
     """
     values, vectors = torch.linalg.eigh(covariance.to(torch.float64))
-    root = (vectors * values.abs().sqrt()[:, None]).to(images.device, images.dtype)
+    root = sent((vectors * values.abs().sqrt()[:, None]).to(images.dtype), images.device)
     n = torch.randn(
         images.shape, generator=generator, device=images.device, dtype=images.dtype
     ).flatten(2)

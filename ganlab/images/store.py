@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ganlab.images.files import ImageError
 from ganlab.images.resampling import to_float
+from ganlab.speed.device import sent
 
 _MAGIC = b"ganlab store 2\0\0"
 _TAIL = struct.Struct("<q16s")
@@ -202,7 +203,7 @@ class ImageStore:
         pose &= (4 if turns else 0) | (2 if turns else 0) | (1 if flips else 0)
         window = self._windows(which, place, pose, size)
         cut = self._cut_on_host if self._resident is None else self._cut_on_device
-        return to_float(_sent(cut(window, size), device))
+        return to_float(sent(cut(window, size), device))
 
     def _windows(self, which: Tensor, place: Tensor, pose: Tensor, size: int) -> Tensor:
         """First byte, step per row and step per column of each crop, int64 [3, N].
@@ -232,17 +233,10 @@ class ImageStore:
 
     def _cut_on_device(self, windows: Tensor, size: int) -> Tensor:
         assert self._resident is not None
-        start, row, column = _sent(windows, self._resident.device)[:, :, None, None, None]
+        start, row, column = sent(windows, self._resident.device)[:, :, None, None, None]
         steps = torch.arange(size, device=start.device)
         channel = torch.arange(3, device=start.device)[:, None, None]
         return self._resident.take(start + row * steps[:, None] + column * steps + channel)
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; the CPU does not wait for the copy."""
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def image_digest(image: Tensor) -> str:

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ganlab import system
 from ganlab.errors import RecipeError
@@ -99,6 +100,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     if precision == "bfloat16" and device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16)
     return nullcontext()
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. The CPU does not wait for the copy to CUDA."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def wants_channels_last(precision: str, device: torch.device) -> bool:

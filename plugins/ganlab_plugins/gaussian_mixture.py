@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import PrivateAttr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,10 +51,14 @@ class GaussianMixture(Plugin):
     """`ring`: 8 centres at radius 2, standard deviation 0.02, all divided by 1.414. `grid`: 5 x 5
     centres 2 apart, standard deviation 0.05, all divided by 2.828."""
 
+    _placed: tuple[Tensor, float] | None = PrivateAttr(None)
+
     @hookimpl
     def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
-        centres, spread, _ = mixture(self.layout)
-        centres = centres.to(device)
+        if self._placed is None or self._placed[0].device != device:
+            centres, spread, _ = mixture(self.layout)
+            self._placed = centres.to(device), spread  # once: CUDA waits for each copy
+        centres, spread = self._placed
         which = torch.randint(len(centres), (batch_size,), generator=self.rng, device=device)
         noise = torch.randn(batch_size, 2, generator=self.rng, device=device, dtype=centres.dtype)
         return centres[which] + spread * noise
