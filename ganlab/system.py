@@ -53,13 +53,22 @@ def peak_memory() -> int:
 
 def available_memory() -> int:
     """Bytes of the machine's memory that a process may still take."""
+    return _memory("MemAvailable", "available")
+
+
+def total_memory() -> int:
+    """Bytes of memory that the machine has."""
+    return _memory("MemTotal", "total")
+
+
+def _memory(line: str, attribute: str) -> int:
+    """Bytes, by the name of a line of Linux's /proc/meminfo, and that of psutil's attribute."""
     with suppress(OSError, StopIteration):  # Linux
         lines = Path("/proc/meminfo").read_text().splitlines()
-        found = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
-        return 1024 * int(found)
+        return 1024 * int(next(each.split()[1] for each in lines if each.startswith(line)))
     import psutil  # installed on every system but Linux
 
-    return int(psutil.virtual_memory().available)
+    return int(getattr(psutil.virtual_memory(), attribute))
 
 
 def processor_name() -> str:

@@ -48,7 +48,7 @@ def windows(monkeypatch: pytest.MonkeyPatch, without_proc: None) -> None:
     memory = SimpleNamespace(peak_wset=123)
     psutil = SimpleNamespace(
         Process=lambda: SimpleNamespace(memory_info=lambda: memory),
-        virtual_memory=lambda: SimpleNamespace(available=456),
+        virtual_memory=lambda: SimpleNamespace(available=456, total=789),
     )
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setitem(sys.modules, "resource", None)
@@ -61,6 +61,7 @@ def test_windows_tells_its_memory_and_syncs_no_folder(windows: None, tmp_path: P
     system.keep_freed_memory()
     system.begin_peak_memory()
     assert (system.peak_memory(), system.available_memory()) == (123, 456)
+    assert system.total_memory() == 789
     assert system.processor_name()
     system.sync_folder(tmp_path)
 
@@ -91,4 +92,4 @@ def test_linux_counts_the_peak_anew() -> None:
         high = system.peak_memory()
     system.begin_peak_memory()
     assert high - system.peak_memory() > size // 2
-    assert system.available_memory() > 2**20
+    assert 2**20 < system.available_memory() < system.total_memory()

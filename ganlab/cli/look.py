@@ -1,4 +1,4 @@
-"""Commands that only inspect: `diff`, `explain`, `trace`, `bench`, `plugins`, `runs`."""
+"""Commands that only inspect: `diff`, `explain`, `trace`, `bench`, `plugins`, `runs`, `doctor`."""
 
 import sys
 from pathlib import Path
@@ -221,3 +221,25 @@ def runs(parent: Path, as_json: bool) -> None:
     else:
         describe.show_runs(found, parent)
         next_is(*(describe.next_for(found[-1]["run"]) if found else ("run", "RECIPE")))
+
+
+@click.command()
+@click.option("--device", default="auto", show_default=True, help="The device to try; auto: all.")
+@json_option
+def doctor(device: str, as_json: bool) -> None:
+    """Say what a report of a fault needs: versions, machine, devices, and whether they work.
+
+    Trains a tiny game for a moment on each device, or on that of --device. On CUDA also with
+    captured steps, deterministic, and in bfloat16. Nothing is stored; home folder and user name are
+    left out. Exit code 1 when the device of --device, or the one that auto takes, does not work.
+
+    Example: ganlab doctor
+    """
+    from ganlab.commands.doctor import examine, show
+
+    found = examine(device)
+    if as_json:
+        print_json(found)
+    else:
+        show(found)
+    sys.exit(0 if found["works"] else 1)

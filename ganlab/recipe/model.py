@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -151,6 +151,14 @@ def load_recipe(file: Path | str, overrides: Iterable[str] = (), name: str = "")
         plugin, source = _plugin(table, name, options[name])
         recipe._plugins[name] = plugin
         recipe._sources[name] = source
+    return recipe
+
+
+def recipe_of(name: str, plugins: Mapping[str, Plugin], **settings: Any) -> Recipe:
+    """A recipe that has no file, from plugins that are built already."""
+    recipe = Recipe(**settings)
+    recipe._file, recipe._name = Path(name), name
+    recipe._plugins.update({key: plugin.bind(name=key) for key, plugin in plugins.items()})
     return recipe
 
 

@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
         try:
             torch.cuda.set_device(device)  # pinned memory would otherwise use the first one too
         except RuntimeError as error:
-            raise RecipeError(f"--device {name}: {_first_line(error)}; use --device cpu") from None
+            raise RecipeError(f"--device {name}: {first_line(error)}; use --device cpu") from None
     return device
 
 
@@ -79,7 +79,7 @@ def _begin_cuda() -> tuple[str, bool]:
             torch.cuda.init()
             fault = "" if torch.cuda.device_count() else "torch finds 0 devices"
         except Exception as error:  # what torch raises here has no common base
-            fault = _first_line(error)
+            fault = first_line(error)
     if not fault:
         for one in caught:  # such as that this torch has no kernels for the GPU
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
@@ -91,7 +91,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text: what comes after it in torch's errors is general."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
