@@ -31,8 +31,8 @@ VARIANTS = [(name,) for name in WITH_DEVICE] + [
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 11040)"
 
 
-def refuse(error: Exception) -> Callable[[], None]:
-    def init() -> None:
+def refuse(error: Exception) -> Callable[..., None]:
+    def init(*arguments: object) -> None:
         raise error
 
     return init
@@ -70,7 +70,7 @@ def gpus(patch: pytest.MonkeyPatch, count: int) -> None:
     patch.setattr("torch.cuda.is_available", lambda: True)
     patch.setattr("torch.cuda.init", lambda: None)
     patch.setattr("torch.cuda.device_count", lambda: count)
-    patch.setattr("torch.cuda.set_device", lambda device: None)
+    patch.setattr(device, "_begin", lambda device: None)
 
 
 def required(command: click.Command) -> list[str]:
@@ -145,15 +145,21 @@ def test_in_a_new_process_torch_says_nothing_beside_it(tiny: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_gpu_that_another_program_holds_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"),
+        RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB"),
+    ],
+)
+def test_a_gpu_that_cannot_compute_is_one_line(
+    fault: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpus(monkeypatch, 1)
-    busy = "CUDA error: all CUDA-capable devices are busy or unavailable"
-
-    def set_device(device: torch.device) -> None:
-        raise RuntimeError(f"{busy}\nCUDA kernel errors might be reported asynchronously")
-
-    monkeypatch.setattr("torch.cuda.set_device", set_device)
-    with pytest.raises(RecipeError, match=f"^--device auto: {busy}; use --device cpu$"):
+    general = "\nCUDA kernel errors might be reported asynchronously"
+    monkeypatch.setattr(device, "_begin", refuse(type(fault)(f"{fault}{general}")))
+    with pytest.raises(RecipeError, match=f"^--device auto: {fault}; use --device cpu$"):
         pick_device("auto")
 
 
@@ -164,6 +170,8 @@ def test_auto_is_the_cpu_where_cuda_is_not_usable(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fault(monkeypatch)
+    assert workers_of({"device": "auto", "jobs": None}) == 1
+    capsys.readouterr()
     device._say.cache_clear()
     assert [pick_device("auto").type for _ in range(2)] == ["cpu", "cpu"]
     # a GPU that could be used and is not is told once; a machine without one is nothing strange
@@ -194,7 +202,7 @@ def test_runs_side_by_side_use_the_devices_that_are_allowed_and_no_other(
     gpus(monkeypatch, 3)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     opened: list[str] = []
-    monkeypatch.setattr("torch.cuda.set_device", lambda device: opened.append(str(device)))
+    monkeypatch.setattr(device, "_begin", lambda device: opened.append(str(device)))
     found = [device_of_worker(number, name) for number in range(4)]
     assert found == used
     assert opened == []  # a worker opens the device of its run alone, not the first one too
@@ -216,7 +224,7 @@ def test_there_is_one_run_at_a_time_on_each_device_that_is_allowed(
 def test_the_current_device_is_the_one_picked(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 3)
     opened: list[str] = []
-    monkeypatch.setattr("torch.cuda.set_device", lambda device: opened.append(str(device)))
+    monkeypatch.setattr(device, "_begin", lambda device: opened.append(str(device)))
     assert pick_device("cuda:2") == torch.device("cuda", 2)
     assert opened == ["cuda:2"]
     assert [str(one) for one in devices("cuda")] == ["cuda:0", "cuda:1", "cuda:2"]

@@ -63,7 +63,7 @@ def check_device(
     context: click.Context, parameter: click.Parameter, name: str | None
 ) -> str | None:
     """Refuse a device that is not there before the command reads or writes anything."""
-    if name is not None and name != "cpu":
+    if name not in (None, "auto", "cpu"):
         from ganlab.speed.device import pick_device
 
         pick_device(name)

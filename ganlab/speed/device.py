@@ -25,10 +25,20 @@ def pick_device(name: str) -> torch.device:
     device = devices(name)[0]
     if device.type == "cuda":
         try:
-            torch.cuda.set_device(device)  # pinned memory would otherwise use the first one too
+            _begin(device)
         except RuntimeError as error:
             raise RecipeError(f"--device {name}: {first_line(error)}; use --device cpu") from None
     return device
+
+
+def _begin(device: torch.device) -> None:
+    """Make a CUDA device the current one, and compute one number on it.
+
+    :raises RuntimeError: when the device is held by another program or full, or when this torch has
+        no kernels for a GPU of this age.
+    """
+    torch.cuda.set_device(device)  # pinned memory would otherwise use the first one too
+    torch.ones(1, device=device).add_(1).item()
 
 
 def devices(name: str) -> list[torch.device]:
