@@ -206,7 +206,8 @@ def test_every_way_works_on_a_gpu() -> None:
     assert [name for name, way in found.items() if "fault" in way] == []
     assert found["graphs"]["plain_apart"] < 0.02
     assert found["graphs"]["notes"] == []
-    assert found["deterministic"] == {"repeats_apart": 0.0, "graphs_apart": 0.0}
+    assert found["deterministic"]["repeats_apart"] == 0.0
+    assert found["deterministic"]["graphs_apart"] < 1e-5  # the graph reads its step size in float32
     assert found["tf32"]["error_without"] < 1e-6
     assert not torch.are_deterministic_algorithms_enabled()
     result = CliRunner().invoke(main, ["doctor", "--device", "cuda"])
