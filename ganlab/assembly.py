@@ -1,5 +1,7 @@
 """Make a `Run` from a recipe: register its plugins, build its networks, check everything."""
 
+import weakref
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,6 +17,7 @@ from ganlab.requirements import (
     adversarial,
     check_images,
     check_sample_independence,
+    dissolve,
     providers,
     register,
 )
@@ -61,6 +64,7 @@ def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
             'set precision = "float32", or use --device cpu'
         )
     run.manager = register(recipe, Defaults(run), Steps())
+    weakref.finalize(run, dissolve, run.manager).atexit = False
     plugins = list(recipe.plugins.values())
     adversaries = [plugin for plugin, _ in adversarial(run.manager)]
     run.generator_loss = GeneratorLoss(

@@ -1,5 +1,7 @@
 """The engine's own answers to hooks: when no plugin answers, and at the start of a chain."""
 
+import weakref
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ class Defaults:
     """The engine's own hook implementations, except the two steps. They are asked last."""
 
     def __init__(self, run: Run) -> None:
-        self._run = run
+        self._run = weakref.proxy(run)  # else a finished run would keep its memory
 
     @hookimpl(trylast=True)
     def sample_batch(self, batch_size: int, device: torch.device) -> Batch:

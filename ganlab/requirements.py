@@ -61,6 +61,12 @@ def register(recipe: Recipe, *defaults: object) -> PluginManager:
     return manager
 
 
+def dissolve(manager: PluginManager) -> None:
+    """Let go of the plugins: a manager refers to itself, and would keep their memory."""
+    for plugin in manager.get_plugins():
+        manager.unregister(plugin)
+
+
 def implementations(manager: PluginManager, hook: str) -> list[tuple[Plugin, HookImpl]]:
     """The plugins that implement a hook; the engine itself is left out."""
     caller = getattr(manager.hook, hook)

@@ -77,7 +77,7 @@ class GeneratorLoss(NamedTuple):
     """Of the plugins that read logits."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Run:
     """All that a run is made of. Event hooks receive it; tensor hooks never do.
 

@@ -199,6 +199,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
             raise
         finally:
             journal.end()
+            journal.on_evaluation = lambda: None  # it refers to the run
             found = _so_far(run, journal)
             folder.write_status(
                 ending.state, exit_code=ending.code, message=ending.message, **found

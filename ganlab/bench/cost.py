@@ -4,11 +4,14 @@ import time
 from dataclasses import dataclass
 from statistics import fmean
 
+import torch
+
 from ganlab.assembly import assemble
 from ganlab.engine import iterate
 from ganlab.recipe.model import Recipe
 from ganlab.run import discriminators
 from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
+from ganlab.speed.trial import free_memory
 from ganlab.system import keep_freed_memory
 
 POINTS = 7  # the middles of seven equal parts of the run
@@ -32,6 +35,12 @@ def estimate(recipe: Recipe, device: str) -> Estimate:
     :raises RecipeError: when it cannot run here, for example because its data is missing.
     """
     where = pick_device(device)
+    found = _estimate(recipe, where)
+    free_memory(where)  # for the processes that train
+    return found
+
+
+def _estimate(recipe: Recipe, where: torch.device) -> Estimate:
     begin_peak_memory(where)
     run = assemble(recipe, where)
     keep_freed_memory()  # as training does

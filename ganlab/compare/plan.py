@@ -35,6 +35,7 @@ from ganlab.session import (
     start,
 )
 from ganlab.speed.device import devices, pick_device
+from ganlab.speed.trial import free_memory
 from ganlab.system import STOP_SIGNALS
 
 # a diverged run is a result too; a failed run is tried again by the next command
@@ -191,7 +192,9 @@ def _one_by_one(
 ) -> Generator[Result, None, None]:
     for number, job in enumerate(jobs, 1):
         say(f"{'continuing' if job.folder else 'starting'} run {number} of {len(jobs)}: {job}")
-        yield _train(job, parent, device, Limits())
+        result = _train(job, parent, device, Limits())
+        free_memory(pick_device(device))
+        yield result
 
 
 def _side_by_side(
