@@ -1,5 +1,6 @@
 """Held-out images evaluated together: the same figures, in order, and one wait for the device."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ganlab.assembly import assemble
+from ganlab.cli import main
 from ganlab.evaluation import scores as evaluation
 from ganlab.evaluation.scores import evaluate_generator, evaluate_images
 from ganlab.plugin import EvaluatedImage
@@ -166,6 +169,46 @@ def test_the_checkerboards_of_all_groups_come_to_the_host_in_one_transfer(
         run.held_out, run.progress.bicubic = dict([item]), {}
         alone.append(evaluate_generator(run, Nearest()).health["health/checkerboard"])
     assert health["health/checkerboard"] == pytest.approx(sum(alone) / 5, rel=1e-12)
+
+
+SEARCHES = """\
+import torch
+from ganlab import Plugin, hookimpl
+
+
+class Searches(Plugin):
+    @hookimpl
+    def generator_loss(self, fake):
+        return {"G/searches": 0 * fake.mean() + float(torch.backends.cudnn.benchmark)}
+
+    @hookimpl
+    def evaluation_images(self):
+        return {"grey": torch.full((3, 36, 40), 128, dtype=torch.uint8)}
+
+    @hookimpl
+    def score_images(self, sr):
+        return {"searches": float(torch.backends.cudnn.benchmark)}
+"""
+
+
+def test_cudnn_searches_for_kernels_in_training_but_not_in_evaluations(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tiny.parent / "searches.py").write_text(SEARCHES)
+    tiny.write_text(
+        tiny.read_text().replace("evaluate_every = 100", "evaluate_every = 2\nwatch_every = 0")
+        + 'searches = { use = "./searches.py" }\n'
+    )
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as while graphs are captured
+    out = CliRunner().invoke(
+        main, ["run", str(tiny), "--runs", str(tiny.parent), "--name", "run", "--device", "cpu"]
+    )
+    assert out.exit_code == 0, out.output
+    lines = list(map(json.loads, (tiny.parent / "run/stats.jsonl").read_text().splitlines()))
+    found = [v for line in lines for name, v in line.items() if name == "G/searches"]
+    assert found == [1.0] * 4
+    found = [v for line in lines for name, v in line.items() if name == "evaluation/searches"]
+    assert found == [0.0] * 2
 
 
 @pytest.mark.cuda

@@ -15,7 +15,7 @@ from ganlab.images.upscaling import of_one_size, upscale
 from ganlab.plugin import EvaluatedImage
 from ganlab.recipe.file import did_you_mean
 from ganlab.run import Run, merged
-from ganlab.speed.device import widest_float
+from ganlab.speed.device import no_kernel_search, widest_float
 
 SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "hf_ratio", "lr_psnr")
 # HR pixels enlarged and scored at once: few enough for a CPU's caches, enough to keep a GPU busy
@@ -112,11 +112,14 @@ def means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[nn.Module]:
-    """Context in which a network is in eval mode and computes no gradient."""
+    """Context in which a network is in eval mode, and computes no gradient.
+
+    cuDNN does not search for the quickest kernels in it.
+    """
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), no_kernel_search():
             yield network
     finally:
         for module, training in modes.items():

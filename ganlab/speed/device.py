@@ -147,6 +147,20 @@ def choose_numerics(device: torch.device, tf32: bool, deterministic: bool) -> No
 
 
 @contextmanager
+def no_kernel_search() -> Iterator[None]:
+    """Context in which cuDNN does not try its kernels for each new size.
+
+    The search pays off in training, where sizes come again. Held-out images have many sizes.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
 def full_float32() -> Iterator[None]:
     """Context in which no float32 product or convolution is computed in TF32."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
