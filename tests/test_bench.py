@@ -14,12 +14,13 @@ from click.testing import CliRunner
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from torch.optim import optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ganlab import Plugin, hookimpl
 from ganlab.assembly import assemble
-from ganlab.bench import fit, floor, stopwatch
-from ganlab.bench.ceilings import Ceilings
+from ganlab.bench import ceilings, fit, floor, stopwatch
+from ganlab.bench.ceilings import Ceilings, measure_ceilings
 from ganlab.bench.memory import Counted, count_memory
 from ganlab.bench.plain import PlainLoop
 from ganlab.bench.work import Operation, count_work
@@ -191,17 +192,43 @@ def test_what_a_loss_keeps_for_its_backward_pass_is_its_own(tiny: Path) -> None:
 
 
 def test_the_floor_is_the_longer_of_computing_and_moving() -> None:
-    ceilings = Ceilings(flops=1e9, bytes=1e9, launch_seconds=1e-6)
+    highest = Ceilings(flops=1e9, bytes=1e9, launch_seconds=1e-6)
     matrix = Operation("mm", calls=1, seconds=0.004, flops=2_000_000, moved=1_000_000)
     other = Operation("add", calls=9, seconds=0.002, moved=3_000_000)
-    found = floor([matrix, other], ceilings, ms=10.0)
+    found = floor([matrix, other], highest, ms=10.0)
     assert found["ms"] == 2.0
     assert found["ms without overlap"] == 2.0 + 4.0
     assert found["reached"] == 0.2
     assert found["calls"] == 10
     assert list(found["rest"].values()) == [2.0, 2.0, 4.0]
-    moving = floor([Operation("mm", 1, 0.004, 1_000_000, 5_000_000)], ceilings, ms=10.0)
+    moving = floor([Operation("mm", 1, 0.004, 1_000_000, 5_000_000)], highest, ms=10.0)
     assert moving["ms"] == 5.0
+
+
+@pytest.mark.parametrize(("tf32", "named"), [(True, "TF32"), (False, "float32")])
+def test_the_ceiling_is_of_products_computed_as_the_convolutions_are(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, tf32: bool, named: str
+) -> None:
+    monkeypatch.setattr(ceilings, "_SIDE", {"cpu": 8, "cuda": 8})
+    monkeypatch.setattr(ceilings, "_COPIED", {"cpu": 8, "cuda": 8})
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    run, seen = run_of(tiny), []
+
+    class Look(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.mm.default:
+                seen.append(torch.backends.cuda.matmul.allow_tf32)
+            return func(*args, **(kwargs or {}))
+
+    with Look():
+        assert measure_ceilings(run).products_in == "float32"  # on a CPU
+    assert set(seen) == {tf32}
+    assert not torch.backends.cuda.matmul.allow_tf32
+    run.device = torch.device("cuda")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    assert ceilings._products_in(run) == named
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    assert ceilings._products_in(run) == "float32"
 
 
 class Still(Plugin):

@@ -119,7 +119,8 @@ def _floor(found: dict[str, Any]) -> Iterable[str]:
     ceilings, least = found["ceilings"], found["floor"]
     whole = found["iteration"]["ms"]
     yield (
-        f"\nthis machine, measured: {ceilings['flops'] / 1e9:,.0f} GFLOP/s in matrix products, "
+        f"\nthis machine, measured: {ceilings['flops'] / 1e9:,.0f} GFLOP/s in matrix products"
+        f" in {ceilings['products_in']}, "
         f"{ceilings['bytes'] / 1e9:,.1f} GB/s in copies, {1e6 * ceilings['launch_seconds']:.1f} us "
         "a call"
     )
