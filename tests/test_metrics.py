@@ -11,7 +11,8 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from ganlab.images.metrics import high_frequency_ratio, luma, psnr, ssim
+from ganlab.images import metrics
+from ganlab.images.metrics import high_frequency_ratio, luma, psnr, ssim, stride_power
 from ganlab.images.resampling import resize, resize_exact, to_float, to_uint8
 
 
@@ -208,3 +209,25 @@ def _rows(shared_data: Path, name: str, scale: int) -> list[dict[str, str]]:
 def _load(path: Path) -> Tensor:
     with Image.open(path) as image:
         return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("size", [(200, 64), (199, 70), (64, 300)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_measured_in_bands_has_the_figures_of_the_whole(monkeypatch, size, channels):
+    reference = noise(2, channels, *size)
+    image = (reference.int() + noise(2, channels, *size, high=9)).clamp(0, 255).byte()
+
+    def measured() -> list[Tensor]:
+        return [
+            *(psnr(image, reference, 3, channel) for channel in ("y", "rgb")),
+            *(ssim(image, reference, 3, channel) for channel in ("y", "rgb")),
+            stride_power(image, 4),
+        ]
+
+    whole = measured()
+    monkeypatch.setattr(metrics, "BAND", 2 * 40 * (size[1] - 6))
+    seen = []
+    own = metrics.ssim_maps
+    monkeypatch.setattr(metrics, "ssim_maps", lambda a, b: seen.append(a.shape[-2]) or own(a, b))
+    torch.testing.assert_close(measured(), whole, rtol=1e-12, atol=0)
+    assert max(seen) <= 50 and sum(seen) - 10 * len(seen) == 2 * (size[0] - 6 - 10)

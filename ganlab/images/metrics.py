@@ -1,9 +1,11 @@
 """Full-reference measures of images: PSNR, SSIM, and the amount of fine detail.
 
 All take 8-bit images, as stored in a file, and return float64, one number for each image.
+Large images are measured band by band, because float64 copies of the whole need much memory.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -15,6 +17,7 @@ PEAK = 255
 WINDOW = 11  # of SSIM, in pixels
 SIGMA = 1.5
 TILE_PERIODS = 8  # for `stride_power`: enough to distinguish a periodic pattern from the picture
+BAND = 2**20  # pixels that are measured at once; several float64 copies of them are needed
 ROUNDING_POWER = 1 / 12  # variance of rounding to whole levels: the floor of any 8-bit spectrum
 
 
@@ -31,11 +34,11 @@ def luma(images: Tensor) -> Tensor:
     :raises ValueError: when the images have another dtype or shape.
     """
     _check(images)
-    planes = images.to(torch.float64)
     if images.shape[1] == 1:
-        return planes
-    red, green, blue = planes.split(1, dim=1)
-    return 16 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255
+        return images.to(torch.float64)
+    red, green, blue = images.split(1, dim=1)
+    weighted = 65.481 * red.double() + 128.553 * green.double() + 24.966 * blue.double()
+    return weighted.div_(255).add_(16)
 
 
 def psnr(image: Tensor, reference: Tensor, shave: int, channel: Channel = "y") -> Tensor:
@@ -53,8 +56,8 @@ def psnr(image: Tensor, reference: Tensor, shave: int, channel: Channel = "y") -
     :returns: float64 [N]; inf where the images are equal.
     :raises ValueError: when the shapes differ or the shave leaves nothing.
     """
-    image, reference = _planes(image, reference, shave, channel, 1)
-    mse = (image - reference).square().mean(dim=(1, 2, 3))
+    bands = _bands(image, reference, shave, channel, 1)
+    mse = _mean(((a - b).square_().mean(dim=(1, 2, 3)), a.shape[-2]) for a, b in bands)
     return 10 * torch.log10(PEAK**2 / mse)
 
 
@@ -72,8 +75,13 @@ def ssim(image: Tensor, reference: Tensor, shave: int, channel: Channel = "y") -
     :returns: float64 [N], at most 1.
     :raises ValueError: when the shapes differ or the shave leaves less than 11x11 pixels.
     """
-    luminance, structure = ssim_maps(*_planes(image, reference, shave, channel, WINDOW))
-    return (luminance * structure).mean(dim=(1, 2, 3))
+    bands = _bands(image, reference, shave, channel, WINDOW)
+    return _mean(_ssim(a, b) for a, b in bands)
+
+
+def _ssim(a: Tensor, b: Tensor) -> tuple[Tensor, int]:
+    luminance, structure = ssim_maps(a, b)
+    return (luminance * structure).mean(dim=(1, 2, 3)), luminance.shape[-2]
 
 
 def ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,9 +90,9 @@ def ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     :param a, b: planes in 0..255, float [N, C, H, W], at least 11x11.
     :returns: two tensors [N, C, H - 10, W - 10].
     """
-    mean_a, mean_b, square_a, square_b, product = (
-        _blur(maps) for maps in (a, b, a * a, b * b, a * b)
-    )
+    # one after the other, so that few maps are in memory together
+    mean_a, mean_b, square_a = _blur(a), _blur(b), _blur(a * a)
+    square_b, product = _blur(b * b), _blur(a * b)
     c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
     covariance = product - mean_a * mean_b
     variances = (square_a - mean_a**2) + (square_b - mean_b**2)
@@ -108,8 +116,8 @@ def high_frequency_ratio(image: Tensor, reference: Tensor, scale: int) -> Tensor
     :returns: float64 [N], at least 0; inf or nan where the reference has no detail at all.
     :raises ValueError: when the shapes differ.
     """
-    image, reference = _planes(image, reference, 0, "y", 1)
-    return _power_beyond(image, 0.5 / scale) / _power_beyond(reference, 0.5 / scale)
+    image, reference = _cut(image, reference, 0, "y", 1)
+    return _power_beyond(luma(image), 0.5 / scale) / _power_beyond(luma(reference), 0.5 / scale)
 
 
 def stride_power(images: Tensor, stride: int) -> Tensor:
@@ -123,28 +131,35 @@ def stride_power(images: Tensor, stride: int) -> Tensor:
     :param images: uint8 [N, C, H, W], each side at least 4 strides.
     :returns: float64 [N].
     """
-    planes = luma(images)[:, 0]
-    side = stride * min(TILE_PERIODS, min(planes.shape[1:]) // stride)
+    side = stride * min(TILE_PERIODS, min(images.shape[-2:]) // stride)
+    rows_of_tiles = images[..., : images.shape[-2] // side * side, :]
+    bands = rows_of_tiles.split(side * max(1, _rows(images) // side), dim=-2)
+    power = _mean((_power_of_tiles(luma(band)[:, 0], side), band.shape[-2]) for band in bands)
+    step = side // stride
+    at_stride = power[..., ::step, ::step].flatten(1)[:, 1:]  # without the mean
+    return ROUNDING_POWER + at_stride.mean(1)
+
+
+def _power_of_tiles(planes: Tensor, side: int) -> Tensor:
+    """Spectral power [N, side, side] under a Hann window, the mean over tiles."""
     tiles = planes.unfold(1, side, side).unfold(2, side, side).flatten(1, 2)
     hann = torch.hann_window(side, periodic=True, dtype=torch.float64, device=planes.device)
     window = hann[:, None] * hann
     centred = tiles - tiles.mean(dim=(2, 3), keepdim=True)
-    power = torch.fft.fft2(centred * window).abs().square() / window.square().sum()
-    step = side // stride
-    at_stride = power[..., ::step, ::step].mean(1).flatten(1)[:, 1:]  # without the mean
-    return ROUNDING_POWER + at_stride.mean(1)
+    power = torch.fft.fft2(centred.mul_(window)).abs().square_() / window.square().sum()
+    return power.mean(1)
 
 
 def _power_beyond(planes: Tensor, frequency: float) -> Tensor:
     """Spectral power [N] beyond a distance from frequency zero, in cycles per pixel."""
     height, width = planes.shape[-2:]
-    window = _hann(height, planes.device)[:, None] * _hann(width, planes.device)
-    centred = planes - planes.mean(dim=(2, 3), keepdim=True)
-    power = torch.fft.fft2(centred * window).abs().square()
+    planes = planes - planes.mean(dim=(2, 3), keepdim=True)
+    planes.mul_(_hann(height, planes.device)[:, None] * _hann(width, planes.device))
+    power = torch.fft.fft2(planes).abs().square_()
     vertical = torch.fft.fftfreq(height, dtype=torch.float64, device=planes.device)
     horizontal = torch.fft.fftfreq(width, dtype=torch.float64, device=planes.device)
     beyond = torch.hypot(vertical[:, None], horizontal) > frequency
-    return (power * beyond).sum(dim=(1, 2, 3))
+    return power.mul_(beyond).sum(dim=(1, 2, 3))
 
 
 def _hann(size: int, device: torch.device) -> Tensor:
@@ -165,10 +180,39 @@ def _blur(planes: Tensor) -> Tensor:
     return planes
 
 
-def _planes(
+def _bands(
+    image: Tensor, reference: Tensor, shave: int, channel: Channel, window: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The planes to compare, float64, with borders cut, in bands of up to `BAND` pixels.
+
+    Neighbouring bands share `window` - 1 rows; so each window lies in one band.
+    """
+    image, reference = _cut(image, reference, shave, channel, window)
+    step = _rows(image)
+    for top in range(0, image.shape[-2] - window + 1, step):
+        rows = (..., slice(top, top + step + window - 1), slice(None))
+        if channel == "y":
+            yield luma(image[rows]), luma(reference[rows])
+        else:
+            yield image[rows].to(torch.float64), reference[rows].to(torch.float64)
+
+
+def _mean(bands: Iterator[tuple[Tensor, int]]) -> Tensor:
+    """The mean of a picture from the means of its bands, each given with its number of rows."""
+    means, heights = zip(*bands, strict=True)
+    shares = [height / sum(heights) for height in heights]
+    return torch.stack([mean * share for mean, share in zip(means, shares, strict=True)]).sum(0)
+
+
+def _rows(images: Tensor) -> int:
+    """How many rows of the images are measured at once."""
+    return max(1, BAND // (len(images) * images.shape[-1]))
+
+
+def _cut(
     image: Tensor, reference: Tensor, shave: int, channel: Channel, smallest: int
 ) -> tuple[Tensor, Tensor]:
-    """The planes to compare, float64, with borders cut; each side keeps at least `smallest`."""
+    """Check two images, and cut their borders; each side keeps at least `smallest`."""
     if image.shape != reference.shape:
         raise ValueError(f"the images differ in shape: {[*image.shape]} and {[*reference.shape]}")
     if channel not in ("y", "rgb"):
@@ -181,10 +225,8 @@ def _planes(
             f"a shave of {shave} pixels leaves less than {smallest} x {smallest} of an image "
             f"of {width} x {height}"
         )
-    cut = (..., slice(shave, height - shave), slice(shave, width - shave))
-    if channel == "y":
-        return luma(image[cut]), luma(reference[cut])
-    return image[cut].to(torch.float64), reference[cut].to(torch.float64)
+    inner = (..., slice(shave, height - shave), slice(shave, width - shave))
+    return image[inner], reference[inner]
 
 
 def _check(images: Tensor) -> None:
