@@ -1,10 +1,13 @@
 """Photographs enlarged several at once, files read and written beside it."""
 
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from children import Child
 from click.testing import CliRunner
 from PIL import Image
 
@@ -12,7 +15,11 @@ from ganlab.cli import main
 from ganlab.commands import apply
 from ganlab.commands.apply import evaluate_folder, upscale_files
 from ganlab.errors import RecipeError
+from ganlab.images import resampling
 from ganlab.images.files import ImageError, read_image, split_alpha, write_png
+from ganlab.images.png import Packed
+from ganlab.images.resampling import resize, to_float, to_uint8
+from ganlab.system import begin_peak_memory, peak_memory
 
 SIDES = {"a": (20, 24), "b": (20, 24), "c": (20, 24), "d": (24, 20), "e": (20, 24)}
 
@@ -44,8 +51,19 @@ def files(tmp_path: Path) -> list[Path]:
     return [tmp_path / f"{name}.png" for name in SIDES]
 
 
-def enlarged(trained: Path, files: list[Path], output: Path) -> list[str]:
-    return list(upscale_files(str(trained), files, output, 256, "last", "cpu"))
+def enlarged(trained: Path, files: list[Path], output: Path, tile: int = 256) -> list[str]:
+    return list(upscale_files(str(trained), files, output, tile, "last", "cpu"))
+
+
+def nearest(images: torch.Tensor) -> torch.Tensor:
+    """A generator x4."""
+    return images.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, generator: Callable[..., torch.Tensor]) -> None:
+    """Use another generator than that of the run."""
+    load = apply.load_for_use
+    monkeypatch.setattr(apply, "load_for_use", lambda *a: (load(*a)[0], generator, None))
 
 
 @pytest.mark.parametrize(("pixels", "batches"), [(256 * 256, [3, 1, 1]), (15_360, [2, 1, 1, 1])])
@@ -59,8 +77,14 @@ def test_photographs_enlarged_together_are_those_enlarged_alone(
 ) -> None:
     monkeypatch.setitem(apply.TOGETHER, "cpu", pixels)
     shown = []
-    whole = apply.upscale
-    monkeypatch.setattr(apply, "upscale", lambda *a: shown.append(len(a[1])) or whole(*a))
+    bands = apply.bands
+
+    def spied(generator: object, images: list[torch.Tensor], *rest: int) -> object:
+        if len(images[0]) == 3:  # alpha comes alone
+            shown.append(len(images))
+        return bands(generator, images, *rest)
+
+    monkeypatch.setattr(apply, "bands", spied)
     lines = enlarged(trained, files, tmp_path / "together")
     assert shown == batches
     assert [line.partition(":")[0] for line in lines] == [
@@ -91,14 +115,14 @@ def test_what_comes_before_a_damaged_file_is_made_and_told(
 def test_a_file_is_told_once_it_is_written(
     trained: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = apply.write_png
+    whole = apply.write_strips
 
-    def full(image: torch.Tensor, path: Path) -> None:
+    def full(path: Path, height: int, packed: Iterable[Packed]) -> None:
         if path.name == "b.png":
             raise ImageError(f"{path}: cannot be written: No space left on device")
-        whole(image, path)
+        whole(path, height, packed)
 
-    monkeypatch.setattr(apply, "write_png", full)
+    monkeypatch.setattr(apply, "write_strips", full)
     lines = []
     with pytest.raises(ImageError, match=r"b\.png: cannot be written"):
         for line in upscale_files(str(trained), files, tmp_path / "out", 256, "last", "cpu"):
@@ -186,11 +210,7 @@ def test_16_bits_and_8_bits_are_the_same_picture(trained: Path, tmp_path: Path) 
 def test_a_generator_that_only_enlarges_keeps_every_grey_level(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        apply,
-        "upscale",
-        lambda _, lr, scale, tile: lr.repeat_interleave(4, 2).repeat_interleave(4, 3),
-    )
+    use(monkeypatch, nearest)
     for dtype, most in ((torch.uint8, 256), (torch.uint16, 65536)):
         image = torch.randint(0, most, (1, 20, 24)).int().to(dtype)
         write_png(image, tmp_path / f"{most}.png")
@@ -208,3 +228,91 @@ def test_16_bits_are_refused_where_they_cannot_be_written(
         list(
             upscale_files(str(trained), [tmp_path / "x.png"], tmp_path / "o", 64, "last", "cpu", 16)
         )
+
+
+@pytest.mark.parametrize(("channels", "bits"), [(1, 8), (2, 8), (3, 8), (4, 8), (1, 16)])
+@pytest.mark.parametrize("size", [(150, 20), (20, 150), (65, 130)])
+def test_a_picture_enlarged_in_bands_is_the_whole_picture(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    channels: int,
+    bits: int,
+    size: tuple[int, int],
+) -> None:
+    use(monkeypatch, nearest)
+    image = torch.randint(0, 2**bits, (channels, *size))
+    image = image.to(torch.uint8 if bits == 8 else torch.uint16)
+    write_png(image, tmp_path / "x.png")
+    enlarged(trained, [tmp_path / "x.png"], tmp_path / "out", tile=70)
+    colour, alpha = split_alpha(tmp_path / "out" / "x.png", keep_grey=True, keep_16_bits=True)
+    has_alpha = channels in (2, 4)
+    assert torch.equal(colour.int(), nearest(image[None, : channels - has_alpha].int())[0])
+    assert (alpha is not None) == has_alpha
+    if alpha is not None:
+        whole = to_uint8(resize(to_float(image[None, -1:]), (4 * size[0], 4 * size[1])))[0]
+        assert (alpha.int() - whole.int()).abs().max() <= 1
+        assert (alpha != whole).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize(("fault", "kept"), [(RuntimeError, ["a.png"]), (KeyboardInterrupt, [])])
+def test_a_fault_in_the_middle_of_a_picture_leaves_no_half_file(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: type[BaseException],
+    kept: list[str],
+) -> None:
+    shown = []
+
+    def failing(images: torch.Tensor) -> torch.Tensor:
+        shown.append(len(images))
+        if len(shown) == 4:  # the picture before has one tile, this one has five
+            raise fault
+        return nearest(images)
+
+    use(monkeypatch, failing)
+    for name, height in (("a", 20), ("b", 200)):
+        write_png(torch.randint(0, 256, (3, height, 30)).byte(), tmp_path / f"{name}.png")
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    lines = []
+    with pytest.raises(fault):
+        for line in upscale_files(str(trained), files, tmp_path / "out", 64, "last", "cpu"):
+            lines.append(line)
+    assert len(lines) == len(kept)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == kept
+
+
+def test_pictures_of_many_sizes_leave_no_matrices_behind(trained: Path, tmp_path: Path) -> None:
+    before = dict(resampling._MATRICES)
+    files = []
+    for side in range(30, 40):  # with alpha, and a generator that contains a bicubic enlargement
+        files.append(tmp_path / f"{side}.png")
+        write_png(torch.randint(0, 256, (4, side, 2 * side)).byte(), files[-1])
+    enlarged(trained, files, tmp_path / "out")
+    evaluate_folder(str(trained), tmp_path / "out", "last", "cpu")
+    assert resampling._MATRICES.keys() == before.keys()
+
+
+def enlarge_a_megapixel(trained: str, file: str, output: str) -> None:
+    """Prints by how many bytes the peak of memory grows."""
+    load = apply.load_for_use
+    apply.load_for_use = lambda *a: (load(*a)[0], nearest, None)  # type: ignore[assignment]
+    small = Path(file).with_name("small.png")
+    enlarged(Path(trained), [small], Path(output) / "small")
+    begin_peak_memory()
+    before = peak_memory()
+    enlarged(Path(trained), [Path(file)], Path(output), tile=64)
+    print(peak_memory() - before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts peak memory from a moment on")
+def test_memory_does_not_grow_with_the_picture(trained: Path, tmp_path: Path) -> None:
+    write_png(torch.zeros(3, 16, 16, dtype=torch.uint8), tmp_path / "small.png")
+    write_png(torch.zeros(3, 1000, 1000, dtype=torch.uint8), tmp_path / "x.png")
+    child = Child(
+        trained, tmp_path / "x.png", tmp_path / "out", cwd=tmp_path, function=enlarge_a_megapixel
+    )
+    assert child.wait() == 0, child.stderr
+    # the result takes 48 MB in 8 bits, and 192 in float32
+    assert int(child.stdout) < 120e6

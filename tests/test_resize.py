@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ganlab.images.resampling import resize, resize_exact, round_to_8_bits, to_float, to_uint8
+from ganlab.images import resampling
+from ganlab.images.resampling import (
+    passing_matrices,
+    resize,
+    resize_exact,
+    round_to_8_bits,
+    to_float,
+    to_uint8,
+)
 
 X2 = [-3, -9, 29, 111, 111, 29, -9, -3]
 X3 = [-1, -2, 0, 9, 21, 27, 21, 9, 0, -2, -1]
@@ -217,3 +225,32 @@ def _reproduced(shared_data: Path, path: Path) -> bool:
 def _load(path: Path) -> Tensor:
     with Image.open(path) as image:
         return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)
+
+
+def test_matrices_of_passing_images_are_dropped_and_those_of_training_stay_where_they_are(
+    monkeypatch,
+):
+    monkeypatch.setattr(resampling, "_MATRICES", {})
+    images = torch.rand(1, 1, 12, 12)
+    resize(images, (6, 6))
+    lasting = {key: matrix.data_ptr() for key, matrix in resampling._MATRICES.items()}
+    assert len(lasting) == 1
+    with pytest.raises(KeyError), passing_matrices():
+        resize(images, (6, 24))
+        resize_exact(to_uint8(images), (6, 30))
+        assert len(resampling._MATRICES) == 4
+        raise KeyError
+    assert {key: m.data_ptr() for key, m in resampling._MATRICES.items()} == lasting
+
+
+def test_passing_matrices_are_dropped_earlier_when_they_take_more_than_told(monkeypatch):
+    monkeypatch.setattr(resampling, "_MATRICES", {})
+    kept = []
+    with passing_matrices() as drop:
+        for side in range(20, 120):
+            resize(torch.rand(1, 1, 10, side), (10, 2 * side))
+            drop(2**18)
+            kept.append(len(resampling._MATRICES))
+            assert sum(matrix.nbytes for matrix in resampling._MATRICES.values()) <= 2**18
+    assert 0 in kept and max(kept) > 10
+    assert not resampling._MATRICES

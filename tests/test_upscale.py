@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ganlab.images.upscaling import of_one_size, upscale
+from ganlab.images import upscaling
+from ganlab.images.resampling import resize, to_float, to_uint8
+from ganlab.images.upscaling import bands, bicubic, bicubic_generator, of_one_size, upscale
 
 
 @pytest.fixture
@@ -136,3 +138,61 @@ def test_the_generator_chooses_channels_and_dtype_and_no_gradient_is_kept():
 def test_tiles_that_cannot_be_laid_are_refused(tile, overlap):
     with pytest.raises(ValueError, match=f"twice the overlap of {overlap} must be a multiple of 8"):
         upscale(nearest, torch.rand(1, 3, 8, 8), 3, tile, overlap)
+
+
+@pytest.mark.parametrize("size", [(37, 53), (1, 33), (70, 5), (90, 20)])
+@pytest.mark.parametrize(("tile", "overlap"), [(16, 4), (24, 8), (64, 16)])
+def test_bands_are_the_rows_of_the_whole_result(convolutional, size, tile, overlap):
+    images = torch.rand(2, 3, *size, dtype=torch.float64)
+    parts = list(bands(convolutional, images, 2, tile, overlap))
+    assert all(part.shape[-2] <= 2 * tile for part in parts)
+    joined = torch.cat(parts, dim=-2)
+    torch.testing.assert_close(
+        joined, upscale(convolutional, images, 2, tile, overlap), rtol=0, atol=1e-12
+    )
+    assert torch.equal(torch.cat([*bands(nearest, images, 3, tile, overlap)], -2), nearest(images))
+    assert not joined.requires_grad
+
+
+def test_a_band_is_made_when_it_is_asked_for():
+    seen = []
+
+    def generator(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return images
+
+    rows = bands(generator, torch.rand(1, 1, 88, 32), 1, tile=32, overlap=4)
+    assert (next(rows).shape[-2], len(seen)) == (28, 1)
+    assert (next(rows).shape[-2], len(seen)) == (24, 2)
+
+
+@pytest.mark.parametrize("height", [1, 31, 56, 57, 63, 64, 65, 80, 81, 104, 105])
+def test_bands_of_any_multiple_have_the_same_rows(height):
+    images = torch.rand(1, 1, height, 8)
+    first, second = (
+        [part.shape[-2] for part in bands(nearest, images, 3, 32, 4, multiple)]
+        for multiple in (8, 1)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_images_may_be_a_list_of_integers(dtype):
+    images = torch.randint(0, 256, (2, 1, 37, 20)).to(dtype)
+    made = upscale(lambda tiles: nearest(to_float(tiles)), list(images), 3, 16, 4)
+    assert torch.equal(made, nearest(to_float(images)))
+
+
+@pytest.mark.parametrize("size", [(5, 9), (48, 48), (97, 65), (200, 3)])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_bicubic_in_tiles_is_bicubic_of_the_whole(monkeypatch, size, scale):
+    images = torch.rand(2, 3, *size)
+    whole = to_uint8(resize(images, (scale * size[0], scale * size[1])))
+    assert torch.equal(bicubic(images, scale), whole)
+    monkeypatch.setattr(upscaling, "BICUBIC_SIDE", 48 * scale)
+    tiled = bicubic(images, scale)
+    # sums in another order: a value that lies between two levels may be rounded otherwise
+    assert (tiled.int() - whole.int()).abs().max() <= 1
+    assert (tiled != whole).float().mean() < 1e-3
+    levels = (images * 255).byte()
+    assert torch.equal(bicubic_generator(scale)(levels), bicubic_generator(scale)(to_float(levels)))

@@ -1,11 +1,13 @@
 """Use a finished run: score a folder of images, or enlarge photographs."""
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,24 +19,30 @@ from torch import Tensor, nn
 
 from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import TOGETHER, evaluate_images, grey_plane, means
-from ganlab.images.files import (
-    list_images,
-    loses_16_bits,
-    read_image,
-    split_alpha,
-    write_png,
-)
+from ganlab.images.files import list_images, loses_16_bits, read_image, split_alpha
 from ganlab.images.metrics import WINDOW
-from ganlab.images.resampling import resize, to_float, to_uint8, to_uint16
-from ganlab.images.upscaling import of_one_size, upscale
+from ganlab.images.png import Strip, pack, strips, write_strips
+from ganlab.images.resampling import passing_matrices, to_float, to_uint8, to_uint16
+from ganlab.images.upscaling import MULTIPLE, bands, bicubic_generator, of_one_size
 from ganlab.plugin import EvaluatedImage
 from ganlab.run import Run, merged
 from ganlab.session import load_for_use
 
-AHEAD = 2  # images that are read or written in threads during the computation
+AHEAD = 2  # images that are read in threads during the computation
+STRIPS_AHEAD = 8  # of an enlarged image, which are compressed in threads
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-Photograph = tuple[Path, Tensor, Tensor | None, str]  # output file, colour, alpha, note
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """An image file to enlarge."""
+
+    target: Path
+    colour: Tensor
+    """uint8 or uint16, [3 or 1, h, w]."""
+    alpha: Tensor | None
+    note: str
 
 
 def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str, Any]:
@@ -174,14 +182,15 @@ def upscale_files(
             )
     loaded, generator, _ = load_for_use(run, weights, device)
     output.mkdir(parents=True, exist_ok=True)
+    tile -= tile % MULTIPLE  # so that bands of colour and alpha have the same rows
     photographs = beside(partial(_read, bits=bits), zip(files, targets, strict=True))
     together = TOGETHER[loaded.device.type] // loaded.scale**2
-    enlarged = (
-        one
+    parts = (
+        part
         for group in of_one_size(photographs, _kind, together)
-        for one in _enlarged(group, generator, loaded, tile, bits)
+        for part in _enlarged(group, generator, loaded, tile, bits)
     )
-    yield from beside(_write, enlarged)
+    yield from _written(parts, loaded.scale)
 
 
 def _read(job: tuple[Path, Path], bits: int | None) -> Photograph:
@@ -194,52 +203,80 @@ def _read(job: tuple[Path, Path], bits: int | None) -> Photograph:
             "leave out --bits 16"
         )
     note = " (its colours have 16 bits; read and written with 8)" if loses_16_bits(file) else ""
-    return target, colour, alpha, note
+    return Photograph(target, colour, alpha, note)
 
 
 def _kind(photograph: Photograph) -> tuple[int, ...]:
     """What photographs must share to be enlarged together: depth, channels, height, width."""
-    colour = photograph[1]
-    return colour.dtype.itemsize, *colour.shape
+    return photograph.colour.dtype.itemsize, *photograph.colour.shape
 
 
 def _enlarged(
     group: list[Photograph], generator: nn.Module, run: Run, tile: int, bits: int | None
-) -> Iterator[tuple[Path, Tensor, Tensor, str]]:
-    """Enlarge photographs of one kind together; yields output file, LR, SR and note of each."""
-    colours = torch.stack([colour for _, colour, _, _ in group])
-    is_grey, deep = colours.shape[1] == 1, 16 in (bits, 8 * colours.dtype.itemsize)
-    lr = to_float(colours).to(run.device, run.dtype).expand(-1, 3, -1, -1)
-    with torch.no_grad():
-        made = upscale(generator, lr, run.scale, tile)
-        if deep:
-            pictures = to_uint16(made.cpu().clamp(0, 1).mean(1, keepdim=True))
-        else:
-            pictures = to_uint8(made).cpu()
-            pictures = grey_plane(pictures) if is_grey else pictures
-    for (target, colour, alpha, note), sr in zip(group, pictures, strict=True):
-        if alpha is not None:
-            size = (sr.shape[-2], sr.shape[-1])
-            sr = torch.cat([sr, to_uint8(resize(to_float(alpha[None]), size))[0]])
-        yield target, colour, sr, note
+) -> Iterator[tuple[Photograph, Strip]]:
+    """Enlarge photographs of one kind together; yields the strips of each, from top to bottom.
+
+    Of one photograph a band is held at a time. Several are held whole, as they have few pixels.
+    """
+    colours = [photograph.colour for photograph in group]
+    is_deep = 16 in (bits, 8 * colours[0].dtype.itemsize)
+    with passing_matrices():
+        made: Iterable[Tensor] = bands(_rounded(generator, run, is_deep), colours, run.scale, tile)
+        if len(group) > 1:
+            made = list(made)
+        for number, photograph in enumerate(group):
+            for strip in strips(_with_alpha(made, number, photograph, run.scale, tile)):
+                yield photograph, strip
 
 
-def _write(job: tuple[Path, Tensor, Tensor, str]) -> str:
-    target, lr, sr, note = job
-    write_png(sr, target)
-    return f"{target}: {lr.shape[-1]}x{lr.shape[-2]} -> {sr.shape[-1]}x{sr.shape[-2]}{note}"
+def _rounded(generator: nn.Module, run: Run, is_deep: bool) -> Callable[[Tensor], Tensor]:
+    """The generator as a function from integers to integers of 8 or 16 bits, on the CPU."""
+
+    def enlarge(tiles: Tensor) -> Tensor:
+        made = generator(to_float(tiles).to(run.device, run.dtype).expand(-1, 3, -1, -1))
+        if is_deep:
+            return to_uint16(made.cpu().clamp(0, 1).mean(1, keepdim=True))
+        levels = to_uint8(made).cpu()
+        return grey_plane(levels) if tiles.shape[1] == 1 else levels
+
+    return enlarge
 
 
-def beside(function: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
-    """Apply a function to items in threads, up to `AHEAD` items ahead; yields answers in order.
+def _with_alpha(
+    colours: Iterable[Tensor], number: int, photograph: Photograph, scale: int, tile: int
+) -> Iterator[Tensor]:
+    """The bands [C, rows, W] of one photograph of a group; alpha is enlarged by bicubic."""
+    if photograph.alpha is None:
+        yield from (band[number] for band in colours)
+        return
+    alphas = bands(bicubic_generator(scale), [photograph.alpha], scale, tile)
+    for colour, alpha in zip(colours, alphas, strict=True):
+        yield torch.cat([colour[number], alpha[0]])
+
+
+def _written(parts: Iterable[tuple[Photograph, Strip]], scale: int) -> Iterator[str]:
+    """Write the files; strips are compressed in threads. Yields a line of text for each."""
+    packed = beside(lambda part: (part[0], pack(part[1])), parts, STRIPS_AHEAD)
+    for photograph, first in packed:
+        height, width = photograph.colour.shape[-2:]
+        rest = (strip for _, strip in packed)
+        write_strips(photograph.target, scale * height, chain([first], rest))
+        size = f"{width}x{height} -> {scale * width}x{scale * height}"
+        yield f"{photograph.target}: {size}{photograph.note}"
+
+
+def beside(
+    function: Callable[[Item], Answer], items: Iterable[Item], ahead: int = AHEAD
+) -> Iterator[Answer]:
+    """Apply a function to items in threads, up to `ahead` items ahead; yields answers in order.
 
     An error of the function or of the items is raised in order too: after the earlier answers.
     """
-    with ThreadPoolExecutor(AHEAD) as pool:
+    with ThreadPoolExecutor(min(ahead, os.cpu_count() or ahead)) as pool:
         waiting: deque[Future[Answer]] = deque()
         for begun in _begun(pool, function, items):
             waiting.append(begun)
-            if len(waiting) > AHEAD:
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -16,7 +16,8 @@ from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import SCORES, grey_plane, means, numbers, reference_scores
 from ganlab.images.files import list_images, read_image
 from ganlab.images.metrics import WINDOW, psnr
-from ganlab.images.resampling import resize, to_float, to_uint8
+from ganlab.images.resampling import passing_matrices, resize, to_float, to_uint8
+from ganlab.images.upscaling import bicubic
 from ganlab.recipe.file import did_you_mean
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run, merged
@@ -139,11 +140,11 @@ def _scored(trio: Trio, protocol: Protocol) -> dict[str, dict[str, float]]:
             f"{trio.lr}: {_size(lr)} pixels, which x{protocol.scale} do not make the {_size(hr)} "
             f"of {trio.hr}"
         )
-    bicubic = to_uint8(resize(to_float(lr), size))
-    return {
-        "SR": _of_one(sr, hr, lr, protocol, trio.name),
-        "bicubic": _of_one(bicubic, hr, lr, protocol, trio.name),
-    }
+    with passing_matrices():
+        return {
+            "SR": _of_one(sr, hr, lr, protocol, trio.name),
+            "bicubic": _of_one(bicubic(lr, protocol.scale), hr, lr, protocol, trio.name),
+        }
 
 
 def _of_one(

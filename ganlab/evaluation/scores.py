@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ganlab.errors import RecipeError
 from ganlab.images.metrics import WINDOW, high_frequency_ratio, psnr, ssim, stride_power
-from ganlab.images.resampling import resize, to_float, to_uint8
-from ganlab.images.upscaling import of_one_size, upscale
+from ganlab.images.resampling import passing_matrices, to_float, to_uint8
+from ganlab.images.upscaling import bicubic, of_one_size, upscale
 from ganlab.plugin import EvaluatedImage
 from ganlab.recipe.file import did_you_mean
 from ganlab.run import Run, merged
@@ -20,6 +20,7 @@ from ganlab.speed.device import no_kernel_search, widest_float
 SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "hf_ratio", "lr_psnr")
 # HR pixels enlarged and scored at once: few enough for a CPU's caches, enough to keep a GPU busy
 TOGETHER = {"cpu": 256 * 256, "cuda": 1024 * 1024, "mps": 512 * 512}
+MATRICES = 2**26  # bytes of the matrices of bicubic that an evaluation keeps for its next images
 
 Scores = dict[str, float | Tensor]
 
@@ -80,8 +81,10 @@ def evaluate_images(
     :returns: in the order of the images.
     """
     cropped = ((name, _cropped(image, run.scale)) for name, image in images)
-    for group in of_one_size(cropped, lambda item: item[1].shape, TOGETHER[run.device.type]):
-        yield from _evaluate_group(dict(group), generator, run, score_bicubic)
+    with passing_matrices() as drop:
+        for group in of_one_size(cropped, lambda item: item[1].shape, TOGETHER[run.device.type]):
+            yield from _evaluate_group(dict(group), generator, run, score_bicubic)
+            drop(MATRICES)
 
 
 def _evaluate_group(
@@ -92,15 +95,15 @@ def _evaluate_group(
     hr = torch.stack(list(originals.values())).to(run.device)
     with torch.no_grad():
         lr = _degraded(run, names, hr.expand(-1, 3, -1, -1))
-        sr = to_uint8(upscale(generator, lr, run.scale))
-        bicubic = to_uint8(resize(lr, (hr.shape[-2], hr.shape[-1])))
+        sr = upscale(lambda tiles: to_uint8(generator(tiles)), lr, run.scale)
+        smooth = bicubic(lr, run.scale)
         lr = to_uint8(lr)
         if widest_float(run.device) is not torch.float64:  # which scores need
-            hr, lr, sr, bicubic = (images.cpu() for images in (hr, lr, sr, bicubic))
+            hr, lr, sr, smooth = (images.cpu() for images in (hr, lr, sr, smooth))
         rows = _scored(run, names, sr, hr, lr)
-        rows += _scored(run, names, bicubic, hr, lr) if score_bicubic else []
+        rows += _scored(run, names, smooth, hr, lr) if score_bicubic else []
     scores = numbers(rows)
-    pictures = zip(originals.values(), lr.cpu(), sr.cpu(), bicubic.cpu(), strict=True)
+    pictures = zip(originals.values(), lr.cpu(), sr.cpu(), smooth.cpu(), strict=True)
     for index, (name, four) in enumerate(zip(names, pictures, strict=True)):
         yield EvaluatedImage(name, *four, *scores[index :: len(names)])
 

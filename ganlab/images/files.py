@@ -182,7 +182,8 @@ def _decode(path: Path, keep_16_bits: bool = False) -> tuple[Pixels, NDArray[np.
     """Colour [H, W, 1 or 3], and alpha [H, W, 1] when some pixel is not opaque."""
     with _opened(path) as image:
         _refuse_unfit(image, path)
-        return _to_pixels(ImageOps.exif_transpose(image), path, keep_16_bits)
+        ImageOps.exif_transpose(image, in_place=True)  # else a second copy of the picture
+        return _to_pixels(image, path, keep_16_bits)
 
 
 @contextmanager
@@ -236,7 +237,7 @@ def _to_pixels(
         return _split(np.asarray(image.convert("RGBA")), grey=image.mode in ("1", "L", "LA", "La"))
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))[:, :, None], None
-    return np.asarray(image.convert("RGB")), None
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), None
 
 
 def _fits_16_bits(image: Image.Image) -> bool:
@@ -259,4 +260,4 @@ def _composite(colour: Pixels, alpha: Pixels, behind: int) -> Pixels:
 
 
 def _to_tensor(pixels: Pixels) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).copy())
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))

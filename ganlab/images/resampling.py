@@ -1,7 +1,8 @@
 """Bicubic resampling as in MATLAB's imresize, and conversion to and from 8 bits."""
 
 import math
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ def resize(images: Tensor, size: Size, antialias: bool = True) -> Tensor:
     reason a shrunk crop differs at its border from the same crop of the shrunk image.
 
     The result is differentiable, and neither rounded nor clipped (it overshoots 0..1 at sharp
-    edges). It is computed in at least float32, also under autocast. The matrices stay in memory:
-    H h + W w numbers for each pair of sizes.
+    edges). It is computed in at least float32, also under autocast. The matrices stay in memory,
+    unless `passing_matrices` is active: H h + W w numbers for each pair of sizes.
 
     :param images: [N, C, H, W], any float dtype, any device.
     :param size: (h, w), each at least 1; the two sides may have different factors.
@@ -35,8 +36,8 @@ def resize(images: Tensor, size: Size, antialias: bool = True) -> Tensor:
     # where torch may compute float32 products in TF32, with errors of 0.2 grey levels
     coarse = images.is_cuda and torch.get_float32_matmul_precision() != "highest"
     precision = torch.float64 if coarse or images.dtype == torch.float64 else torch.float32
-    rows = _weights(images.shape[-2], size[0], antialias, precision, images.device)
-    columns = _weights(images.shape[-1], size[1], antialias, precision, images.device)
+    rows = _matrix(images.shape[-2], size[0], antialias, precision, images.device)
+    columns = _matrix(images.shape[-1], size[1], antialias, precision, images.device)
     with torch.autocast(images.device.type, enabled=False):
         return (rows @ images.to(precision) @ columns.mT).to(images.dtype)
 
@@ -58,10 +59,34 @@ def resize_exact(images: Tensor, size: Size) -> Tensor:
         raise ValueError(f"resize_exact takes uint8 images, not {images.dtype}; use to_uint8")
     if images.device.type == "mps":  # which has no float64
         return resize_exact(images.cpu(), size).to(images.device)
-    rows = _taps(images.shape[-2], size[0], True, images.device)
-    columns = _taps(images.shape[-1], size[1], True, images.device)
+    rows = _matrix(images.shape[-2], size[0], True, None, images.device)
+    columns = _matrix(images.shape[-1], size[1], True, None, images.device)
     levels = _round_ratio(rows @ images.to(torch.float64), rows.sum(1)[:, None])
     return _round_ratio(levels @ columns.mT, columns.sum(1)).to(torch.uint8)
+
+
+@contextmanager
+def passing_matrices() -> Iterator[Callable[[int], None]]:
+    """Context for images of many sizes: the matrices that are made in it are dropped at its end.
+
+    Matrices made outside stay for good, because a captured CUDA graph reads them by address. So no
+    step of training may be captured in this context.
+
+    :yields: a function that drops them earlier, when they take more than this number of bytes.
+    """
+    lasting = set(_MATRICES)
+
+    def drop(most: int) -> None:
+        # a list, since another thread may make matrices meanwhile
+        made = {key: matrix for key, matrix in list(_MATRICES.items()) if key not in lasting}
+        if sum(matrix.nbytes for matrix in made.values()) > most:
+            for key in made:
+                _MATRICES.pop(key, None)
+
+    try:
+        yield drop
+    finally:
+        drop(0)
 
 
 def round_to_8_bits(images: Tensor) -> Tensor:
@@ -72,12 +97,12 @@ def round_to_8_bits(images: Tensor) -> Tensor:
     :param images: float, any shape.
     :returns: the same shape and dtype.
     """
-    return _grey_levels(images) / 255
+    return (images * 255 + 0.5).floor().clamp(0, 255) / 255
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """8-bit images from floats in 0..1: rounded half up, clipped."""
-    return _grey_levels(images).to(torch.uint8)
+    return images.mul(255).add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_uint16(images: Tensor) -> Tensor:
@@ -93,42 +118,43 @@ def to_float(images: Tensor) -> Tensor:
     return levels.div_(torch.full((), WHITE.get(images.dtype, 255.0), device=images.device))
 
 
-def _grey_levels(images: Tensor) -> Tensor:
-    return (images * 255 + 0.5).floor().clamp(0, 255)
-
-
 def _round_ratio(sums: Tensor, totals: Tensor) -> Tensor:
     """sums / totals, integers in float64, rounded half up and clipped to 0..255."""
     return sums.add_(totals / 2).div_(totals).floor_().clamp_(0, 255)
 
 
-def _weights(
-    old: int, new: int, antialias: bool, dtype: torch.dtype, device: torch.device
+Key = tuple[int, int, bool, torch.dtype | None, torch.device]
+
+# A plain dict: torch.compile ignores functools.cache and would make the matrix again at each call.
+_MATRICES: dict[Key, Tensor] = {}
+
+
+def _matrix(
+    old: int, new: int, antialias: bool, dtype: torch.dtype | None, device: torch.device
 ) -> Tensor:
-    """The matrix [new, old] that resamples one axis; each row sums to 1."""
+    """The matrix [new, old] that resamples one axis; each row sums to 1.
+
+    :param dtype: None gives the integers of `_taps` instead, in float64.
+    """
     key = (old, new, antialias, dtype, device)
-    if key not in _MATRICES:
-        _MATRICES[key] = _new_weights(*key)
-    return _MATRICES[key]
-
-
-# Kept for ever: a captured CUDA graph reads a matrix by its address. A plain dict: torch.compile
-# ignores functools.cache and would make the matrix again at each call.
-_MATRICES: dict[tuple[int, int, bool, torch.dtype, torch.device], Tensor] = {}
+    matrix = _MATRICES.get(key)
+    if matrix is None:
+        matrix = _MATRICES[key] = _new_matrix(*key)
+    return matrix
 
 
 @torch.inference_mode(False)  # an inference tensor could not take part in a backward pass
-def _new_weights(
-    old: int, new: int, antialias: bool, dtype: torch.dtype, device: torch.device
+def _new_matrix(
+    old: int, new: int, antialias: bool, dtype: torch.dtype | None, device: torch.device
 ) -> Tensor:
-    taps = _taps(old, new, antialias, torch.device("cpu"))
-    return (taps / taps.sum(1, keepdim=True)).to(dtype).to(device)  # MPS has no float64
+    taps = _taps(old, new, antialias)
+    if dtype:
+        taps = (taps / taps.sum(1, keepdim=True)).to(dtype)
+    return taps.to(device)  # converted before, since MPS has no float64
 
 
-@cache
-@torch.inference_mode(False)
-def _taps(old: int, new: int, antialias: bool, device: torch.device) -> Tensor:
-    """The matrix of `_weights` before division by the sums of its rows: integers, in float64.
+def _taps(old: int, new: int, antialias: bool) -> Tensor:
+    """The matrix of `resize` before division by the sums of its rows: integers, in float64.
 
     Output pixel i lies at u = (i + 1/2) old / new - 1/2, and input pixel j has the weight
     cubic((u - j) min(1, new / old)). This is a cubic polynomial of a fraction with a known
@@ -145,7 +171,7 @@ def _taps(old: int, new: int, antialias: bool, device: torch.device) -> Tensor:
     left, taps, right = taps.split([beyond, old, beyond], dim=1)
     taps[:, 0] += left.sum(1)
     taps[:, -1] += right.sum(1)
-    return taps.to(device, torch.float64)
+    return taps.to(torch.float64)
 
 
 def _cubic(numerator: Tensor, d: int) -> Tensor:

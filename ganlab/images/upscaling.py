@@ -1,24 +1,27 @@
 """Applies a generator to images of any size, tile by tile, without seams."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ganlab.images.resampling import resize, to_float, to_uint8
+
 Item = TypeVar("Item")
+Images = Tensor | Sequence[Tensor]
+MULTIPLE = 8  # of the sides of a generator's input, for networks that halve it up to three times
+BICUBIC_SIDE = 2048  # pixels of the result that `bicubic` makes at once, in float
 
 
-@torch.no_grad()
 def upscale(
     generator: Callable[[Tensor], Tensor],
-    images: Tensor,
+    images: Images,
     scale: int,
     tile: int = 256,
     overlap: int = 16,
-    multiple: int = 8,
+    multiple: int = MULTIPLE,
 ) -> Tensor:
     """Enlarge images with the generator, in tiles that fit into memory.
 
@@ -31,8 +34,12 @@ def upscale(
     tile. So the generator must not mix the images of a batch, and `tile` limits the memory for any
     number of images. The result is neither clamped nor rounded, and has no gradient.
 
-    :param generator: a module in eval mode, from [N, C, h, w] to [N, c, scale h, scale w].
-    :param images: LR, [N, C, h, w], at least 1x1, on the device of the generator.
+    The result is held as the generator gives it. A function that also rounds to 8 bits makes it
+    a quarter as large as one that gives float32.
+
+    :param generator: from [N, C, h, w] to [N, c, scale h, scale w]; a module in eval mode.
+    :param images: LR, [N, C, h, w] or N of [C, h, w], at least 1x1, of any dtype and on any
+        device that the generator takes.
     :param tile: the largest side of the generator's input, in LR pixels; rounded down to a
         multiple of `multiple`.
     :param overlap: in LR pixels.
@@ -41,37 +48,120 @@ def upscale(
     :returns: [N, c, scale h, scale w].
     :raises ValueError: when 2 overlap is not a multiple of `multiple`, or not smaller than a tile.
     """
-    tile -= tile % multiple
-    if 2 * overlap % multiple or not 0 <= 2 * overlap < tile:
-        raise ValueError(
-            f"twice the overlap of {overlap} must be a multiple of {multiple} and smaller than "
-            f"the tile, which is {tile}: make the tile larger"
-        )
-    height, width = images.shape[-2:]
-    images = F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")
-    shape = images.shape[-2:]
+    tiles = _Tiles(images, scale, tile, overlap, multiple)
+    return tiles.joined(generator, tiles.tops)
 
-    def size(corner: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(min(tile, side - start) for side, start in zip(shape, corner[1:], strict=True))
 
-    starts = (_starts(side, tile, overlap) for side in shape)
-    # whole tiles, then those at the right edge, those at the bottom, the last corner
-    corners = sorted(product(range(len(images)), *starts), key=size, reverse=True)
-    result: Tensor | None = None
-    for several in of_one_size(corners, size, tile * tile):
-        made = generator(
-            torch.stack([images[n, :, y : y + tile, x : x + tile] for n, y, x in several])
+def bands(
+    generator: Callable[[Tensor], Tensor],
+    images: Images,
+    scale: int,
+    tile: int = 256,
+    overlap: int = 16,
+    multiple: int = MULTIPLE,
+) -> Iterator[Tensor]:
+    """The result of `upscale` in parts: one row of tiles after the other, from top to bottom.
+
+    Bands begin at the same rows for every `multiple` that divides `tile` and twice `overlap`.
+
+    :yields: [N, c, rows, scale w], on the device of the generator's answers.
+    :raises ValueError: as `upscale`.
+    """
+    tiles = _Tiles(images, scale, tile, overlap, multiple)
+    for top in tiles.tops:
+        yield tiles.joined(generator, [top])
+
+
+def bicubic(images: Tensor, scale: int) -> Tensor:
+    """Images enlarged by bicubic interpolation, in 8 bits; large ones in tiles.
+
+    :param images: float in 0..1 or uint8, [N, C, h, w].
+    :returns: uint8 [N, C, scale h, scale w].
+    """
+    return upscale(bicubic_generator(scale), images, scale, BICUBIC_SIDE // scale, multiple=1)
+
+
+def bicubic_generator(scale: int) -> Callable[[Tensor], Tensor]:
+    """Bicubic enlargement as a generator: float or uint8 [N, C, h, w] to uint8."""
+
+    def enlarge(images: Tensor) -> Tensor:
+        size = (scale * images.shape[-2], scale * images.shape[-1])
+        return to_uint8(resize(images if images.is_floating_point() else to_float(images), size))
+
+    return enlarge
+
+
+class _Tiles:
+    """Where tiles lie in images of one size."""
+
+    def __init__(self, images: Images, scale: int, tile: int, overlap: int, multiple: int) -> None:
+        self.images, self.scale, self.overlap = images, scale, overlap
+        self.tile = tile - tile % multiple
+        if 2 * overlap % multiple or not 0 <= 2 * overlap < self.tile:
+            raise ValueError(
+                f"twice the overlap of {overlap} must be a multiple of {multiple} and smaller "
+                f"than the tile, which is {self.tile}: make the tile larger"
+            )
+        self.height, self.width = images[0].shape[-2:]
+        self.padded = (self.height + -self.height % multiple, self.width + -self.width % multiple)
+        self.tops, self.lefts = (self._starts(side) for side in self.padded)
+
+    @torch.no_grad()
+    def joined(self, generator: Callable[[Tensor], Tensor], tops: Sequence[int]) -> Tensor:
+        """The part of the result that the rows of tiles at `tops`, which are neighbours, make."""
+        # whole tiles, then those at the right edge, those at the bottom, the last corner
+        corners = sorted(
+            product(range(len(self.images)), tops, self.lefts), key=self._size, reverse=True
         )
-        if result is None:
-            result = made.new_empty(len(images), made.shape[1], *(scale * side for side in shape))
-        for (number, top, left), picture in zip(several, made, strict=True):
-            # the right and bottom margins of this tile are later overwritten by its neighbours
-            margin_y, margin_x = (scale * overlap if start else 0 for start in (top, left))
-            y, x = scale * top + margin_y, scale * left + margin_x
-            kept = picture[:, margin_y:, margin_x:]
-            result[number, :, y : y + kept.shape[-2], x : x + kept.shape[-1]] = kept
-    assert result is not None
-    return result[..., : scale * height, : scale * width]
+        first, last = self._rows(tops[0])[0], self._rows(tops[-1])[1]
+        result: Tensor | None = None
+        for several in of_one_size(corners, self._size, self.tile * self.tile):
+            made = generator(torch.stack([self._cut(*corner) for corner in several]))
+            if result is None:
+                size = (self.scale * (last - first), self.scale * self.width)
+                result = made.new_empty(len(self.images), made.shape[1], *size)
+            for (number, top, left), picture in zip(several, made, strict=True):
+                self._lay(picture, result[number], top, left, first)
+        assert result is not None
+        return result
+
+    def _lay(self, picture: Tensor, result: Tensor, top: int, left: int, first: int) -> None:
+        """Copy the kept part of a tile to its place in a result that begins at row `first`."""
+        begin, end = self._rows(top)
+        margin = self.overlap if left else 0
+        # the right margin of this tile is later overwritten by its neighbour
+        kept = picture[
+            :,
+            self.scale * (begin - top) : self.scale * (end - top),
+            self.scale * margin : self.scale * (self.width - left),
+        ]
+        y, x = self.scale * (begin - first), self.scale * (left + margin)
+        result[:, y : y + kept.shape[-2], x : x + kept.shape[-1]] = kept
+
+    def _rows(self, top: int) -> tuple[int, int]:
+        """Of the tiles that begin at `top`: the LR rows that are kept."""
+        begin = top + self.overlap if top else 0
+        is_last = top == self.tops[-1]
+        return begin, self.height if is_last else top + self.tile - self.overlap
+
+    def _cut(self, number: int, top: int, left: int) -> Tensor:
+        """A tile; beyond the image it repeats the edge."""
+        height, width = self._size((number, top, left))
+        part = self.images[number][:, top : top + height, left : left + width]
+        below, beside = height - part.shape[-2], width - part.shape[-1]
+        if below:
+            part = torch.cat([part, part[:, -1:].expand(-1, below, -1)], 1)
+        if beside:
+            part = torch.cat([part, part[:, :, -1:].expand(-1, -1, beside)], 2)
+        return part
+
+    def _size(self, corner: tuple[int, int, int]) -> tuple[int, int]:
+        _, top, left = corner
+        return min(self.tile, self.padded[0] - top), min(self.tile, self.padded[1] - left)
+
+    def _starts(self, side: int) -> range:
+        """Where tiles begin along a side: they cover it; neighbours share 2 overlap pixels."""
+        return range(0, max(side - 2 * self.overlap, 1), self.tile - 2 * self.overlap)
 
 
 def of_one_size(
@@ -100,9 +190,3 @@ def of_one_size(
         yield several
     if failure is not None:
         raise failure
-
-
-def _starts(side: int, tile: int, overlap: int) -> range:
-    """Where tiles begin along a side: they cover it, and neighbours share 2 overlap pixels."""
-    step = tile - 2 * overlap
-    return range(0, max(side - 2 * overlap, 1), step)
