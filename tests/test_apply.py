@@ -283,6 +283,20 @@ def test_a_fault_in_the_middle_of_a_picture_leaves_no_half_file(
     assert [path.name for path in (tmp_path / "out").iterdir()] == kept
 
 
+@pytest.mark.parametrize(("tile", "advised"), [(96, True), (64, False)])
+def test_too_large_a_tile_is_told(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tile: int, advised: bool
+) -> None:
+    use(monkeypatch, lambda images: images.expand(2**40, -1, -1, -1).clone())
+    write_png(torch.zeros(3, 100, 100, dtype=torch.uint8), tmp_path / "x.png")
+    command = ["upscale", trained, tmp_path / "x.png", "-o", tmp_path / "out", "--tile", tile]
+    result = CliRunner().invoke(main, [*map(str, command)], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("out of memory")
+    assert ("tiles of 96 pixels: a smaller --tile needs less" in result.stderr) == advised
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_pictures_of_many_sizes_leave_no_matrices_behind(trained: Path, tmp_path: Path) -> None:
     before = dict(resampling._MATRICES)
     files = []

@@ -17,17 +17,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ganlab.errors import RecipeError
+from ganlab.errors import OutOfMemory, RecipeError
 from ganlab.evaluation.scores import TOGETHER, evaluate_images, grey_plane, means
 from ganlab.images.files import list_images, loses_16_bits, read_image, split_alpha
 from ganlab.images.metrics import WINDOW
 from ganlab.images.png import Strip, pack, strips, write_strips
 from ganlab.images.resampling import passing_matrices, to_float, to_uint8, to_uint16
 from ganlab.images.upscaling import MULTIPLE, bands, bicubic_generator, of_one_size
+from ganlab.out_of_memory import explained
 from ganlab.plugin import EvaluatedImage
 from ganlab.run import Run, merged
 from ganlab.session import load_for_use
 
+SMALLEST_TILE = 64  # that the command takes
 AHEAD = 2  # images that are read in threads during the computation
 STRIPS_AHEAD = 8  # of an enlarged image, which are compressed in threads
 Item = TypeVar("Item")
@@ -170,6 +172,7 @@ def upscale_files(
         else 8. Only grey images without alpha can be written with 16.
     :raises RecipeError: when an output exists already (nothing is overwritten), or cannot be
         written with 16 bits.
+    :raises OutOfMemory: with the advice to take smaller tiles.
     """
     files = list(images)
     targets = [output / f"{file.stem}.png" for file in files]
@@ -190,7 +193,15 @@ def upscale_files(
         for group in of_one_size(photographs, _kind, together)
         for part in _enlarged(group, generator, loaded, tile, bits)
     )
-    yield from _written(parts, loaded.scale)
+    try:
+        yield from _written(parts, loaded.scale)
+    except Exception as error:
+        told = explained(error)
+        if told and tile > SMALLEST_TILE:
+            raise OutOfMemory(
+                f"{told}\ntiles of {tile} pixels: a smaller --tile needs less"
+            ) from None
+        raise
 
 
 def _read(job: tuple[Path, Path], bits: int | None) -> Photograph:
