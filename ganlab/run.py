@@ -261,6 +261,9 @@ class Eager:
     keeps_graphs = False
     """Whether a backward pass keeps the graph, so that it can be recorded once and used again."""
 
+    slow_steps = 0
+    """How many steps took longer than later ones will: they warmed up, were tried or captured."""
+
     def network(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """The function to call in a step for a network."""
         return module

@@ -1,15 +1,22 @@
 """`ganlab explain`: every value with its origin, and what the run will take."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
+from recorder import CpuRecorder
 
 from ganlab.bench.cost import POINTS, estimate
 from ganlab.cli import main
+from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Run
+from ganlab.speed.graphs import Graphs
 
 
 def explain(*arguments: str) -> dict[str, Any]:
@@ -70,6 +77,40 @@ def test_the_cost_is_measured(child: Path) -> None:
 def test_pretraining_shows_in_the_share_of_iterations_with_a_discriminator(tiny: Path) -> None:
     recipe = load_recipe(tiny, ["iterations=700", "pretraining={ iterations = 500 }"])
     assert estimate(recipe, "cpu").d_share == pytest.approx(2 / POINTS)
+
+
+@pytest.mark.parametrize("penalty", ["gradient_penalty={}", "r1={ every = 2 }"])
+def test_neither_warm_ups_nor_captures_count_in_the_cost(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, penalty: str
+) -> None:
+    class Recorder(CpuRecorder):
+        is_running = False
+
+        @contextmanager
+        def running(self) -> Iterator[None]:
+            self.is_running = True
+            yield
+            self.is_running = False
+
+    graphs = Graphs(recorder := Recorder())
+    seconds = 0
+
+    def iterate_by_the_clock(run: Run) -> dict[str, torch.Tensor]:
+        nonlocal seconds
+        assert recorder.is_running
+        slow, calls = graphs.slow_steps, len(recorder.tapes)
+        losses = iterate(run)
+        assert graphs.slow_steps - slow >= len(recorder.tapes) - calls
+        seconds += 1 + 1000 * (graphs.slow_steps - slow)
+        return losses
+
+    monkeypatch.setattr("ganlab.assembly.choose_execution", lambda run: graphs)
+    monkeypatch.setattr("ganlab.bench.cost.iterate", iterate_by_the_clock)
+    monkeypatch.setattr("ganlab.bench.cost.time.perf_counter", lambda: seconds)
+    overrides = ["iterations=700", "pretraining={ iterations = 300 }", "watch_every=0"]
+    found = estimate(load_recipe(tiny, ["gradient_penalty=false", *overrides, penalty]), "cpu")
+    assert len(recorder.tapes) == (4 if "r1" in penalty else 3)
+    assert found.seconds == 700
 
 
 def test_what_cannot_be_measured_says_why_and_the_rest_is_told(child: Path) -> None:

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from click.testing import CliRunner
+from recorder import CpuRecorder
 
 from ganlab.assembly import assemble
 from ganlab.cli import main
@@ -12,6 +14,8 @@ from ganlab.commands.trace import describe, trace_recipe, tracing
 from ganlab.engine import iterate
 from ganlab.plugin import Batch
 from ganlab.recipe.model import load_recipe
+from ganlab.run import Eager, Run
+from ganlab.speed.graphs import Graphs
 
 CPU = torch.device("cpu")
 
@@ -97,3 +101,17 @@ def test_answers_in_short() -> None:
     assert describe({}) == "nothing"
     assert describe(None) == ""
     assert describe((image, None)) == "[2, 3, 4, 4] float32, "
+
+
+def test_steps_are_traced_as_written_where_a_run_replays_them(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = Graphs(CpuRecorder())
+
+    def choose(run: Run) -> Eager:
+        return Eager() if run.recipe.compile == "off" else graphs
+
+    monkeypatch.setattr("ganlab.assembly.choose_execution", choose)
+    (traced,) = trace_recipe(tiny, ["compile=auto", "watch_every=0"], "cpu", [2])
+    assert graphs.slow_steps == 0
+    assert {"discriminator_loss", "generator_loss"} <= {call.hook for call in traced.calls}

@@ -8,13 +8,15 @@ import torch
 
 from ganlab.assembly import assemble
 from ganlab.engine import iterate
+from ganlab.plugin import Losses
 from ganlab.recipe.model import Recipe
-from ganlab.run import discriminators
+from ganlab.run import Run, discriminators
 from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
 from ganlab.speed.trial import free_memory
 from ganlab.system import keep_freed_memory
 
 POINTS = 7  # the middles of seven equal parts of the run
+MOST_AGAIN = 20  # captured steps are at speed after five or six
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +46,14 @@ def _estimate(recipe: Recipe, where: torch.device) -> Estimate:
     begin_peak_memory(where)
     run = assemble(recipe, where)
     keep_freed_memory()  # as training does
-    iterate(run)  # the first one also allocates and loads
     times, with_d = [], []
-    for point in range(POINTS):
-        run.iteration = (2 * point + 1) * recipe.iterations // (2 * POINTS)
-        began = time.perf_counter()
-        losses = iterate(run)
-        for value in losses.values():
-            value.item()  # the device may still be at work
-        times.append(time.perf_counter() - began)
-        with_d.append(any(name.startswith("D/") for name in losses))
+    with run.execution.running():
+        iterate(run)  # the first one also allocates and loads
+        for point in range(POINTS):
+            run.iteration = (2 * point + 1) * recipe.iterations // (2 * POINTS)
+            seconds, losses = _timed(run)
+            times.append(seconds)
+            with_d.append(any(name.startswith("D/") for name in losses))
     networks = {"G": [run.G], "D": discriminators(run)}
     return Estimate(
         str(where),
@@ -62,6 +62,20 @@ def _estimate(recipe: Recipe, where: torch.device) -> Estimate:
         {n: sum(p.numel() for m in ms for p in m.parameters()) for n, ms in networks.items()},
         fmean(with_d),
     )
+
+
+def _timed(run: Run) -> tuple[float, Losses]:
+    """Seconds and losses of an iteration. It is taken again until all its steps are at speed."""
+    for _ in range(MOST_AGAIN):
+        slow = run.execution.slow_steps
+        began = time.perf_counter()
+        losses = iterate(run)
+        for value in losses.values():
+            value.item()  # the device may still be at work
+        seconds = time.perf_counter() - began
+        if run.execution.slow_steps == slow:
+            break
+    return seconds, losses
 
 
 def clock(seconds: float) -> str:

@@ -51,11 +51,12 @@ def trace_recipe(
 ) -> list[Traced]:
     """Trace single iterations; the first and the last one when none are named.
 
-    Each is run once before without a trace, so that one-time work is not measured.
+    Each is run once before without a trace, so that one-time work is not measured. Steps run as
+    written, whatever the recipe's `compile`: a replayed step calls no plugin.
 
     :raises RecipeError: when the recipe cannot run.
     """
-    recipe = load_recipe(file, overrides)
+    recipe = load_recipe(file, [*overrides, "compile=off"])
     wanted = list(iterations) or sorted({0, recipe.iterations - 1})
     if max(wanted) >= recipe.iterations:
         raise RecipeError(

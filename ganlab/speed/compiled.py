@@ -51,6 +51,7 @@ class Compiled(Eager):
         if update in self._tried:
             return self._quick(run, update, batch)
         self._tried.add(update)
+        self.slow_steps += 1
         self.keeps_graphs = True  # the backward pass goes through a shared pass of D twice
         try:
             return tried(

@@ -161,10 +161,13 @@ class Graphs(Eager):
         self._calls[update] += 1
         try:
             self._prepare(update.optimizer(run))
-            if self._calls[update] <= WARM_UPS or len(ours) < len(run.step.passes):
+            warm = self._calls[update] > WARM_UPS
+            if not warm or len(ours) < len(run.step.passes):
+                self.slow_steps += not warm
                 return _plain(run, update, batch, ours)
             if len(self._recorded) == MOST_GRAPHS:
                 raise InTheWayError(f"{MOST_GRAPHS} graphs are captured already")
+            self.slow_steps += 1
             self._recorded[key], losses = self._record(run, update, batch)
             return losses
         except InTheWayError as error:
