@@ -92,8 +92,8 @@ def test_an_iteration_needs_no_float64_where_there_is_none(
             monkeypatch.setattr(module, "widest_float", lambda device: torch.float32)
     run = assemble(load_recipe(tiny, ["d_steps=2"]), torch.device("cpu"))
     batch = run.hook.sample_batch(batch_size=2, device=run.device)  # drawn on the host
-    monkeypatch.setattr(run.manager.hook, "sample_batch", lambda **_: batch)
-    with WithoutFloat64():
+    with monkeypatch.context() as patch, WithoutFloat64():
+        patch.setattr(run.manager.hook, "sample_batch", lambda **_: batch)
         for run.iteration in range(3):
             iterate(run)
 
