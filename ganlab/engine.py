@@ -52,6 +52,7 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
     hook.iteration_start(run=run)
     if watched := _is_watched(run):
         observer = observer or attributed
+    as_written = observer is not None and _is_as_written(run, observer)
     several: dict[str, list[Tensor]] = {}
     players = [
         ("D", recipe.d_steps, hook.discriminator_step),
@@ -64,12 +65,14 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
             run.streams.moment(run.iteration, role, index)
             # the first step is enough: watching costs one backward pass for each loss
             run.step.observer = observer if index == 0 else None
+            run.step.as_written = index == 0 and as_written
             run.step.share_forward = run.share_forward and run.step.observer is None
             if batch is None or not one_batch:
                 began = perf_counter()
                 batch = hook.sample_batch(batch_size=recipe.batch_size, device=run.device)
                 run.sampling_seconds += perf_counter() - began
-            with _invariants(run, role, batch) if watched and index == 0 else nullcontext():
+            looks = watched and run.step.as_written
+            with _invariants(run, role, batch) if looks else nullcontext():
                 losses = take_step(run=run, batch=batch)
             for name, value in losses.items():
                 several.setdefault(name, []).append(value)
@@ -85,9 +88,25 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
 
 def _is_watched(run: Run) -> bool:
     """Whether to watch this iteration: at the recipe's interval, and early, for comparison."""
-    every, began = run.recipe.watch_every, run.progress.game_began
-    early = began is not None and run.iteration - began in (1, 2, 4, 8, 16)
-    return every > 0 and (early or (run.iteration + 1) % every == 0)
+    every = run.recipe.watch_every
+    return every > 0 and (_is_early(run) or (run.iteration + 1) % every == 0)
+
+
+def _is_early(run: Run) -> bool:
+    began = run.progress.game_began
+    return began is not None and run.iteration - began in (1, 2, 4, 8, 16)
+
+
+def _is_as_written(run: Run, observer: Observer) -> bool:
+    """Whether an observed step runs as written even when it has been captured as a graph.
+
+    Only such a step shows what plugins do in Python. Of the watched steps, which are captured too,
+    it is the early ones, and one in `AS_WRITTEN_EVERY`.
+    """
+    if observer is not attributed or not run.execution.replays:
+        return True
+    planned = (run.iteration + 1) % run.as_written_every == 0
+    return _is_watched(run) and (_is_early(run) or planned)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ Value = TypeVar("Value")
 Observer = Callable[[str, nn.Module, Losses], AbstractContextManager[Losses]]
 """Observes an optimizer step: from the role ("G" or "D"), the network and the losses to a context.
 The context is entered before the backward pass, left after the step, and yields values to log."""
+AS_WRITTEN_EVERY = 20  # watched iterations; one takes the time of 15 to 20 replayed ones
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 
 
@@ -60,6 +61,8 @@ class StepState:
 
     observer: Observer | None = None
     """Observes this step from its losses to its end, in a watched iteration."""
+    as_written: bool = False
+    """Whether this step runs as written, whatever the execution: what observes it needs Python."""
     share_forward: bool = False
     """Whether D's pass over G's images in the G step serves the D step too."""
     passes: list[Pass] = field(default_factory=list)
@@ -143,6 +146,12 @@ class Run:
         )
 
     @property
+    def as_written_every(self) -> int:
+        """Iterations from one that runs as written to the next, where the others are replayed."""
+        usual = Recipe.model_fields["watch_every"].default
+        return AS_WRITTEN_EVERY * int(self.recipe.watch_every or usual)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of weights and images: float32, or float64 where the recipe asks for it."""
         return _DTYPES[self.recipe.precision]
@@ -195,10 +204,7 @@ class Run:
         update = Update("D" if optimizer is self.D_optimizer else "G", losses)
         if update.role == "D" and self.progress.game_began is None:
             self.progress.game_began = self.iteration
-        if self.step.observer:
-            found = update(self, batch)
-        else:
-            found = self.execution.take(self, update, batch)
+        found = self.execution.take(self, update, batch)
         if update.role == "D":
             self.step.passes.clear()  # D has changed
         return found
@@ -257,6 +263,9 @@ class Update:
 
 class Eager:
     """Optimizer steps carried out as they are written. `speed/` has the quicker ways."""
+
+    replays = False
+    """Whether steps are replayed, so that only steps that run as written show what Python does."""
 
     keeps_graphs = False
     """Whether a backward pass keeps the graph, so that it can be recorded once and used again."""

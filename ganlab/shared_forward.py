@@ -11,7 +11,7 @@ Gradients are summed in that order, so sharing changes no bit of the result.
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +49,8 @@ class Pass:
     """G's images, without gradient."""
     logits: list[Tensor]
     """One for each discriminator, with the graph to its weights; empty when D judges again."""
+    recorded: "list[Pass]" = field(default_factory=list)
+    """The same pass in captured graphs, when the G step was replayed too, for comparison."""
 
     def is_of(self, batch: Batch) -> bool:
         """Whether it was made from this batch, or from the same part of it."""

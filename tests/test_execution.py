@@ -23,7 +23,7 @@ from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run
 from ganlab.speed.compiled import Compiled
 from ganlab.speed.graphs import WARM_UPS, Graphs
-from ganlab.speed.trial import Snapshot, culprit, free_memory
+from ganlab.speed.trial import TOLERANCE, Snapshot, culprit, free_memory
 
 pytestmark = [
     # of torch's own compiler
@@ -94,11 +94,12 @@ def _nothing_compiled_yet() -> Iterator[None]:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Run]:
-    def build(*overrides: str, way: Eager | None = None, code: str = "") -> Run:
+    def build(*overrides: str, way: Eager | None = None, code: str = "", base: str = "") -> Run:
         file = tmp_path / "game.toml"
         file.write_text(GAME)
         if code:
-            (tmp_path / "idea.py").write_text(HEAD + code)
+            base_class = HEAD.replace("class Idea", f"{base}class Idea")
+            (tmp_path / "idea.py").write_text(base_class + code)
             overrides = ('idea={ use = "./idea.py" }', *overrides)
         run = assemble(load_recipe(file, overrides), CPU)
         run.execution = way or Eager()
@@ -159,7 +160,9 @@ COMPILED = ("bce", "penalty, shared", "features", "spectral norm", "two discrimi
 def test_a_quicker_way_is_the_same_way(build, game: str, way: str) -> None:
     overrides = GAMES[game]
     plain, quick = build(*overrides), build(*overrides, way=WAYS[way]())
-    lines = [train(plain), train(quick)]
+    # of graphs also: two that were compared later, and a watched step that is replayed
+    count = 18 if way == "graphs" else 12
+    lines = [train(plain, count), train(quick, count)]
     assert quick.notes == []
     assert_same(way, plain, quick, lines)
 
@@ -198,14 +201,32 @@ def test_a_recipe_trains_alike_in_every_way(
 def test_a_replay_calls_no_plugin(build) -> None:
     run = build("watch_every=0", way=Graphs(CpuRecorder()), code=COUNTS)
     train(run, 6)
-    assert run.recipe.plugins["idea"]._calls == WARM_UPS + 2  # the trial, and the capture
+    # the trial, the capture, and the comparison in the next iteration
+    assert run.recipe.plugins["idea"]._calls == WARM_UPS + 3
 
 
-def test_a_watched_step_is_taken_as_it_is_and_told_in_full(build) -> None:
-    run = build(way=Graphs(CpuRecorder()))
-    lines = train(run, 14)
-    watched = ["gradient/G/pixel_loss" in line for line in lines]
-    assert [i for i, was in enumerate(watched) if was] == [1, 2, 4, 6, 8, 13]
+def test_watched_steps_are_replayed_too_and_tell_the_same(build) -> None:
+    # 20 iterations before the last planned comparison, and 1 after it
+    plain = build("watch_every=2", code=COUNTS)
+    quick = build("watch_every=2", way=Graphs(CpuRecorder()), code=COUNTS)
+    lines = [train(plain, 41), train(quick, 41)]
+    replayed = {number: line.pop("replay/G", None) for number, line in enumerate(lines[1])}
+    assert {number: far for number, far in replayed.items() if far is not None} == {39: 0.0}
+    assert [line.pop("replay/D", None) for line in lines[1]] == [*replayed.values()]
+    assert_same("graphs", plain, quick, lines)
+    watched = [number for number, line in enumerate(lines[1]) if "gradient/G/idea" in line]
+    assert watched == sorted({1, 2, 4, 8, 16} | {*range(1, 41, 2)})
+    plainly, captured, compared = [0, 6, 10, 1, 2, 3, 4], [12, 5], [14, 7, 8, 16, 39]
+    calls = len(plainly) + 2 * len(captured) + len(compared)
+    assert quick.recipe.plugins["idea"]._calls == calls
+
+
+def test_a_captured_run_warns_of_a_broken_invariant_and_of_nothing_else(build) -> None:
+    run = build("watch_every=1", way=Graphs(CpuRecorder()), code=MEDDLES)
+    train(run, 9)
+    assert [note.partition("; ")[0] for note in run.notes] == [
+        "warning: the weights of D change in the step of G, seen in iteration 2"
+    ]
 
 
 HEAD = """\
@@ -227,6 +248,51 @@ COUNTS = """\
     def generator_loss(self, fake):
         self._calls += 1
         return {"G/idea": 0.1 * fake.square().mean()}
+"""
+MEDDLES = """\
+    @hookimpl
+    def generator_loss(self, fake_logits):
+        with torch.no_grad():
+            [*self._D.parameters()][-1].mul_(1.0)
+        return {"G/idea": 0 * fake_logits.sum()}
+
+    _D: torch.nn.Module = PrivateAttr(None)
+
+    @hookimpl
+    def run_start(self, run):
+        self._D = run.D
+"""
+FREEZES = """\
+    _number: float = PrivateAttr(0.0)
+
+    @hookimpl
+    def iteration_start(self, run):
+        self._number = 5.0 * (run.iteration % 2) * (run.iteration >= BEGIN)
+
+    @hookimpl
+    def HOOK
+        return {"IDEA": 0.1 * (1 + self._number) * IMAGES.square().mean()}
+"""
+OF_G = (
+    FREEZES.replace("HOOK", "generator_loss(self, fake):")
+    .replace("IMAGES", "fake")
+    .replace("IDEA", "G/idea")
+)
+OF_D = (
+    FREEZES.replace("HOOK", "penalty(self, real_logits):")
+    .replace("IMAGES", "real_logits")
+    .replace("IDEA", "D/idea")
+)
+LAZILY = """\
+    _number: float = PrivateAttr(0.0)
+    every: int = 3
+
+    @hookimpl
+    def iteration_start(self, run):
+        self._number = float(run.iteration)
+
+    def term(self, discriminator, real, fake):
+        return 0.1 * self._number * discriminator(real).square().mean()
 """
 READS = """\
     @hookimpl
@@ -408,6 +474,85 @@ def test_an_optimizer_without_a_form_for_graphs_is_named(build) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["first=generator"],
+        ["first=generator", "share_forward=false"],
+        ["first=generator", "accumulate=2"],
+        ["d_steps=2", "g_steps=2"],
+        ["pretraining={ iterations = 6 }", "first=generator"],
+        GAMES["two discriminators"],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("role", ["G", "D"])
+def test_a_python_number_in_a_graph_is_found_before_a_wrong_step(build, role, overrides) -> None:
+    code = (OF_G if role == "G" else OF_D).replace("BEGIN", "0")
+    overrides = [*overrides, "watch_every=0"]
+    plain, quick = (
+        build(*overrides, code=code),
+        build(*overrides, way=Graphs(CpuRecorder()), code=code),
+    )
+    lines = [train(plain, 14), train(quick, 14)]
+    # G's pretraining is one more step of G
+    told = [note.partition(" in iteration")[0] for note in quick.notes if "differently" in note]
+    ends = 2 if role == "G" and "pretraining" in overrides[0] else 1
+    assert told == ends * [f"{role}'s step is not replayed as a graph any more:"]
+    assert_same("graphs", plain, quick, lines)
+    assert role not in {key.update.role for key in quick.execution._recorded}
+
+
+def test_a_python_number_in_the_graph_of_a_lazy_penalty_is_found_too(build) -> None:
+    head = "from ganlab.toolbox.penalties import LazyPenalty as Plugin\n"
+    overrides = (*ALONE, "watch_every=0")
+    plain = build(*overrides, code=LAZILY, base=head)
+    quick = build(*overrides, way=Graphs(CpuRecorder()), code=LAZILY, base=head)
+    lines = [train(plain, 20), train(quick, 20)]
+    (note,) = quick.notes
+    assert note.startswith("D's step is not replayed as a graph any more: in iteration 13 ")
+    assert_same("graphs", plain, quick, lines)
+    # the graph of D's other step is not given up
+    assert {key.update.role for key in quick.execution._recorded} == {"G", "D"}
+
+
+@pytest.mark.parametrize("overrides", [[], ["first=generator"]])
+def test_a_number_that_changes_late_is_found_at_the_planned_comparison(
+    build, tmp_path: Path, overrides
+) -> None:
+    code, overrides = OF_G.replace("BEGIN", "30"), [*overrides, "watch_every=2"]
+    quick = build(*overrides, way=Graphs(CpuRecorder()), code=code)
+    train(quick, 39)
+    assert quick.notes == []
+    quick.iteration = 39
+    write_checkpoint(state_of(quick), tmp_path)
+    plain = build(*overrides, code=code)
+    load_checkpoint(plain, tmp_path)
+    ((line,), (other,)) = (
+        [{name: value.item() for name, value in iterate(run).items()}] for run in (quick, plain)
+    )
+    apart = line.pop("replay/G")
+    assert apart > TOLERANCE and line.pop("replay/D", 0) == 0
+    assert_same("graphs", plain, quick, [[line], [other]])
+    (note,) = quick.notes
+    assert f"in iteration 40 the graph moved the weights differently, by {apart:.2g} of a" in note
+    quick.iteration = 40
+    assert "replay/G" not in iterate(quick)
+
+
+def test_a_comparison_without_enough_memory_is_left_out_and_the_graph_goes_on(build) -> None:
+    code = NO_MEMORY.replace("FAILS", str(WARM_UPS + 3))
+    plain = build("watch_every=0", code=NO_MEMORY.replace("FAILS", "0"))
+    quick = build("watch_every=0", way=Graphs(CpuRecorder()), code=code)
+    lines = [train(plain, 10), train(quick, 10)]
+    assert quick.notes == [
+        "captured steps are not compared with steps as written any more: too little memory"
+    ]
+    assert_same("graphs", plain, quick, lines)
+    assert quick.recipe.plugins["idea"]._calls == WARM_UPS + 3
+
+
 def test_a_schedule_reaches_an_optimizer_without_a_form_for_graphs_in_each_of_its_steps(
     build,
 ) -> None:
@@ -467,7 +612,7 @@ def test_a_captured_pass_of_d_is_not_shared_with_a_plain_step_of_d(build, code, 
     lines = [train(plain, 10), train(quick, 10)]
     again = "D judges G's images again in its own step: that step is not captured with G's"
     assert quick.notes.count(again) == 1 and len(quick.notes) <= 2
-    assert "G" in {update.role for update, _, _ in quick.execution._recorded}
+    assert "G" in {update.role for update, *_ in quick.execution._recorded}
     assert_same("graphs", plain, quick, lines)
 
 

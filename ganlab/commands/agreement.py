@@ -49,6 +49,8 @@ def compare_logs(logged: Figures, again: Figures) -> list[Agreement]:
 def read_figures(stats: Path, scores: Path, until: int) -> Figures:
     """The figures in stats.jsonl and scores.jsonl, up to an iteration.
 
+    Those of how the run was carried out ("replay/...") are left out: another device has none.
+
     :raises RecipeError: at a line that is not one of figures.
     """
     found: Figures = {}
@@ -111,7 +113,7 @@ def _stats(file: Path) -> Iterator[tuple[int, dict[str, float | None]]]:
             iteration = int(figures.pop("iteration") or 0)
         except (ValidationError, KeyError, ValueError, OverflowError):
             raise RecipeError(f"{place}: not a line of figures") from None
-        yield iteration, figures
+        yield iteration, {n: v for n, v in figures.items() if not n.startswith("replay/")}
 
 
 def _scores(file: Path) -> Iterator[tuple[int, dict[str, dict[str, dict[str, float | None]]]]]:

@@ -49,8 +49,8 @@ class RunRecord:
     manifest: dict[str, Any]
     status: dict[str, Any]
     series: dict[str, Series]
-    """Losses ("D/...", "G/..."), gradients ("gradient/...", "share/...", "cosine/...") and
-    "health/...", each under its name in stats.jsonl."""
+    """Losses ("D/...", "G/..."), gradients ("gradient/...", "share/...", "cosine/..."),
+    "health/..." and "replay/...", each under its name in stats.jsonl."""
     seconds: Series
     """Training time at each report."""
     evaluations: list[Evaluation]

@@ -46,7 +46,7 @@ class Compiled(Eager):
             yield
 
     def take(self, run: Run, update: Update, batch: Batch) -> Losses:
-        if update in self._refused:
+        if run.step.as_written or update in self._refused:
             return update(run, batch)
         if update in self._tried:
             return self._quick(run, update, batch)

@@ -1,12 +1,13 @@
 """Optimizer steps captured as CUDA graphs, and replayed."""
 
+import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +16,7 @@ from torch.optim import Optimizer
 from ganlab.plugin import Batch, Losses
 from ganlab.run import Eager, Run, Update
 from ganlab.shared_forward import Pass
-from ganlab.speed.trial import InTheWayError, free_memory, tried
-from ganlab.steps import pass_of
+from ganlab.speed.trial import TOLERANCE, InTheWayError, compared, free_memory, tried
 
 WARM_UPS = 3  # plain steps before a capture: they create what all later steps use again
 MOST_GRAPHS = 16  # a recipe has 2 to 5 updates; more means a function that is made again each time
@@ -111,7 +111,17 @@ def _set_sync_debug_mode(mode: int | str) -> None:
         torch.cuda.set_sync_debug_mode(mode)
 
 
-@dataclass(frozen=True, slots=True)
+class Key(NamedTuple):
+    """What a captured update belongs to; everything in it stays the same from replay to replay."""
+
+    update: Update
+    batch: int
+    passes: tuple[int, ...]
+    """Ids of what the G step of the same iteration left."""
+    observed: bool
+
+
+@dataclass(eq=False, slots=True)
 class Recorded:
     """A captured update, and the tensors that its replay fills."""
 
@@ -119,15 +129,25 @@ class Recorded:
     names: tuple[str, ...]
     values: Tensor
     passes: tuple[Pass, ...]
+    captured: int
+    """The iteration of the capture."""
+    compared: int
+    """The iteration in which it was last compared with the step as written."""
 
 
 class Graphs(Eager):
-    """Each update is captured once, with losses, backward and optimizer step, then replayed.
+    """Each update is captured with losses, backward and optimizer step, then replayed.
 
-    Batches are copied into memory that stays in place. Watched steps, evaluations and all event
-    hooks are never captured.
+    A watched step is captured as a graph of its own, with what its observer computes. Batches are
+    copied into memory that stays in place. Evaluations and event hooks are never captured.
+
+    A graph is compared with the step as written, from the same state, when it is captured, once at
+    a later iteration (a Python number that changes would be frozen in it), and at the first step
+    in every `run.as_written_every` iterations. The step as written counts. When they differ, that
+    step is not replayed any more.
     """
 
+    replays = True
     keeps_graphs = True
 
     def __init__(self, recorder: Recorder) -> None:
@@ -135,10 +155,11 @@ class Graphs(Eager):
         self._batches: dict[tuple[torch.Size, torch.Size], Batch] = {}
         self._filled_from: Batch | None = None
         self._prepared: set[int] = set()
-        self._calls: Counter[Update] = Counter()
-        self._refused: set[Update] = set()
-        self._recorded: dict[tuple[Update, int, int], Recorded] = {}
+        self._calls: Counter[tuple[Update, bool]] = Counter()
+        self._refused: set[tuple[Update, bool]] = set()
+        self._recorded: dict[Key, Recorded] = {}
         self._given_up = False
+        self._compares = True
 
     def running(self) -> AbstractContextManager[Any]:
         return self._recorder.running()
@@ -148,20 +169,27 @@ class Graphs(Eager):
         self._calls.clear()  # the optimizer makes the state of the new parameters in plain steps
 
     def take(self, run: Run, update: Update, batch: Batch) -> Losses:
-        batch = self._in_place(batch)
-        ours = list(filter(self._is_ours, run.step.passes))
+        mine, step = self._in_place(batch), run.step
+        ours = list(filter(self._is_ours, step.passes))
         if self._given_up or (update.role == "G" and self._sharing_ends(run)):
-            return _plain(run, update, batch, ours)
-        passed = pass_of(run, batch)
-        key = (update, id(batch), id(passed))
-        if recorded := self._recorded.get(key):
+            return _plain(run, update, batch if step.as_written else mine, ours)
+        key = Key(update, id(mine), _ids(step.passes), step.observer is not None)
+        recorded = self._recorded.get(key)
+        if self._compares and (step.as_written or _is_due(run, recorded)):
+            return self._compared(run, key, batch if step.as_written else mine, ours)
+        if recorded:
             return _replayed(run, recorded)
-        if update in self._refused:
-            return _plain(run, update, batch, ours)
-        self._calls[update] += 1
+        if step.as_written or (update, key.observed) in self._refused:
+            return _plain(run, update, mine, ours)
+        return self._first(run, key, mine, ours)
+
+    def _first(self, run: Run, key: Key, batch: Batch, ours: list[Pass]) -> Losses:
+        """Take a step that is not captured yet; capture it when there were enough plain ones."""
+        update, what = key.update, (key.update, key.observed)
+        self._calls[what] += 1
         try:
             self._prepare(update.optimizer(run))
-            warm = self._calls[update] > WARM_UPS
+            warm = self._calls[what] > WARM_UPS
             if not warm or len(ours) < len(run.step.passes):
                 self.slow_steps += not warm
                 return _plain(run, update, batch, ours)
@@ -172,18 +200,75 @@ class Graphs(Eager):
             return losses
         except InTheWayError as error:
             reason = str(error)
-        self._refused.add(update)
-        what = "no step is" if self._given_up else f"{update.role}'s step is not"
-        run.notes.append(f"{what} captured as a graph: {reason}")
+        self._refused.add(what)
+        step = f"{update.role}'s {'watched step' if key.observed else 'step'} is not"
+        run.notes.append(
+            f"{'no step is' if self._given_up else step} captured as a graph: {reason}"
+        )
         free_memory(run.device)
         return _plain(run, update, batch, ours)
+
+    def _compared(self, run: Run, key: Key, batch: Batch, ours: list[Pass]) -> Losses:
+        """Take a step as written, and compare each graph of it with that."""
+        update, passes = key.update, run.step.passes
+        self.slow_steps += not run.step.as_written
+        reads = {key.passes, *map(_ids, zip(*(p.recorded for p in passes), strict=True))}
+        graphs = [
+            recorded
+            for other, recorded in self._recorded.items()
+            if other.update == update and other.batch == key.batch and other.passes in reads
+        ]
+        if not graphs:
+            self._calls[update, key.observed] += 1
+            return _plain(run, update, batch, ours)
+        try:
+            losses, apart = compared(
+                run, update, lambda: _plain(run, update, batch, ours), [g.replay for g in graphs]
+            )
+        except torch.OutOfMemoryError:
+            self._compares = False
+        if not self._compares:  # after the except block, which holds the memory of the step
+            free_memory(run.device)
+            run.notes.append(
+                "captured steps are not compared with steps as written any more: too little memory"
+            )
+            return _replayed(run, graphs[0])
+        planned = any(graph.compared < _last_planned(run) for graph in graphs)
+        for graph in graphs:
+            graph.compared = run.iteration
+            for passed, same in zip(passes, graph.passes, strict=True):
+                passed.recorded.append(same)
+        if not apart <= TOLERANCE:
+            self._drop(run, update, apart)
+        figures = {f"replay/{update.role}": torch.tensor(apart, device=run.device)}
+        return losses | figures if planned and math.isfinite(apart) else losses
+
+    def _drop(self, run: Run, update: Update, apart: float) -> None:
+        """Replay an update no more, and no graph that reads its passes."""
+        self._refused |= {(update, False), (update, True)}
+        gone = {
+            id(passed)
+            for key, recorded in self._recorded.items()
+            for passed in recorded.passes
+            if key.update == update
+        }
+        self._recorded = {
+            key: recorded
+            for key, recorded in self._recorded.items()
+            if key.update != update and gone.isdisjoint(key.passes)
+        }
+        run.notes.append(
+            f"{update.role}'s step is not replayed as a graph any more: in iteration "
+            f"{run.iteration + 1} the graph moved the weights differently, by {apart:.2g} of a "
+            "step; perhaps a plugin computes with a Python number that changes"
+        )
 
     def _is_ours(self, passed: Pass) -> bool:
         return any(passed in recorded.passes for recorded in self._recorded.values())
 
     def _sharing_ends(self, run: Run) -> bool:
         """Whether a captured pass of D has no captured D step; G's step is then captured anew."""
-        used = {passed for _, _, passed in self._recorded}
+        used = {passed for key in self._recorded for passed in key.passes}
         left = [
             key
             for key, recorded in self._recorded.items()
@@ -247,7 +332,8 @@ class Graphs(Eager):
                 self._given_up = True
                 self._recorded.clear()
                 raise
-            found.append(Recorded(replay, names, values, tuple(run.step.passes)))
+            passes, now = tuple(run.step.passes), run.iteration
+            found.append(Recorded(replay, names, values, passes, captured=now, compared=now))
             return _replayed(run, found[0])
 
         losses = tried(run, update, plain, captured)
@@ -262,6 +348,26 @@ def _plain(run: Run, update: Update, batch: Batch, captured: list[Pass]) -> Loss
     """
     run.step.passes[:] = [p.unjudged() if p in captured else p for p in run.step.passes]
     return update(run, batch)
+
+
+def _ids(passes: Iterable[Pass]) -> tuple[int, ...]:
+    return tuple(map(id, passes))
+
+
+def _is_due(run: Run, recorded: Recorded | None) -> bool:
+    """Whether a step is to be compared in this iteration."""
+    if any(passed.recorded for passed in run.step.passes):
+        return True  # the G step was, so its passes are in no graph
+    if not recorded:
+        return False
+    repeated = recorded.compared > recorded.captured or run.iteration <= recorded.captured
+    return not repeated or recorded.compared < _last_planned(run)
+
+
+def _last_planned(run: Run) -> int:
+    """The last iteration up to now, counted from 0, at which comparisons are planned."""
+    every = run.as_written_every
+    return (run.iteration + 1) // every * every - 1
 
 
 def _replayed(run: Run, recorded: Recorded) -> Losses:
