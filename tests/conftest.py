@@ -7,9 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 from tiny import TINY
+
+if TYPE_CHECKING:
+    import torch
 
 # Two threads of a tiny net on a shared machine mostly wait for each other; processes that tests
 # start inherit it.
@@ -43,6 +47,30 @@ def _same_draws() -> None:
     import torch  # after OMP_NUM_THREADS is set
 
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> "torch.device":
+    """The device of the tests marked `cuda`.
+
+    GANLAB_TEST_GPU=cpu puts the CPU in its place, and the recorder of the tests in that of CUDA
+    graphs. So these tests themselves can be tried where there is no GPU.
+    """
+    import torch
+    from recorder import CpuRecorder
+
+    from ganlab import assembly
+    from ganlab.speed.graphs import Graphs
+
+    if os.environ.get("GANLAB_TEST_GPU") != "cpu":
+        return torch.device("cuda", 0)
+    choose = assembly.choose_execution
+    monkeypatch.setattr(
+        assembly,
+        "choose_execution",
+        lambda run: Graphs(CpuRecorder()) if run.recipe.compile == "graphs" else choose(run),
+    )
+    return torch.device("cpu")
 
 
 @pytest.fixture
