@@ -7,7 +7,9 @@ marked `cuda` capture real ones.
 import json
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from ganlab.plugin import Plugin
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run
 from ganlab.speed.compiled import Compiled
-from ganlab.speed.graphs import WARM_UPS, Graphs
+from ganlab.speed.graphs import WARM_UPS, CudaRecorder, Graphs
 from ganlab.speed.trial import TOLERANCE, Snapshot, culprit, free_memory
 
 pytestmark = [
@@ -568,6 +570,64 @@ def test_a_schedule_reaches_an_optimizer_without_a_form_for_graphs_in_each_of_it
     assert not quick.execution._recorded
 
 
+@pytest.fixture
+def pools(monkeypatch) -> list[int]:
+    """A torch.cuda that captures nothing; the list has what happens to pools of memory.
+
+    A positive number is a capture into that pool; -1 is the end of one that failed, -2 the release
+    of its memory.
+    """
+    seen: list[int] = []
+    handles = iter(range(1, 100))
+
+    @contextmanager
+    def capture(graph, pool, **options) -> Iterator[None]:
+        seen.append(pool)
+        yield
+
+    class Graph:
+        def replay(self) -> None:
+            """Does nothing."""
+
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr("ganlab.speed.graphs._stream", lambda _: SimpleNamespace(device=device))
+    monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr("torch.cuda.CUDAGraph", Graph)
+    monkeypatch.setattr("torch.cuda.graph", capture)
+    for number, name in ((-1, "_cuda_endAllocateToPool"), (-2, "_cuda_releasePool")):
+        note = lambda device, pool, number=number: seen.append(number)  # noqa: E731
+        monkeypatch.setattr(torch._C, name, note, raising=False)
+    fresh = SimpleNamespace(graphsafe_get_state=lambda: None, graphsafe_set_state=lambda _: None)
+    monkeypatch.setattr("torch.cuda.default_generators", (fresh,))
+    monkeypatch.setattr("torch.Generator", lambda _: fresh)
+    return seen
+
+
+def test_graphs_share_memory_until_all_are_gone(pools: list[int]) -> None:
+    recorder = CudaRecorder(torch.device("cuda", 0))
+    replays = [recorder.record(lambda: None, [])[1] for _ in range(2)]
+    assert pools == [2, 2]
+    del replays[0]
+    recorder.record(lambda: None, [])
+    assert pools == [2, 2, 2]
+    replays.clear()
+    recorder.record(lambda: None, [])
+    assert pools == [2, 2, 2, 3]
+
+
+def test_a_failed_capture_ends_the_use_of_its_pool_and_releases_it(pools: list[int]) -> None:
+    recorder = CudaRecorder(torch.device("cuda", 0))
+
+    def fails() -> None:
+        raise RuntimeError("not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        recorder.record(fails, [])
+    assert pools == [2, -1, -2]
+    recorder.record(lambda: None, [])
+    assert pools[-1] > 2
+
+
 def test_a_step_is_not_captured_on_images_that_a_plain_step_left_in_parts(build) -> None:
     # G's step cannot be captured, so its images of each part lie in new memory every time
     overrides = ("watch_every=0", "accumulate=2", "first=generator")
@@ -710,7 +770,7 @@ def test_captured_cuda_graphs_train_alike(tmp_path: Path, overrides: list[str]) 
         recipe = load_recipe(file, [*overrides, f"compile={mode}"])
         run = assemble(recipe, torch.device("cuda", 0))
         runs.append(run)
-        lines.append(train(run))
+        lines.append(train(run, 18))  # with comparisons, and a watched step that is replayed
     assert runs[1].notes == [] and type(runs[1].execution) is Graphs and runs[1].execution._recorded
     for mine, theirs in zip(*lines, strict=True):
         assert mine == pytest.approx(theirs, rel=2e-2, abs=1e-3), json.dumps([mine, theirs])
@@ -734,3 +794,43 @@ def test_a_capture_that_fails_on_cuda_ends_capturing_and_changes_nothing(tmp_pat
     other = assemble(load_recipe(file, ["compile=graphs"]), torch.device("cuda", 0))
     train(other)
     assert other.notes == [] and other.execution._recorded  # another run is captured as ever
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("overrides", [[], ["first=generator"]])
+def test_a_python_number_in_a_cuda_graph_is_found(tmp_path: Path, overrides) -> None:
+    file, code = tmp_path / "game.toml", tmp_path / "idea.py"
+    file.write_text(GAME)
+    code.write_text(HEAD + OF_G.replace("BEGIN", "0"))
+    lines = []
+    for mode in ("off", "graphs"):
+        idea = 'idea={ use = "./idea.py" }'
+        recipe = load_recipe(file, [idea, *overrides, f"compile={mode}", "watch_every=0"])
+        run = assemble(recipe, torch.device("cuda", 0))
+        lines.append(train(run))
+    (note,) = run.notes
+    assert note.startswith("G's step is not replayed as a graph any more: in iteration 5 ")
+    for mine, theirs in zip(*lines, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-2, abs=1e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("deterministic", ["true", "false"])
+def test_cuda_graphs_stay_close_to_plain_steps(tmp_path: Path, deterministic: str) -> None:
+    file = tmp_path / "game.toml"
+    file.write_text(GAME)
+    settings = ["compile=graphs", "watch_every=2", "first=generator", "iterations=81"]
+    recipe = load_recipe(file, [*settings, f"deterministic={deterministic}"])
+    run = assemble(recipe, torch.device("cuda", 0))
+    try:
+        lines = train(run, 81)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert run.notes == []
+    found = {i: (x["replay/G"], x["replay/D"]) for i, x in enumerate(lines) if "replay/G" in x}
+    assert [*found] == [39, 79]
+    assert all(
+        max(pair) <= (0 if deterministic == "true" else TOLERANCE) for pair in found.values()
+    )
+    watched = [number for number, line in enumerate(lines) if "gradient/G/pixel_loss" in line]
+    assert watched == sorted({2, 4, 8, 16} | {*range(1, 81, 2)})

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._stream = _stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -74,6 +76,8 @@ class CudaRecorder:
     def record(
         self, function: Callable[[], Answer], generators: Sequence[torch.Generator]
     ) -> tuple[Answer, Callable[[], None]]:
+        if not self._graphs:  # torch refuses a pool all of whose graphs are gone
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
@@ -86,6 +90,7 @@ class CudaRecorder:
         except Exception:
             self._clear_up(generators)
             raise
+        self._graphs.add(graph)
         return answer, graph.replay
 
     def _clear_up(self, generators: Sequence[torch.Generator]) -> None:
@@ -93,6 +98,8 @@ class CudaRecorder:
         device = self._stream.device
         with suppress(RuntimeError):  # when torch has done it itself
             torch._C._cuda_endAllocateToPool(device.index, self._pool)
+            # else the memory of the failed capture would never be free again
+            torch._C._cuda_releasePool(device.index, self._pool)
         self._pool = torch.cuda.graph_pool_handle()
         for generator in (torch.cuda.default_generators[device.index], *generators):
             # else its state stays marked as being captured
