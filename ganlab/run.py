@@ -67,6 +67,8 @@ class StepState:
     """Whether D's pass over G's images in the G step serves the D step too."""
     passes: list[Pass] = field(default_factory=list)
     """What the G step of this iteration left for its D step."""
+    full_precision: bool = False
+    """Whether networks run without bfloat16, to measure how much it rounds."""
     judging: Literal["real", "fake", ""] = ""
     """Which images D is judging at this moment."""
 
@@ -185,6 +187,8 @@ class Run:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of the precision in which networks run."""
+        if self.step.full_precision:
+            return nullcontext()
         return autocast(self.recipe.precision, self.device)
 
     def network(self, module: nn.Module) -> Callable[[Tensor], Tensor]:

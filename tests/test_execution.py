@@ -5,6 +5,7 @@ marked `cuda` capture real ones.
 """
 
 import json
+import shutil
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ bce = { weight = 0.1 }
 pixel_loss = { weight = 1.0 }
 """
 ALONE = ["patch_discriminator.norm=none"]
+COMPILE = "compile=networks"
 GAMES = {
     "bce": [],
     "generator first": ["first=generator"],
@@ -696,14 +698,45 @@ def test_a_compiler_that_fails_is_named_and_the_networks_run_as_they_are(build) 
     assert len(quick.notes) == 2 and all("no C++ compiler here" in line for line in quick.notes)
 
 
-def test_a_compiler_that_gives_other_numbers_is_refused(build) -> None:
-    def wrong(graph, inputs):
-        return lambda *arguments: [2 * t for t in graph(*arguments)]
+PRECISIONS = ["float32", "bfloat16"]
 
-    plain, quick = build(), build(way=Compiled(wrong))
+
+@pytest.fixture
+def in_bfloat16_too(monkeypatch) -> None:
+    """Networks run in the precision of the recipe, as on CUDA, where a CPU would use float32."""
+
+    def autocast(precision: str, device: torch.device) -> Any:
+        return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+
+    monkeypatch.setattr("ganlab.run.autocast", autocast)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("factor", [2, 1.3])
+@pytest.mark.usefixtures("in_bfloat16_too")
+def test_a_compiler_that_gives_other_numbers_is_refused(build, precision, factor) -> None:
+    def wrong(graph, inputs):
+        return lambda *arguments: [factor * t for t in graph(*arguments)]
+
+    precision = f"precision={precision}"
+    plain, quick = build(precision), build(precision, way=Compiled(wrong))
     lines = [train(plain, 4), train(quick, 4)]
     assert lines[0] == lines[1]
-    assert all("the weights would move differently" in line for line in quick.notes)
+    assert len(quick.notes) == 2
+    assert all("would differ, by" in line for line in quick.notes)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="Inductor needs a C++ compiler"
+)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("game", ["bce", "relativistic"])
+@pytest.mark.usefixtures("in_bfloat16_too")
+def test_the_compiler_of_a_real_run_is_accepted_at_the_first_step(build, game, precision) -> None:
+    run = build(*GAMES[game], f"precision={precision}", way=choose_execution(build(COMPILE)))
+    train(run, 2)
+    assert run.notes == [] and run.execution._compiled and not run.execution._refused
 
 
 @pytest.mark.parametrize(

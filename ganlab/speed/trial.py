@@ -5,7 +5,7 @@ import linecache
 import math
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,30 +21,57 @@ class InTheWayError(Exception):
     """A step cannot be taken the quicker way; the message says why."""
 
 
+class Measure(Protocol):
+    """What a trial compares: tensors that a step leaves behind."""
+
+    fault: str
+    """The sentence for a difference; {} is its share of what the step changed."""
+    tolerance: float
+
+    def read(self) -> list[Tensor]:
+        """Copies of the tensors, as they are now."""
+
+
+class Weights(Measure):
+    """The weights that an update moves."""
+
+    fault, tolerance = "the weights would move differently, by {} of a step", TOLERANCE
+
+    def __init__(self, run: Run, update: Update) -> None:
+        self._parameters = update.parameters(run)
+
+    def read(self) -> list[Tensor]:
+        return _copied(self._parameters)
+
+
 def tried(
-    run: Run, update: Update, plain: Callable[[], Losses], quick: Callable[[], Losses]
+    run: Run,
+    update: Update,
+    plain: Callable[[], Losses],
+    quick: Callable[[], Losses],
+    measure: Measure | None = None,
 ) -> Losses:
     """Take a step the quick way, if the plain way takes the same step from the same state.
 
+    :param measure: what must be the same; by default the weights.
     :raises InTheWayError: when either way raises or they differ; the state is then restored. Call
         `free_memory` before the plain step, outside of the `except` block.
     """
-    before = Snapshot(run)
-    parameters = update.parameters(run)
-    start = _copied(parameters)
+    before, measure = Snapshot(run), measure or Weights(run, update)
+    start = measure.read()
     reason = ""
     try:
         plain()
-        wanted = _copied(parameters)
+        wanted = measure.read()
         before.restore()
         losses = quick()
     except Exception as error:  # what torch raises here has no common base
         reason = culprit(error)
     if not reason:
-        apart = _distance(parameters, wanted) / max(_distance(start, wanted), 1e-30)
-        if apart <= TOLERANCE:
+        apart = _distance(measure.read(), wanted) / max(_distance(start, wanted), 1e-30)
+        if apart <= measure.tolerance:
             return losses
-        reason = f"the weights would move differently, by {apart:.2g} of a step"
+        reason = measure.fault.format(f"{apart:.2g}")
     before.restore()
     raise InTheWayError(reason)
 
@@ -91,6 +118,12 @@ def free_memory(device: torch.device) -> None:
 
 def _copied(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in parameters]
+
+
+def share_apart(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """The distance of some tensors from others, as a share of the length of the others."""
+    zeros = [torch.zeros_like(other) for other in others]
+    return _distance(some, others) / max(_distance(zeros, others), 1e-30)
 
 
 def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
