@@ -795,13 +795,16 @@ def test_a_checkpoint_of_captured_steps_goes_on_in_either_way(build, tmp_path: P
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("overrides", GAMES.values(), ids=GAMES)
-def test_captured_cuda_graphs_train_alike(tmp_path: Path, overrides: list[str]) -> None:
+def test_captured_cuda_graphs_train_alike(
+    tmp_path: Path, gpu: torch.device, overrides: list[str]
+) -> None:
     file = tmp_path / "game.toml"
     file.write_text(GAME)
     lines, runs = [], []
     for mode in ("off", "graphs"):
         recipe = load_recipe(file, [*overrides, f"compile={mode}"])
-        run = assemble(recipe, torch.device("cuda", 0))
+        run = assemble(recipe, gpu)
+        run.notes.clear()  # of what does not concern the GPU
         runs.append(run)
         lines.append(train(run, 18))  # with comparisons, and a watched step that is replayed
     assert runs[1].notes == [] and type(runs[1].execution) is Graphs and runs[1].execution._recorded
@@ -819,19 +822,23 @@ def test_a_capture_that_fails_on_cuda_ends_capturing_and_changes_nothing(tmp_pat
         noise = "instance_noise={ sigma = 0.1 }"
         idea = 'idea={ use = "./idea.py" }'
         run = assemble(load_recipe(file, [idea, noise, f"compile={mode}"]), torch.device("cuda", 0))
+        run.notes.clear()  # of what does not concern the GPU
         lines.append(train(run))
     (note,) = run.notes
     assert "idea: CUDA error: operation not permitted when" in note
     for mine, theirs in zip(*lines, strict=True):
         assert mine == pytest.approx(theirs, rel=2e-2, abs=1e-3)
     other = assemble(load_recipe(file, ["compile=graphs"]), torch.device("cuda", 0))
+    other.notes.clear()  # of what does not concern the GPU
     train(other)
     assert other.notes == [] and other.execution._recorded  # another run is captured as ever
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("overrides", [[], ["first=generator"]])
-def test_a_python_number_in_a_cuda_graph_is_found(tmp_path: Path, overrides) -> None:
+def test_a_python_number_in_a_cuda_graph_is_found(
+    tmp_path: Path, gpu: torch.device, overrides: list[str]
+) -> None:
     file, code = tmp_path / "game.toml", tmp_path / "idea.py"
     file.write_text(GAME)
     code.write_text(HEAD + OF_G.replace("BEGIN", "0"))
@@ -839,7 +846,8 @@ def test_a_python_number_in_a_cuda_graph_is_found(tmp_path: Path, overrides) -> 
     for mode in ("off", "graphs"):
         idea = 'idea={ use = "./idea.py" }'
         recipe = load_recipe(file, [idea, *overrides, f"compile={mode}", "watch_every=0"])
-        run = assemble(recipe, torch.device("cuda", 0))
+        run = assemble(recipe, gpu)
+        run.notes.clear()  # of what does not concern the GPU
         lines.append(train(run))
     (note,) = run.notes
     assert note.startswith("G's step is not replayed as a graph any more: in iteration 5 ")
@@ -849,12 +857,15 @@ def test_a_python_number_in_a_cuda_graph_is_found(tmp_path: Path, overrides) -> 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("deterministic", ["true", "false"])
-def test_cuda_graphs_stay_close_to_plain_steps(tmp_path: Path, deterministic: str) -> None:
+def test_cuda_graphs_stay_close_to_plain_steps(
+    tmp_path: Path, gpu: torch.device, deterministic: str
+) -> None:
     file = tmp_path / "game.toml"
     file.write_text(GAME)
     settings = ["compile=graphs", "watch_every=2", "first=generator", "iterations=81"]
     recipe = load_recipe(file, [*settings, f"deterministic={deterministic}"])
-    run = assemble(recipe, torch.device("cuda", 0))
+    run = assemble(recipe, gpu)
+    run.notes.clear()  # of what does not concern the GPU
     try:
         lines = train(run, 81)
     finally:

@@ -17,7 +17,7 @@ from packed import changed_json, forged, forged_bytes
 from safetensors import safe_open
 
 from ganlab.cli import main
-from ganlab.commands.agreement import Agreement, compare_logs
+from ganlab.commands.agreement import Agreement, compare_logs, logged_iterations, read_figures
 from ganlab.commands.verify import Verification
 from ganlab.images.files import write_png
 
@@ -416,3 +416,11 @@ def test_a_figure_that_was_not_finite_twice_agrees() -> None:
     nan = {"a": {(1, ""): float("nan")}}
     assert compare_logs(nan, nan)[0].largest == 0
     assert compare_logs(nan, {"a": {(1, ""): 1.0}})[0].largest == float("inf")
+
+
+def test_how_close_captured_steps_were_is_no_figure_to_verify(tmp_path: Path) -> None:
+    stats, scores = tmp_path / "stats.jsonl", tmp_path / "scores.jsonl"
+    stats.write_text('{"iteration": 1, "G/adversarial": 0.5, "replay/G": 0.001}\n')
+    scores.write_text("")
+    assert read_figures(stats, scores, 1) == {"G/adversarial": {(1, ""): 0.5}}
+    assert logged_iterations(stats) == {"G/adversarial": (1, 1)}
