@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.evaluation.health import game_health
+from ganlab.evaluation.health import SAMPLES, game_health
 from ganlab.evaluation.scores import eval_mode
 from ganlab.images.files import write_png
 from ganlab.monitoring.attribution import of_logits
@@ -72,15 +72,31 @@ def test_a_discriminator_that_knows_only_its_training_images_has_gap_1(run: Run)
     seen: list[Tensor] = []
 
     def by_heart(images: Tensor) -> Tensor:
-        seen.append(images)
         # asked in turn: training reals, their fakes, held-out reals, their fakes
-        known = {1: 1.0, 2: 0.0, 3: 0.5, 4: 0.5}[len(seen)]
+        known = (1.0, 0.0, 0.5, 0.5)[sum(map(len, seen)) // SAMPLES]
+        seen.append(images)
         return known + 1e-3 * images.flatten(1).mean(1, keepdim=True)
 
     run.D = Judge(by_heart)
     found = figures(run)
     assert found["health/held_out_gap"] == pytest.approx(1, abs=0.01)
     assert found["health/trained_accuracy"] == 1
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(4, 1), (12, 2), (6, 1), (256, 1)])
+def test_health_is_judged_in_full_batches_and_is_the_same(
+    run: Run, batch: int, accumulate: int
+) -> None:
+    """6 does not divide the number of samples, and 256 is more than that."""
+    contrast = Judge(lambda images: images.flatten(1).std(dim=1, keepdim=True))
+    run.D, sizes = contrast, set()
+    run.recipe = run.recipe.model_copy(update={"batch_size": SAMPLES})
+    at_once = figures(run)
+    run.G.register_forward_pre_hook(lambda module, args: sizes.add(len(args[0])))
+    run.D.register_forward_pre_hook(lambda module, args: sizes.add(len(args[0])))
+    run.recipe = run.recipe.model_copy(update={"batch_size": batch, "accumulate": accumulate})
+    assert figures(run) == pytest.approx(at_once, rel=1e-5)
+    assert sizes == {min(batch // accumulate, SAMPLES)}
 
 
 def test_a_discriminator_that_tells_nothing_has_no_gap(run: Run) -> None:

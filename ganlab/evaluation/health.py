@@ -1,5 +1,8 @@
 """The health of a game, measured at an evaluation. For a watched step see attribution.py."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -56,15 +59,36 @@ def _gaps(run: Run, generator: nn.Module, real: Tensor) -> tuple[Tensor, Tensor,
     exact = widest_float(run.device)
     condition = run.hook.degrade(images=real).to(run.dtype)
     with run.autocast():
-        fake = generator(condition).to(real.dtype)
+        fake = _in_batches(run, generator, condition).to(real.dtype)
     seen = [run.hook.augment(images=images, condition=condition) for images in (real, fake)]
     gaps = []
     for D in discriminators(run):
         with eval_mode(D):
-            of_real, of_fake = (judge(run, D, images).flatten(1).mean(1) for images in seen)
+            of_real, of_fake = (
+                _in_batches(run, partial(_logit, run, D), images) for images in seen
+            )
         gaps.append((of_real - of_fake).to(exact))
     distance = (real - fake).abs().flatten(1).mean(1).to(exact)
     return fake, torch.stack(gaps).mean(0), distance
+
+
+def _logit(run: Run, D: nn.Module, images: Tensor) -> Tensor:
+    """The mean logit of each image, [N]."""
+    return judge(run, D, images).flatten(1).mean(1)
+
+
+def _in_batches(run: Run, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Compute a function of images in parts as large as those that the run trains on.
+
+    So it takes less memory than a step. All parts are of one size, for a D that compares the
+    images of a batch: where the last would be smaller, it begins earlier.
+    """
+    size = min(max(1, run.recipe.batch_size // run.recipe.accumulate), len(images))
+    found = []
+    for start in range(0, len(images), size):
+        first = min(start, len(images) - size)
+        found.append(function(images[first : first + size])[start - first :])
+    return torch.cat(found)
 
 
 def _held_out_crops(run: Run) -> Tensor | None:
