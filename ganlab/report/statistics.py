@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+import scipy  # a part is imported when it is first used: 60 MB that a run's own page spares
 
 LEVEL = 0.95
 POWER = 0.8
@@ -67,7 +67,7 @@ def interval(values: Sequence[float]) -> Interval:
     mean = float(x.mean())
     if len(x) == 1 or (_deviation(x) == 0 and x[0] != 0):
         return Interval(float(x[0]), None, None, len(x), "")
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1) * _deviation(x) / math.sqrt(len(x)))
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(x) - 1) * _deviation(x) / math.sqrt(len(x)))
     return Interval(mean, mean - half, mean + half, len(x), "t")
 
 
@@ -92,7 +92,7 @@ def unpaired_difference(ours: Sequence[float], baseline: Sequence[float]) -> Int
     freedom = sum(parts) ** 2 / sum(
         v**2 / (len(part) - 1) for v, part in zip(parts, (x, y), strict=True)
     )
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(sum(parts))
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(sum(parts))
     return Interval(mean, mean - half, mean + half, len(x), "t")
 
 
@@ -105,7 +105,7 @@ def over_images(differences: Sequence[float]) -> Interval:
     if len(x) < FEWEST_FOR_BCA or _deviation(x) == 0:
         return interval(differences)
     rng = np.random.default_rng(0)
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (x,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method="BCa", rng=rng
     ).confidence_interval
     return Interval(float(x.mean()), float(found.low), float(found.high), len(x), "BCa")
@@ -115,7 +115,7 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
     """p value of the signed-rank test for symmetry about zero; None below 6 differences not 0."""
     x = _finite(differences)
     x = x[x != 0]
-    return float(stats.wilcoxon(x).pvalue) if len(x) >= FEWEST_FOR_WILCOXON else None
+    return float(scipy.stats.wilcoxon(x).pvalue) if len(x) >= FEWEST_FOR_WILCOXON else None
 
 
 def smallest_visible(differences: Sequence[float]) -> float | None:
@@ -130,12 +130,12 @@ def smallest_visible(differences: Sequence[float]) -> float | None:
     deviation = _deviation(x)
     if deviation == 0:
         return None
-    edge = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1))
+    edge = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(x) - 1))
 
     def lacking(shift: float) -> float:
         return power(shift, len(x)) - POWER
 
-    shift = float(optimize.brentq(lacking, 0.1, 10 * edge + 10))
+    shift = float(scipy.optimize.brentq(lacking, 0.1, 10 * edge + 10))
     return shift * deviation / math.sqrt(len(x))
 
 
@@ -148,8 +148,8 @@ def power(shift: float, count: int) -> float:
     :param shift: d sqrt(n) / s, for values of mean d and standard deviation s.
     :param count: n, at least 2.
     """
-    edge = float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
-    return float(stats.nct.sf(edge, count - 1, shift))
+    edge = float(scipy.stats.t.ppf((1 + LEVEL) / 2, count - 1))
+    return float(scipy.stats.nct.sf(edge, count - 1, shift))
 
 
 def seeds_needed(effect: float, deviation: float) -> int | None:
@@ -176,7 +176,7 @@ def deviation_interval(deviation: float, freedom: float) -> tuple[float, float]:
 
     It is exact for normal values.
     """
-    tails = stats.chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], freedom)
+    tails = scipy.stats.chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], freedom)
     low, high = deviation * np.sqrt(freedom / tails)
     return float(low), float(high)
 
