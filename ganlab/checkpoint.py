@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -46,9 +46,18 @@ class Keep(NamedTuple):
 KEEP = Keep()
 
 
-def write_checkpoint(state: dict[str, Any], folder: Path, keep: Keep = KEEP) -> Path:
+def write_checkpoint(
+    state: dict[str, Any],
+    folder: Path,
+    keep: Keep = KEEP,
+    others: Sequence[Callable[[], object]] = (),
+) -> Path:
     """Write what `state_of` returned, and delete the checkpoints that are no longer kept.
 
+    The state is emptied as soon as it is in the file, because training needs the memory.
+
+    :param others: called then, before the checkpoint counts: they write the files that a run
+        continued from it does not write again.
     :raises GanlabError: when a plugin's state holds other things than tensors, numbers, text,
         lists and dicts.
     """
@@ -56,10 +65,13 @@ def write_checkpoint(state: dict[str, Any], folder: Path, keep: Keep = KEEP) -> 
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         torch.save(state, file)  # through a file object: then the error names a full disk
+        state.clear()
         file.flush()
         os.fsync(file.fileno())
     if not any(folder.glob("*.sha256")):
         _check_loadable(temporary)
+    for write in others:
+        write()
     digest = _sha256(temporary)
     temporary.replace(path)
     write_text(path.with_suffix(".sha256"), f"{digest}  {path.name}\n")
@@ -195,23 +207,22 @@ def state_of(run: Run) -> dict[str, Any]:
     return state
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: Any, known: dict[int, Tensor] | None = None) -> Any:
     """Copy the tensors in nested dicts, lists and tuples to the host.
 
-    A tensor that is there twice is copied once.
+    :param known: the copies so far, by the id of the original: a tensor that is there twice is
+        copied once.
     """
-    known: dict[int, Tensor] = {}
-
-    def copied(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if id(value) not in known:
-                known[id(value)] = value.detach().to("cpu", copy=True)
-            return known[id(value)]
-        if isinstance(value, dict):
-            return {key: copied(inner) for key, inner in value.items()}
-        return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
-
-    return copied(value)
+    known = {} if known is None else known
+    if isinstance(value, Tensor):
+        if id(value) not in known:
+            known[id(value)] = value.detach().to("cpu", copy=True)
+        return known[id(value)]
+    if isinstance(value, dict):
+        return {key: _copied(inner, known) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(inner, known) for inner in value)
+    return value
 
 
 def _state(run: Run) -> dict[str, Any]:
@@ -303,7 +314,8 @@ def _lay_out(optimizer: Optimizer) -> None:
 
 def _check_loadable(path: Path) -> None:
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
+        # each tensor is read, checked and dropped: together they would fill the memory
+        torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:
         path.unlink()
         raise GanlabError(

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -121,12 +122,19 @@ def _invariants(run: Run, role: str, batch: Batch) -> Iterator[None]:
             run.notes.append(f"warning: {sentence}, seen in iteration {number}; {REMEDY}")
 
 
-def train(run: Run, journal: Journal, writer: Writer, stop: Callable[[], str] = lambda: "") -> str:
+def train(
+    run: Run,
+    journal: Journal,
+    writer: Writer,
+    stop: Callable[[], str] = lambda: "",
+    on_evaluation: Callable[[], None] = lambda: None,
+) -> str:
     """Iterate until the recipe's end or until `stop()` gives a reason, and save the state.
 
     :param writer: writes files while training goes on. At the end it has written all and is closed.
     :param stop: returns "" to go on, or a reason to stop. After "signal" the state is saved; after
         any other reason the generator is also evaluated.
+    :param on_evaluation: called after each planned evaluation.
     :returns: the reason; "" at the recipe's end, "verdict" when a verdict ended the run,
         "patience" when the recipe's `patience` did.
     :raises Diverged: when a loss or a weight is not finite. It is noticed at the next report,
@@ -134,7 +142,7 @@ def train(run: Run, journal: Journal, writer: Writer, stop: Callable[[], str] = 
     """
     keep_freed_memory()
     with closing(writer), run.execution.running():
-        return Loop(run, journal, writer).run_until(stop)
+        return Loop(run, journal, writer, on_evaluation).run_until(stop)
 
 
 @dataclass(slots=True)
@@ -144,6 +152,9 @@ class Loop:
     run: Run
     journal: Journal
     writer: Writer
+    on_evaluation: Callable[[], None] = lambda: None
+    files: list[Callable[[], object]] = field(default_factory=list)
+    """What the last evaluation has to write."""
     saving: Future[None] | None = None
     """The checkpoint that is being written."""
     evaluated: int = -1
@@ -177,6 +188,7 @@ class Loop:
             self.save()
         if reason not in ("", "signal") and self.evaluated != run.iteration:
             self.evaluate(planned=False)
+        self.write_files()
         run.hook.run_end(run=run)
         self.tell_data_share(run.iteration - first)
         return reason
@@ -221,6 +233,9 @@ class Loop:
             found = self.find_verdicts()
         if checkpoint_is_due:
             self.save()
+        self.write_files()
+        if evaluation_is_due:
+            self.on_evaluation()
         if not found or recipe.on_verdict == "carry on":
             return ""
         if recipe.on_verdict == "roll back":
@@ -228,7 +243,7 @@ class Loop:
         return "verdict"
 
     def evaluate(self, planned: bool = True) -> None:
-        """Evaluate the generator, and write its weights, scores and pictures.
+        """Evaluate the generator, and write its scores; its weights and pictures are in `files`.
 
         :param planned: False for an extra evaluation of a run that was stopped early. It changes no
             state of the run, so that a resumed run equals an uninterrupted one.
@@ -242,13 +257,15 @@ class Loop:
             health = found.health | game_health(run, generator)
         if found.images:
             path = folder.samples / f"{run.iteration:07d}.png"
-            self.writer.later(write_samples, found.images, run.scale, path)
-            self.writer.later(keep_pictures, folder.pictures, found.images, run.scale)
+            self.files += [
+                partial(write_samples, found.images, run.scale, path),
+                partial(keep_pictures, folder.pictures, found.images, run.scale),
+            ]
         run.progress.scores = found.figures
         best = planned and self._is_best(found.figures)
         weights = weights_of(run, generator)
         for name in ("last", "best") if best else ("last",):
-            self.writer.later(write_weights, weights, folder.weights(name))
+            self.files.append(partial(write_weights, weights, folder.weights(name)))
         if found.figures or health:
             self.journal.evaluation(run.iteration, found.figures, found.scores, health, planned)
         if found.figures and self.evaluated < 0 and run.recipe.best_metric not in found.figures:
@@ -257,6 +274,12 @@ class Loop:
                 f"gives it, only {', '.join(found.figures)}; no best generator is kept"
             )
         self.evaluated = run.iteration
+
+    def write_files(self) -> None:
+        """Write the files of an evaluation that no checkpoint has taken with it."""
+        for write in self.files:
+            self.writer.later(write)
+        self.files = []
 
     def _is_best(self, figures: dict[str, float]) -> bool:
         """Whether this is the best evaluation so far; if so, it is kept as the best."""
@@ -287,15 +310,16 @@ class Loop:
         return list(new.values())
 
     def save(self) -> None:
-        """Checkpoint the run; first, all lines of the journal are on the disk."""
+        """Checkpoint the run. It counts when the lines of the journal are on the disk, too."""
         assert self.run.folder
         self._require_finite()
-        self.journal.sync()
         if self.saving:
             self.saving.result()  # one at a time: waiting states would fill the memory
         recipe, folder = self.run.recipe, self.run.folder.checkpoints
         keep = Keep(recipe.keep, recipe.keep_every)
-        self.saving = self.writer.later(write_checkpoint, state_of(self.run), folder, keep)
+        # the state comes first, so that its memory is soon free again
+        others, self.files = [*self.files, self.journal.sync], []
+        self.saving = self.writer.later(write_checkpoint, state_of(self.run), folder, keep, others)
         self.saved = self.run.iteration
 
     def roll_back(self, since: int) -> None:

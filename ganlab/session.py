@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -182,10 +183,9 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
 
     def note_evaluation() -> None:
         """Update the status and the page, for a user who looks at the run while it goes on."""
-        folder.write_status("running", **_so_far(run, journal))
+        writer.later(partial(folder.write_status, "running", **_so_far(run, journal)))
         writer.later(page.renew)  # after the pictures that it shows
 
-    journal.on_evaluation = note_evaluation
     ending = Ending("failed", FAILED)
     begin_peak_memory(run.device)
     with limits.heeding_signals():
@@ -193,13 +193,12 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
         folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
         try:
             with telling_out_of_memory(folder):
-                ending = _train(run, journal, writer, limits)
+                ending = _train(run, journal, writer, limits, note_evaluation)
         except BaseException as error:
             ending = _failed(run, journal, error)
             raise
         finally:
             journal.end()
-            journal.on_evaluation = lambda: None  # it refers to the run
             found = _so_far(run, journal)
             folder.write_status(
                 ending.state, exit_code=ending.code, message=ending.message, **found
@@ -223,9 +222,15 @@ def _failed(run: Run, journal: Journal, error: BaseException) -> Ending:
     return Ending("failed", code, told)
 
 
-def _train(run: Run, journal: Journal, writer: Writer, limits: Limits) -> Ending:
+def _train(
+    run: Run,
+    journal: Journal,
+    writer: Writer,
+    limits: Limits,
+    on_evaluation: Callable[[], None],
+) -> Ending:
     try:
-        reason = train(run, journal, writer, limits)
+        reason = train(run, journal, writer, limits, on_evaluation)
     except Diverged as error:
         return _diverged(run, journal, limits, error)
     if reason == "patience":

@@ -1,7 +1,10 @@
 """Files are written in order beside the training, and a failure is not lost."""
 
+import gc
+import json
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from ganlab import checkpoint, engine
 from ganlab.assembly import assemble
 from ganlab.engine import iterate
 from ganlab.recipe.model import load_recipe
+from ganlab.runs.journal import Journal
 from ganlab.runs.writer import Writer
 from ganlab.session import Limits, start
 
@@ -67,11 +71,12 @@ def test_a_state_is_a_copy_that_training_leaves_alone(tiny: Path) -> None:
 def test_training_does_not_wait_for_the_disk(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, began, ended = checkpoint.write_checkpoint, [], []
 
-    def slow(state: dict, folder: Path, keep: checkpoint.Keep) -> Path:
-        began.append(state["iteration"])
+    def slow(state: dict, *others: object) -> Path:
+        iteration = state["iteration"]
+        began.append(iteration)
         gate.wait(10)
-        path = whole(state, folder, keep)
-        ended.append(state["iteration"])
+        path = whole(state, *others)
+        ended.append(iteration)
         return path
 
     gate = threading.Event()
@@ -93,6 +98,61 @@ def test_training_does_not_wait_for_the_disk(tiny: Path, monkeypatch: pytest.Mon
     assert at_work == [([2], [])]
     assert ended == [2, 4]
     assert len(list(folder.checkpoints.glob("*.sha256"))) == 2
+
+
+def test_the_copy_of_a_state_is_freed_when_it_is_in_the_file(tiny: Path) -> None:
+    run = assemble(load_recipe(tiny, ["ema={}"]), torch.device("cpu"))
+    iterate(run)
+    state = checkpoint.state_of(run)
+    copies = [weakref.ref(tensor) for tensor in state["networks"]["G"].values()]
+    gone: list[bool] = []
+    gc.disable()  # it must not take a collection, which comes late or never
+    try:
+        checkpoint.write_checkpoint(
+            state, tiny.parent, others=[lambda: gone.extend(copy() is None for copy in copies)]
+        )
+    finally:
+        gc.enable()
+    assert gone == [True] * len(copies)
+    assert checkpoint.last_checkpoint(tiny.parent) == 0
+
+
+def test_a_checkpoint_counts_only_when_the_evaluations_files_are_written(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[list[int]] = []
+    whole = engine.write_weights
+
+    def write_weights(weights: checkpoint.Weights, path: Path) -> None:
+        counted.append(checkpoint.checkpoints_of(path.parent / "checkpoints"))
+        whole(weights, path)
+
+    monkeypatch.setattr(engine, "write_weights", write_weights)
+    changes = ["evaluate_every=2"]
+    folder, _ = start(load_recipe(tiny, changes), "cpu", Limits(), tiny.parent / "runs")
+    assert counted == [[], [2]]
+    assert checkpoint.checkpoints_of(folder.checkpoints) == [2, 4]
+
+
+def test_lines_are_on_the_disk_before_the_checkpoint_that_relies_on_them(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, list[int], str]] = []
+    whole = Journal.sync
+
+    def sync(journal: Journal) -> None:
+        whole(journal)
+        lines = journal.folder.stats.read_text().splitlines()
+        last = json.loads(lines[-1])["iteration"]
+        counted = checkpoint.checkpoints_of(journal.folder.checkpoints)
+        synced.append((last, counted, threading.current_thread().name))
+
+    monkeypatch.setattr(Journal, "sync", sync)
+    start(load_recipe(tiny), "cpu", Limits(), tiny.parent / "runs")
+    assert [(counted, name.startswith("writer")) for _, counted, name in synced] == [
+        ([], True), ([2], True),
+    ]  # fmt: skip
+    assert all(last >= due for (last, *_), due in zip(synced, (2, 4), strict=True))
 
 
 def test_a_disk_that_fills_up_ends_the_run_as_failed(

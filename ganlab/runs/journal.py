@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -40,8 +40,6 @@ class Journal:
         self._total, self._images, self._every = total, images, report_every
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._progress: _Bar | None = None
-        self.on_evaluation: Callable[[], None] = lambda: None
-        """Called after each evaluation."""
         self._began = self._reported = self._spoke = time.monotonic()
         self._first = self._last = 0
         self._seconds_before = 0.0
@@ -130,8 +128,7 @@ class Journal:
         self._report(last, figures)
 
     def sync(self) -> None:
-        """Put all lines on the disk, before a checkpoint that relies on them is written."""
-        self.flush()
+        """Put the lines written so far on the disk, before a checkpoint that relies on them."""
         with self.folder.stats.open("a") as file:
             os.fsync(file.fileno())
 
@@ -157,7 +154,6 @@ class Journal:
         if figures:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             self.say(f"evaluation at {iteration}: {shown}")
-        self.on_evaluation()
 
     def verdict(self, iteration: int, verdict: Verdict, action: str) -> None:
         """Report a verdict, and write it to verdicts.jsonl."""
