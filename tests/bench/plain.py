@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,12 +93,17 @@ def train(
     iterations: int,
     weight: float = 0.005,
     tell: Callable[[dict[str, Tensor]], None] = lambda losses: None,
+    keep: Callable[[dict[str, Any]], None] = lambda parts: None,
 ) -> None:
-    """The loop; `tell` gets each iteration's losses, and is called before the first one with {}."""
+    """The loop; `tell` gets each iteration's losses, and is called before the first one with {}.
+
+    `keep` is called after it with all that a checkpoint holds.
+    """
     average = copy.deepcopy(G).requires_grad_(False)
     of_g = torch.optim.Adam(G.parameters(), lr=1e-4, betas=(0.9, 0.99))
     of_d = torch.optim.Adam(D.parameters(), lr=1e-4, betas=(0.9, 0.99))
     bce = nn.BCEWithLogitsLoss()
+    parts = {"G": G, "D": D, "average": average, "of_g": of_g, "of_d": of_d}
     tell({})
     for _ in range(iterations):
         lr, hr = next(pairs)
@@ -126,6 +132,7 @@ def train(
         for p, q in zip(average.parameters(), G.parameters(), strict=True):
             p.mul_(0.999).add_(q.detach(), alpha=0.001)
         tell({"l1": l1, "adversarial": adversarial, "real": real, "fake": fake})
+        keep(parts)
 
 
 def read_images(files: list[str]) -> list[Tensor]:
@@ -146,13 +153,30 @@ def main(config: dict) -> None:
         if len(times) % config["report_every"] == 0:  # as a user would, for a log line
             losses.append(sum(float(value) for value in found.values()))
 
+    def keep(parts: dict[str, Any]) -> None:
+        peaks.append(peak_mib())
+        every = config.get("checkpoint_every", 0)
+        if every and (len(times) - 1) % every == 0:
+            began = time.time()
+            state = {name: part.state_dict() for name, part in parts.items()}
+            torch.save(state, config["checkpoint"])
+            held_up.append(time.time() - began)
+        if len(peaks) == config["iterations"]:
+            peaks.append(peak_mib())
+
+    held_up: list[float] = []
+    peaks: list[float] = []
     G = SRResNet(config["width"], config["num_blocks"])
     D = vgg_discriminator(config["d_width"], config["size"])
     pairs = crops(read_images(config["images"]), config["batch_size"], config["size"])
-    train(G, D, pairs, config["iterations"], tell=tell)
+    train(G, D, pairs, config["iterations"], tell=tell, keep=keep)
+    print(json.dumps({"times": times, "peaks": peaks, "held_up": held_up}))
+
+
+def peak_mib() -> float:
+    """Peak memory of this process so far."""
     status = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    print(json.dumps({"times": times, "peak_mib": peak / 1024}))
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
 if __name__ == "__main__":
