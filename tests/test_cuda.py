@@ -10,10 +10,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner
+from ganlab_plugins.perceptual_loss import PerceptualLoss
 from recorder import CpuRecorder
 from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
 
@@ -21,6 +23,7 @@ from ganlab.assembly import assemble
 from ganlab.cli import main
 from ganlab.engine import iterate
 from ganlab.images.files import write_png
+from ganlab.images.resampling import resize
 from ganlab.recipe.file import read_recipe
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
@@ -176,6 +179,22 @@ def test_a_loss_that_waits_is_named_and_trained_on_as_it_is(tiny: Path, gpu: tor
     assert runs[1].execution._recorded  # type: ignore[attr-defined] # the step of D
     for mine, theirs in zip(*lines, strict=True):
         assert mine == pytest.approx(theirs, rel=2e-2, abs=1e-3)
+
+
+def test_features_in_bfloat16_give_nearly_the_same_loss_and_gradient(gpu: torch.device) -> None:
+    real = resize(torch.rand(4, 3, 24, 24), (96, 96)).clamp(0, 1).to(gpu)
+    found = []
+    for precision in ("float32", "bfloat16"):
+        run = SimpleNamespace(device=gpu, dtype=torch.float32, notes=[], real_shape=(3, 96, 96))
+        torch.manual_seed(0)  # of the network's weights
+        loss = PerceptualLoss(precision=precision)
+        loss.check_recipe(run=run)
+        fake = (real * 0.9).requires_grad_()
+        (value,) = loss.generator_loss(fake=fake, real=real).values()
+        (gradient,) = torch.autograd.grad(value, fake)
+        found.append((value.item(), gradient.flatten()))
+    assert found[1][0] == pytest.approx(found[0][0], rel=0.01)
+    assert torch.cosine_similarity(found[0][1], found[1][1], 0) > 0.8
 
 
 @pytest.mark.parametrize("compile_", ["off", "graphs"])

@@ -12,13 +12,22 @@ from ganlab_plugins.dists_loss import DISTSLoss
 from ganlab_plugins.lpips import LPIPS
 from ganlab_plugins.lpips_loss import LPIPSLoss
 from ganlab_plugins.perceptual_loss import PerceptualLoss
+from pretended import PRETENDED, pretended_cuda
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 from torchvision.models.vgg import cfgs, make_layers
 
-from ganlab import DISTSNetwork, LPIPSNetwork, RecipeError, VGGFeatures, to_float, to_uint8
+from ganlab import (
+    DISTSNetwork,
+    LPIPSNetwork,
+    RecipeError,
+    VGGFeatures,
+    resize,
+    to_float,
+    to_uint8,
+)
 
 ARCHITECTURES = ["alexnet", "vgg16", "vgg19", "squeezenet1_1"]
 NETWORKS = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
@@ -58,9 +67,8 @@ def published(tmp_path_factory):
 
 def run_of(shape=(3, 32, 32), dtype=torch.float32, **more):
     defaults = {"held_out": {}, "scale": 4}
-    return SimpleNamespace(
-        device=torch.device("cpu"), dtype=dtype, real_shape=shape, **(defaults | more)
-    )
+    defaults["device"] = torch.device("cpu")
+    return SimpleNamespace(dtype=dtype, real_shape=shape, **(defaults | more))
 
 
 def architecture_of(plugin, options):
@@ -267,6 +275,38 @@ def test_a_loss_runs_in_the_precision_of_the_run(published, plugin, options):
     assert value_of(single, fake.float(), real.float()).item() == pytest.approx(
         value.item(), rel=1e-4
     )
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning")
+@pytest.mark.parametrize(("plugin", "options"), LOSSES, ids=IDS)
+def test_bfloat16_on_cuda_changes_loss_and_gradient_a_little(
+    published, monkeypatch, plugin, options
+):
+    real = resize(images(2, (3, 8, 8), seed=1), (32, 32)).clamp(0, 1)
+    found = []
+    with pretended_cuda(monkeypatch):
+        for precision in ("float32", "bfloat16"):
+            run = run_of(device=PRETENDED)
+            loss = started(plugin, published, run, precision=precision, **options)
+            assert loss._network.dtype == getattr(torch, precision)
+            fake = (real + 0.1 * images(2, (3, 32, 32), seed=2)).to(PRETENDED).requires_grad_()
+            value = value_of(loss, fake, real.to(PRETENDED))
+            (gradient,) = torch.autograd.grad(value, fake)
+            assert gradient.dtype == torch.float32
+            found += [value.item(), gradient.cpu().flatten()]
+    assert found[2] != found[0]
+    assert found[2] == pytest.approx(found[0], rel=0.02)
+    assert F.cosine_similarity(found[1], found[3], 0) > 0.8
+
+
+@pytest.mark.parametrize("plugin", [PerceptualLoss, LPIPSLoss, DISTSLoss])
+def test_bfloat16_elsewhere_is_float32_and_said(published, plugin):
+    run = run_of(notes=[])
+    loss = started(plugin, published, run, precision="bfloat16")
+    assert loss._network.dtype == torch.float32
+    assert run.notes == [f"{loss.name}: bfloat16 is for CUDA; its features are float32 here"]
+    with pytest.raises(RecipeError, match='precision = "float64"; leave one out'):
+        started(plugin, published, run_of(dtype=torch.float64), precision="bfloat16")
 
 
 @pytest.mark.parametrize(("plugin", "options"), LOSSES[2:], ids=IDS[2:])

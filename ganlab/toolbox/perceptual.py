@@ -8,16 +8,18 @@ that LPIPS and DISTS learnt on top of them are read from the torchmetrics packag
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ganlab.plugin import Plugin
+from ganlab.run import Run
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Precision = Literal["float32", "bfloat16"]
 VGG_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
 
@@ -72,6 +74,35 @@ class Backbone(nn.Module):
                 f"are {shape[2]} x {shape[1]}; make them larger"
             )
 
+    def prepared(self, plugin: Plugin, run: Run, precision: Precision) -> Self:
+        """Move to the run's device, in eval mode, with fixed weights, to compute a loss.
+
+        With "bfloat16", the convolutions run in it on CUDA, channels last. What they are compared
+        by is computed in the dtype of the images in any case. On other devices, where it is slower,
+        they stay in float32, and a note says so.
+
+        :param plugin: whose option `precision` is.
+        :raises RecipeError: for bfloat16 in a run in float64.
+        """
+        network = self.to(run.device, run.dtype).eval().requires_grad_(False)
+        if precision == "float32":
+            return network
+        if run.dtype == torch.float64:
+            raise plugin.error(
+                'precision = "bfloat16" in a recipe of precision = "float64"; leave one out',
+                "precision",
+            )
+        if run.device.type == "cuda":
+            network.features.to(torch.bfloat16).to(memory_format=torch.channels_last)
+        else:
+            run.notes.append(f"{plugin.name}: bfloat16 is for CUDA; its features are float32 here")
+        return network
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the convolutions are computed."""
+        return next(self.features.parameters()).dtype
+
     def normalised(self, images: Tensor) -> Tensor:
         """Images in 0..1, normalised channel by channel as in the classifier's training."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
@@ -83,11 +114,11 @@ class Backbone(nn.Module):
         :param images: normalised.
         :param nodes: the layers, counted from 0, in ascending order.
         """
-        found, x = [], images
+        found, x = [], images.to(self.dtype)
         for index, layer in enumerate(self.features[: nodes[-1] + 1]):
             x = layer(x)
             if index in nodes:
-                found.append(x)
+                found.append(x.to(images.dtype))
         return found
 
 
@@ -230,16 +261,16 @@ class DISTSNetwork(Backbone):
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """The tensors that are compared: the image, and five maps of features."""
-        found, x = [images], self.normalised(images)
+        found, x = [images], self.normalised(images).to(self.dtype)
         for number, (begin, end) in enumerate(self.STAGES):
             x = self._pool(x) if number else x
             x = self.features[begin:end](x)
-            found.append(x)
+            found.append(x.to(images.dtype))
         return found
 
     def _pool(self, features: Tensor) -> Tensor:
         channels = features.shape[1]
-        window = self.get_buffer("window").expand(channels, -1, -1, -1)
+        window = self.get_buffer("window").to(features.dtype).expand(channels, -1, -1, -1)
         blurred = F.conv2d(features.square(), window, stride=2, padding=1, groups=channels)
         return (blurred + 1e-12).sqrt()
 

@@ -1,5 +1,7 @@
 """DISTS as a loss: how far structure and texture differ in the features of VGG16."""
 
+from typing import Literal
+
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
@@ -30,6 +32,10 @@ class DISTSLoss(Plugin):
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on this term."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of VGG's convolutions on CUDA; bfloat16 costs less. It changes the loss by at most 0.1 %,
+    its gradient by 0.05 of the norm (cosine 0.999; HR 96, random weights)."""
+
     weights: RecipePath | None = None
     """The file of weights; by default weights/vgg16-397923af.pth in ganlab's cache folder."""
 
@@ -43,7 +49,7 @@ class DISTSLoss(Plugin):
         network = DISTSNetwork()
         file = weights_file(network.file_name, self.weights)
         load_weights(self, network, file, self.sha256, network.source, ignored=network.ignored)
-        self._network = network.to(run.device, run.dtype).eval().requires_grad_(False)
+        self._network = network.prepared(self, run, self.precision)
 
     @hookimpl
     def run_start(self, run: Run) -> None:

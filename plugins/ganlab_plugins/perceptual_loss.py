@@ -68,6 +68,10 @@ class PerceptualLoss(Plugin):
     """Compare with the real image after unsharp masking, as Real-ESRGAN does (arXiv:2107.10833).
     The real images seen by D are not sharpened."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of VGG's convolutions on CUDA; bfloat16 costs less. It changes the loss by at most 0.1 %,
+    its gradient by 0.3 to 0.45 of the norm (cosine 0.90 to 0.96; HR 96, random weights)."""
+
     weights: RecipePath | None = None
     """The file of weights; by default weights/vgg19-dcbb9e9d.pth in ganlab's cache folder."""
 
@@ -81,7 +85,7 @@ class PerceptualLoss(Plugin):
         network = VGGFeatures(list(self._factors()))
         file = weights_file(network.file_name, self.weights)
         load_weights(self, network, file, self.sha256, network.source, ignored=network.ignored)
-        self._network = network.to(run.device, run.dtype).eval().requires_grad_(False)
+        self._network = network.prepared(self, run, self.precision)
 
     @hookimpl
     def run_start(self, run: Run) -> None:
