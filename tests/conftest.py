@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Two threads of a tiny net on a shared machine mostly wait for each other; processes that tests
 # start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# cuBLAS reads it at its first product, which may be of a test before the one that needs it
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +44,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _same_draws() -> None:
-    """Begin each test with the same state of torch's generator, whatever ran before it."""
+def _same_draws_and_numerics() -> None:
+    """Begin each test with the same state of torch, whatever ran before it."""
     import torch  # after OMP_NUM_THREADS is set
 
     torch.manual_seed(0)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.allow_tf32 = True
 
 
 @pytest.fixture

@@ -88,15 +88,13 @@ def waits_refused(gpu: torch.device) -> Iterator[None]:
 
 
 @SHIPPED
-@pytest.mark.parametrize("compile_", ["off", "graphs"])
 def test_sixty_iterations_never_wait(
     recipe: Path,
-    compile_: str,
     photographs: Path,  # noqa: F811
     gpu: torch.device,
 ) -> None:
-    # watched steps may be compared with plain ones, which waits
-    run = built(recipe, photographs, gpu, f"compile={compile_}", "watch_every=0")
+    # a step that waits is not captured, which is told; a comparison waits, so none may be due
+    run = built(recipe, photographs, gpu, "compile=graphs", "watch_every=0")
     before, count = (30, 60) if gpu.type == "cuda" else (16, 2)
     take(run, *range(before))
     with run.execution.running(), waits_refused(gpu):
@@ -247,7 +245,8 @@ def test_a_run_on_the_second_gpu_leaves_the_first_alone(tiny: Path, gpu: torch.d
         run = assembled(tiny, settings, device)
         lines.append(take(run, *range(10)))
         assert run.notes == [] and {p.device for p in run.G.parameters()} == {device}
-    assert gpu.type != "cuda" or torch.cuda.memory_allocated(gpu) == held
+    # less, since the first run is gone
+    assert gpu.type != "cuda" or torch.cuda.memory_allocated(gpu) <= held
     assert lines[0] == lines[1]
 
 
