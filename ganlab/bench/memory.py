@@ -36,14 +36,18 @@ def count_memory(run: Run) -> dict[str, Any]:
 class Counted(TorchDispatchMode):
     """Counts the bytes of the tensors that are made in its context, while they live."""
 
-    def __init__(self, part: Callable[[], Part]) -> None:
-        """:param part: gives the part of an iteration that is running."""
+    def __init__(self, part: Callable[[], Part], block: int = 1) -> None:
+        """:param part: gives the part of an iteration that is running.
+
+        :param block: each tensor is counted as a multiple of so many bytes.
+        """
         super().__init__()
         self.peak = 0
         self.at_peak: dict[Part, int] = {}
-        self._part = part
+        self.total = 0
+        """Bytes at this moment."""
+        self._part, self._block = part, block
         self._live: dict[Part, int] = defaultdict(int)
-        self._total = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(
@@ -56,23 +60,23 @@ class Counted(TorchDispatchMode):
         for storage in _storages(answer):
             if storage._cdata not in self._known:
                 self._follow(storage, self._part())
-        if self._total > self.peak:
-            self.peak, self.at_peak = self._total, {p: n for p, n in self._live.items() if n}
+        if self.total > self.peak:
+            self.peak, self.at_peak = self.total, {p: n for p, n in self._live.items() if n}
         return answer
 
     def _follow(self, storage: Any, part: Part | None) -> None:
-        size = storage.nbytes() if part else 0
+        size = -(-storage.nbytes() // self._block) * self._block if part else 0
         self._known.add(storage._cdata)
         weakref.finalize(storage, self._gone, storage._cdata, part, size).atexit = False
         if part:
             self._live[part] += size
-            self._total += size
+            self.total += size
 
     def _gone(self, address: int, part: Part | None, size: int) -> None:
         self._known.discard(address)
         if part:
             self._live[part] -= size
-            self._total -= size
+            self.total -= size
 
 
 def _storages(values: Any) -> list[Any]:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ganlab.bench.cards import Need
 from ganlab.bench.fit import MOST_SECONDS, Fit
 from ganlab.monitoring.loading import data_words
 
@@ -49,6 +50,24 @@ def show_fit(fit: Fit) -> None:
         f"largest: batch_size = {fit.batch_size} fits into 90 % of the "
         f"{fit.available / gib:.1f} GiB free ({how})"
     )
+
+
+def show_need(need: Need) -> None:
+    """Print the memory that training needs on a CUDA device, and the cards that have it."""
+    gib = 2**30
+    for what, size in (
+        ("weights, moments, averages and what else stays", need.kept),
+        ("tensors of an iteration at its highest moment", need.step),
+        ("the same again in captured steps, and copies for their trial", need.captured),
+        ("allowance for kernels, cuBLAS and CUDA itself", need.whole - need.tensors),
+    ):
+        if size:
+            print(f"{size / gib:6.2f} GiB  {what}")
+    for one, which in ((need, ""), (need.uncaptured, ' with compile = "off"')):
+        if one is need or need.captured:
+            cards = ", ".join(map(str, one.cards)) or "none of those with up to 24"
+            print(f"about {one.whole / gib:.1f} GiB on CUDA{which}: fits {cards} GB")
+    print("an estimate from shapes alone, without evaluations; --fit measures")
 
 
 def _head(found: dict[str, Any]) -> Iterable[str]:

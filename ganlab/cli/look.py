@@ -144,6 +144,9 @@ def trace(
     help="Write a Chrome trace of three iterations, for chrome://tracing or Perfetto.",
 )
 @click.option("--fit", is_flag=True, help="Find the largest batch size, and time nothing.")
+@click.option(
+    "--cards", is_flag=True, help="Estimate the memory on CUDA, without a GPU; time nothing."
+)
 @json_option
 def bench(
     recipe: Path,
@@ -153,6 +156,7 @@ def bench(
     vs: str | None,
     trace_file: Path | None,
     fit: bool,
+    cards: bool,
     as_json: bool,
 ) -> None:
     """Measure how fast a recipe runs here, what takes the time, and how fast it could be.
@@ -163,20 +167,14 @@ def bench(
 
     Example: ganlab bench recipes/wgan_gp.toml --vs plain
     """
-    from dataclasses import asdict
-
+    if (fit or cards) and (vs or trace_file or (fit and cards)):
+        one, others = ("--fit", "--cards, ") if fit else ("--cards", "")
+        raise RecipeError(f"{one} measures no time; leave out {others}--vs and --trace")
     if fit:
-        from ganlab.bench.fit import largest_batch
-        from ganlab.bench.text import show_fit
-
-        if vs or trace_file:
-            raise RecipeError("--fit measures no time; leave out --vs and --trace")
-        found = largest_batch(recipe, overrides, device)
-        if as_json:
-            print_json(asdict(found))
-        else:
-            show_fit(found)
-            next_is(*run_command(recipe, (*overrides, f"batch_size={found.batch_size}")))
+        _fit(recipe, overrides, device, as_json)
+        return
+    if cards:
+        _cards(recipe, overrides, as_json)
         return
     from ganlab.bench import bench_recipe
     from ganlab.bench.text import show
@@ -186,6 +184,34 @@ def bench(
         print_json(figures)
     else:
         show(figures)
+        next_is(*run_command(recipe, overrides))
+
+
+def _fit(recipe: Path, overrides: tuple[str, ...], device: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from ganlab.bench.fit import largest_batch
+    from ganlab.bench.text import show_fit
+
+    found = largest_batch(recipe, overrides, device)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        show_fit(found)
+        next_is(*run_command(recipe, (*overrides, f"batch_size={found.batch_size}")))
+
+
+def _cards(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from ganlab.bench.cards import need_on_cuda
+    from ganlab.bench.text import show_need
+
+    need = need_on_cuda(recipe, overrides)
+    if as_json:
+        print_json(asdict(need) | {"whole": need.whole, "fits": need.cards})
+    else:
+        show_need(need)
         next_is(*run_command(recipe, overrides))
 
 

@@ -1,6 +1,9 @@
 """Published weights of other networks: a local file with a known digest, never a download."""
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,22 @@ _UNREADABLE = (
 )
 
 
+_left_out = ContextVar("left out", default=False)
+
+
+@contextmanager
+def weights_left_out() -> Iterator[None]:
+    """Context in which `load_weights` reads no file, and the networks keep their random weights.
+
+    For what depends on shapes alone, such as an estimate of memory.
+    """
+    token = _left_out.set(True)
+    try:
+        yield
+    finally:
+        _left_out.reset(token)
+
+
 def weights_file(name: str, given: Path | None = None) -> Path:
     """The path of a weights file: the given one, or `weights/<name>` in ganlab's cache folder."""
     return given or cache_folder() / "weights" / name
@@ -47,6 +66,8 @@ def load_weights(
         "classifier." when the network is the convolutions of a classifier.
     :raises RecipeError: naming the file, its source and the place to put it.
     """
+    if _left_out.get():
+        return
     if not file.is_file():
         raise plugin.error(f"needs the weights file {file}; get it from {source}, and put it there")
     found = file_sha256(file)
