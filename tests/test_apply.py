@@ -15,7 +15,7 @@ from ganlab.cli import main
 from ganlab.commands import apply
 from ganlab.commands.apply import evaluate_folder, upscale_files
 from ganlab.errors import RecipeError
-from ganlab.images import resampling
+from ganlab.images import png, resampling
 from ganlab.images.files import ImageError, read_image, split_alpha, write_png
 from ganlab.images.png import Packed
 from ganlab.images.resampling import resize, to_float, to_uint8
@@ -295,6 +295,24 @@ def test_too_large_a_tile_is_told(
     assert result.stderr.startswith("out of memory")
     assert ("tiles of 96 pixels: a smaller --tile needs less" in result.stderr) == advised
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_grows_while_its_picture_is_computed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(png, "STRIP", 2**12)
+    sizes = []
+
+    def watching(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(sum(file.stat().st_size for file in (tmp_path / "out").iterdir()))
+        return nearest(images)
+
+    use(monkeypatch, watching)
+    write_png(torch.randint(0, 256, (3, 300, 30)).byte(), tmp_path / "x.png")
+    enlarged(trained, [tmp_path / "x.png"], tmp_path / "out", tile=64)
+    whole = (tmp_path / "out" / "x.png").stat().st_size
+    assert sizes[0] == 0 and sizes == sorted(sizes)
+    assert sizes[-1] > 0.5 * whole
 
 
 def test_pictures_of_many_sizes_leave_no_matrices_behind(trained: Path, tmp_path: Path) -> None:

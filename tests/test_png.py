@@ -1,6 +1,8 @@
 """PNG files written strip by strip: the pixels are the picture's, and the files as small."""
 
 import io
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +55,22 @@ def test_a_picture_given_in_bands_is_read_back_to_the_bit(
         assert file.mode == MODES[channels, bits]
         found = torch.from_numpy(np.array(file)).view(*size, channels).permute(2, 0, 1)
     assert torch.equal(found.int(), image.int())
+
+
+def test_the_check_sums_of_a_file_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(png, "STRIP", 50)
+    write_strips(tmp_path / "a.png", 9, packed(noise(3, 9, 5)))
+    data, stream = (tmp_path / "a.png").read_bytes()[8:], b""
+    while data:
+        (size,) = struct.unpack(">I", data[:4])
+        kind, content, check = data[4:8], data[8 : 8 + size], data[8 + size : 12 + size]
+        assert struct.pack(">I", zlib.crc32(kind + content)) == check
+        stream += content if kind == b"IDAT" else b""
+        data = data[12 + size :]
+    # which Pillow does not check
+    assert len(zlib.decompress(stream)) == 9 * (1 + 3 * 5)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
