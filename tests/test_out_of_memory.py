@@ -195,9 +195,13 @@ def test_it_is_told_where_and_how_much_and_nothing_is_lost(
 
 
 def test_a_watched_step_can_be_left_out(here: Path) -> None:
-    first, *lines = message(train("backward", "--set", "watch_every=3"))
+    options = ["--set", "watch_every=3", "--set", "checkpoint_every=100"]
+    first, *lines = message(train("backward", *options))
     assert "in iteration 3 (G step, the gradient of one loss, since this step is watched)" in first
     assert any(line.startswith("  watch_every = 0") for line in lines)
+    # losses that no report or checkpoint had written yet
+    stats = (here / "runs" / "run" / "stats.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in stats] == [1, 2]
 
 
 def test_an_assembly_that_does_not_fit_leaves_no_run(here: Path) -> None:
