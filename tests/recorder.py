@@ -3,6 +3,9 @@
 Python runs once, while recording. A replay does the same operations on the same tensors, and writes
 what they make into the tensors that they made then; random numbers come from the same generators,
 wherever these now are. So it shows what capture would freeze.
+
+All graphs share one pool of memory. What one graph frees may hold what a later captured one makes.
+So each replay destroys all that later captured graphs made, as a replay of CUDA graphs may.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +36,7 @@ class Tape(Watch):
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, Any]] = []
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self._allocated: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # batch norm writes its running statistics, and its schema does not say so
@@ -43,8 +47,20 @@ class Tape(Watch):
                     self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
         given = tree_map(_plain, (args, kwargs or {}))  # an operation in place may change the shape
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        self.calls.append((func, *given, tree_map(_plain, result)))
+        recorded = tree_map(_plain, result)
+        self.calls.append((func, *given, recorded))
+        known = {_place(leaf) for leaf in tree_leaves(given) if isinstance(leaf, Tensor)}
+        self._allocated += [
+            leaf
+            for leaf in tree_leaves(recorded)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and _place(leaf) not in known
+        ]
         return result
+
+    def destroy(self) -> None:
+        """Overwrite the memory that was allocated while recording."""
+        for tensor in self._allocated:
+            tensor.fill_(torch.nan)
 
     def undo(self) -> None:
         """Put memory back: a CUDA graph is captured without being carried out."""
@@ -60,6 +76,10 @@ class Tape(Watch):
                 for old, new in zip(tree_leaves(recorded), tree_leaves(made), strict=True):
                     if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                         old.data.copy_(new)  # .data: a replay is not seen by version counters
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _plain(value: Any) -> Any:
@@ -86,8 +106,15 @@ class CpuRecorder:
         states = [(g, g.get_state()) for g in (torch.default_generator, *generators)]
         with tape:
             answer = function()
+        number = len(self.tapes)
         self.tapes.append(tape)
         tape.undo()
         for generator, state in states:
             generator.set_state(state)
-        return answer, tape.replay
+
+        def replay() -> None:
+            for later in self.tapes[number + 1 :]:
+                later.destroy()
+            tape.replay()
+
+        return answer, replay

@@ -197,7 +197,10 @@ def test_a_recipe_trains_alike_in_every_way(
             count = WARM_UPS + 2 if way == "graphs" else 2
             for first in (0, run.recipe.iterations - count):
                 for run.iteration in range(first, first + count):
-                    lines[-1].append({n: v.item() for n, v in iterate(run).items()})
+                    found = {n: v.item() for n, v in iterate(run).items()}
+                    # a comparison was due in between
+                    assert found.pop("replay/G", 0) == found.pop("replay/D", 0) == 0
+                    lines[-1].append(found)
     assert all("SGD has no capturable form" in note for run in runs for note in run.notes)
     # the second part begins after a planned comparison, which is caught up on
     replayed = [line.pop(f"replay/{role}", 0) for line in lines[1] for role in "GD"]

@@ -228,6 +228,10 @@ class Graphs(Eager):
         if not graphs:
             self._calls[update, key.observed] += 1
             return _plain(run, update, batch, ours)
+        if passes:
+            # A replay may overwrite what later captured graphs made: they share memory. So G's
+            # graphs come in the order of capture, and D's, which read G's passes, in reverse.
+            graphs.reverse()
         try:
             losses, apart = compared(
                 run, update, lambda: _plain(run, update, batch, ours), [g.replay for g in graphs]
