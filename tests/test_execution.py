@@ -799,6 +799,26 @@ def test_a_checkpoint_of_captured_steps_goes_on_in_either_way(build, tmp_path: P
         assert_same("graphs", whole, again, [rest, lines])
 
 
+def test_the_first_step_after_a_resume_reads_the_rate_that_captured_steps_read(build) -> None:
+    # on CUDA a Python number has more digits than the tensor that a graph reads
+    run = build("watch_every=2", way=Graphs(CpuRecorder()))
+    run.iteration = 39  # runs as written
+    iterate(run)
+    assert all(isinstance(o.param_groups[0]["lr"], torch.Tensor) for o in run.optimizers.values())
+
+
+def test_a_snapshot_forgets_the_moments_of_weights_that_had_none(build) -> None:
+    run = build()
+    first, *others = run.G.parameters()
+    first.grad = torch.ones_like(first)
+    run.G_optimizer.step()
+    snapshot = Snapshot(run)
+    others[0].grad = torch.ones_like(others[0])
+    run.G_optimizer.step()
+    snapshot.restore()
+    assert set(run.G_optimizer.state) == {first}
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("overrides", GAMES.values(), ids=GAMES)
 def test_captured_cuda_graphs_train_alike(

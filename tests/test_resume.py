@@ -11,9 +11,12 @@ import torch
 from children import Child, wait_until
 from click.testing import CliRunner
 from marks import posix
+from recorder import CpuRecorder
 from safetensors.torch import load_file
 
+from ganlab import assembly
 from ganlab.cli import main
+from ganlab.speed import graphs
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -254,6 +257,34 @@ def test_the_weights_written_for_use_are_those_of_the_checkpoint(whole: Path) ->
     kept = next(v for v in average.values() if isinstance(v, dict))
     assert weights.keys() == kept.keys()
     assert all(torch.equal(weights[k], kept[k]) for k in weights)
+
+
+def test_a_run_stopped_shortly_before_a_comparison_with_its_graphs_is_the_same_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared, at = graphs.compared, []
+
+    def noted(run, *arguments):
+        at.append(run.iteration)
+        return compared(run, *arguments)
+
+    monkeypatch.setattr(graphs, "compared", noted)
+    monkeypatch.setattr(assembly, "choose_execution", lambda run: graphs.Graphs(CpuRecorder()))
+    # a comparison is planned in every 20th iteration, counted from 1
+    settings = ["deterministic=true", "counter=false", "watch_every=1", "evaluate_every=20"]
+    options = ["game.toml", *sets(*settings)]
+    here(folder, "run", *options, "--name", "compared")
+    assert {19, 39} <= set(at)
+    here(folder, "run", *options, "--name", "not-compared", "--max-iterations", 18)
+    at.clear()
+    here(folder, "resume", "not-compared")
+    # captured again in the 4th iteration, and when the freeze ends, and compared soon after
+    assert 19 not in at and {22, 39} <= set(at)
+    assert_same_run(*(folder / "runs" / name for name in ("compared", "not-compared")))
+
+
+def sets(*settings: str) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
 
 
 @pytest.mark.cuda

@@ -227,6 +227,8 @@ class Graphs(Eager):
         ]
         if not graphs:
             self._calls[update, key.observed] += 1
+            with suppress(InTheWayError):  # it is told when a step would be captured
+                self._prepare(update.optimizer(run))
             return _plain(run, update, batch, ours)
         if passes:
             # A replay may overwrite what later captured graphs made: they share memory. So G's
@@ -251,8 +253,10 @@ class Graphs(Eager):
                 passed.recorded.append(same)
         if not apart <= TOLERANCE:
             self._drop(run, update, apart)
+        # after a resume nothing is captured yet, so a distance of 0 would not always be told
+        told = math.isfinite(apart) and (apart > 0 or not run.recipe.deterministic)
         figures = {f"replay/{update.role}": torch.tensor(apart, device=run.device)}
-        return losses | figures if planned and math.isfinite(apart) else losses
+        return losses | figures if planned and told else losses
 
     def _drop(self, run: Run, update: Update, apart: float) -> None:
         """Replay an update no more, and no graph that reads its passes."""

@@ -166,7 +166,7 @@ class Snapshot:
         _copy(self._copies, self._tensors)
         # restored values are the same, so a shared pass must find the same versions of D's weights
         self._versions = torch.autograd._unsafe_preserve_version_counter(tuple(self._tensors))
-        self._begun = [bool(optimizer.state) for optimizer in self._optimizers]
+        self._begun = [set(optimizer.state) for optimizer in self._optimizers]
         self._random = run.streams.state()
         self._passes = list(run.step.passes)
 
@@ -175,8 +175,8 @@ class Snapshot:
         with self._versions:
             _copy(self._tensors, self._copies)
         for optimizer, begun in zip(self._optimizers, self._begun, strict=True):
-            if not begun:
-                optimizer.state.clear()
+            for parameter in optimizer.state.keys() - begun:
+                del optimizer.state[parameter]
         for plugin, state in self._plugins:
             if not _are_the_same(plugin.state_dict(), state):
                 owner: Any = plugin
