@@ -230,14 +230,11 @@ class Graphs(Eager):
             with suppress(InTheWayError):  # it is told when a step would be captured
                 self._prepare(update.optimizer(run))
             return _plain(run, update, batch, ours)
-        if passes:
-            # A replay may overwrite what later captured graphs made: they share memory. So G's
-            # graphs come in the order of capture, and D's, which read G's passes, in reverse.
-            graphs.reverse()
+        # A replay may overwrite what later captured graphs made: they share memory. So G's graphs
+        # come in the order of capture, and D's, which read G's passes, in reverse.
+        ways = [graph.replay for graph in (reversed(graphs) if passes else graphs)]
         try:
-            losses, apart = compared(
-                run, update, lambda: _plain(run, update, batch, ours), [g.replay for g in graphs]
-            )
+            losses, apart = compared(run, update, lambda: _plain(run, update, batch, ours), ways)
         except torch.OutOfMemoryError:
             self._compares = False
         if not self._compares:  # after the except block, which holds the memory of the step
@@ -245,7 +242,7 @@ class Graphs(Eager):
             run.notes.append(
                 "captured steps are not compared with steps as written any more: too little memory"
             )
-            return _replayed(run, graphs[0])
+            return _replayed(run, graphs[0])  # the oldest: what it reads is whole
         planned = any(graph.compared < _last_planned(run) for graph in graphs)
         for graph in graphs:
             graph.compared = run.iteration

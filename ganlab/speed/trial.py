@@ -57,22 +57,22 @@ def tried(
     :raises InTheWayError: when either way raises or they differ; the state is then restored. Call
         `free_memory` before the plain step, outside of the `except` block.
     """
-    before, measure = Snapshot(run), measure or Weights(run, update)
-    start = measure.read()
-    reason = ""
+    before: Snapshot | None = None
     try:
+        before, measure = Snapshot(run), measure or Weights(run, update)
+        start = measure.read()
         plain()
         wanted = measure.read()
         before.restore()
         losses = quick()
-    except Exception as error:  # what torch raises here has no common base
-        reason = culprit(error)
-    if not reason:
         apart = _distance(measure.read(), wanted) / max(_distance(start, wanted), 1e-30)
         if apart <= measure.tolerance:
             return losses
         reason = measure.fault.format(f"{apart:.2g}")
-    before.restore()
+    except Exception as error:  # what torch raises here has no common base
+        reason = culprit(error)
+    if before:
+        before.restore()
     raise InTheWayError(reason)
 
 
@@ -84,25 +84,25 @@ def compared(
     :returns: the losses of the plain way, whose weights are kept; and the largest distance between
         the weights of a quick way and those of the plain way, as a share of the step's length. It
         is 0 when the plain step itself is not finite.
-    :raises torch.OutOfMemoryError: when the plain way does; the state is then restored.
+    :raises torch.OutOfMemoryError: when memory is used up; the state is then restored.
     """
     before = Snapshot(run)
     parameters = update.parameters(run)
-    start = _copied(parameters)
-    ends = []
-    for way in quick:
-        way()
-        ends.append(_copied(parameters))
-        before.restore()
     try:
+        start = _copied(parameters)
+        ends = []
+        for way in quick:
+            way()
+            ends.append(_copied(parameters))
+            before.restore()
         losses = plain()
+        length = max(_distance(start, parameters), 1e-30)
+        apart = [_distance(end, parameters) / length for end in ends]
     except torch.OutOfMemoryError:
         before.restore()
         raise
-    length = max(_distance(start, parameters), 1e-30)
     if not math.isfinite(length):
         return losses, 0.0
-    apart = [_distance(end, parameters) / length for end in ends]
     return losses, max(share if math.isfinite(share) else math.inf for share in apart)
 
 
