@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from test_compare import other, recipe, run  # noqa: F401
 from tiny import TINY
 
 from ganlab.cli import main
 from ganlab.errors import OutOfMemory
+from ganlab.images.files import write_png
 from ganlab.out_of_memory import (
     Place,
     _remedies,
@@ -302,20 +302,26 @@ def test_other_errors_stay_what_they_are(error: Exception, is_one: bool) -> None
     assert (explained(error) is not None) is is_one
 
 
-def test_one_arm_of_a_comparison_ends_and_the_others_are_made(
-    recipe: Path, other: Path  # noqa: F811
-) -> None:  # fmt: skip
-    (recipe.parent / "hungry.py").write_text(HUNGRY.replace("FILE.exists()", "True").replace(
+def test_one_arm_of_a_comparison_ends_and_the_others_are_made(tmp_path: Path) -> None:
+    (tmp_path / "hungry.py").write_text(HUNGRY.replace("FILE.exists()", "True").replace(
         "FILE.read_text()", '"penalty"'))  # fmt: skip
-    hungry = recipe.with_name("hungry.toml")
-    hungry.write_text('extends = "game.toml"\n\n[plugins]\nhungry = { use = "./hungry.py" }\n')
-    runs = recipe.parent / "runs"
-    command = ("compare", recipe, hungry, other, "--seeds", "0", "--runs", runs, "--jobs", "1")
-    code, stdout, stderr = run(*command)
-    assert code == 1
-    assert "failed: out of memory in iteration 3 (D step, forward pass), in hungry's" in stderr
-    assert "Traceback" not in stderr
-    assert "note: hungry: 1 of 1 runs failed (seed 0) and have no figure." in stdout
+    arms = [tmp_path / f"{name}.toml" for name in ("game", "hungry", "other")]
+    for part in ("photos", "held_out"):
+        (tmp_path / part).mkdir()
+        image = torch.randint(0, 256, (3, 24, 32), dtype=torch.uint8)
+        write_png(image, tmp_path / part / "a.png")
+    photos = 'image_folder = { path = "photos", evaluation_path = "held_out", crop = 16 }'
+    game = TINY.replace("dead_leaves = { crop = 16, num_images = 2, size = 32 }", photos)
+    arms[0].write_text(game.replace("evaluate_every = 100", "evaluate_every = 2"))
+    extends = 'extends = "game.toml"\n\n[plugins]\n'
+    arms[1].write_text(f'{extends}hungry = {{ use = "./hungry.py" }}\n')
+    arms[2].write_text(f"{extends}pixel_loss = {{ weight = 0.1 }}\n")
+    runs = tmp_path / "runs"
+    made = ganlab("compare", *arms, "--seeds", "0", "--runs", runs, "--jobs", "1")
+    assert made.exit_code == 1, made.output
+    assert "failed: out of memory in iteration 3 (D step, forward pass), in hungry's" in made.stderr
+    assert "Traceback" not in made.stderr
+    assert "note: hungry: 1 of 1 runs failed (seed 0) and have no figure." in made.stdout
     states = [json.loads(f.read_text())["state"] for f in sorted(runs.glob("*/status.json"))]
     assert states == ["done", "failed", "done"]
 

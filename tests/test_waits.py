@@ -24,6 +24,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning"),
 ]
 
+NAMED = [
+    pytest.param(
+        file,
+        id=str(file.relative_to(ROOT / "recipes")),
+        # theirs are the plugins of real_esrgan and esrgan, but for one loss; 3 s each
+        marks=[pytest.mark.long] if file.stem in ("bsrgan", "ldl") else [],
+    )
+    for file in RECIPES
+]
 WAITS = ["adaptive_discriminator"]  # its comparison decides whether D's step is taken at all
 
 
@@ -36,7 +45,7 @@ def waits_of(run: Run, waits: list[str], iterations: int = 2) -> list[str]:
     return list(waits)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda f: str(f.relative_to(ROOT / "recipes")))
+@pytest.mark.parametrize("recipe", NAMED)
 def test_an_iteration_of_a_shipped_recipe_never_waits(
     recipe: Path,
     photographs: Path,  # noqa: F811
