@@ -26,8 +26,9 @@ from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run
 from ganlab.speed import trial
 from ganlab.speed.compiled import Compiled
+from ganlab.speed.device import release_memory
 from ganlab.speed.graphs import WARM_UPS, CudaRecorder, Graphs
-from ganlab.speed.trial import TOLERANCE, Snapshot, culprit, free_memory
+from ganlab.speed.trial import TOLERANCE, Snapshot, culprit
 
 pytestmark = [
     # of torch's own compiler
@@ -474,9 +475,9 @@ def test_memory_of_a_failed_trial_goes_back_to_cuda_when_nothing_holds_it(monkey
     del cycle
     emptied: list[bool] = []
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(gone() is None))
-    free_memory(CPU)
+    release_memory(CPU)
     assert emptied == []
-    free_memory(torch.device("cuda"))
+    release_memory(torch.device("cuda"))
     assert emptied == [True]
 
 

@@ -97,7 +97,7 @@ def test_a_run_of_a_comparison_is_gone_before_the_next_begins(
     tiny: Path, made: list[weakref.ref[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[list[str]] = []
-    monkeypatch.setattr(plan, "free_memory", lambda device: left.append(alive(made)))
+    monkeypatch.setattr(plan, "release_memory", lambda device: left.append(alive(made)))
     jobs = make_plan([Variant("tiny", tiny, SETTINGS)], [0, 1, 2], tiny.parent, "cpu")
     carry_out(jobs, tiny.parent, "cpu", 1, lambda text: None)
     assert left == [[], [], []] and len(made) >= 9

@@ -11,8 +11,7 @@ from ganlab.engine import iterate
 from ganlab.plugin import Losses
 from ganlab.recipe.model import Recipe
 from ganlab.run import Run, discriminators
-from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
-from ganlab.speed.trial import free_memory
+from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device, release_memory
 from ganlab.system import keep_freed_memory
 
 POINTS = 7  # the middles of seven equal parts of the run
@@ -38,7 +37,7 @@ def estimate(recipe: Recipe, device: str) -> Estimate:
     """
     where = pick_device(device)
     found = _estimate(recipe, where)
-    free_memory(where)  # for the processes that train
+    release_memory(where)  # for the processes that train
     return found
 
 

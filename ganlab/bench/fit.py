@@ -18,8 +18,13 @@ from ganlab.engine import iterate
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.monitoring.attribution import attributed
 from ganlab.recipe.model import Recipe, load_recipe
-from ganlab.speed.device import begin_peak_memory, free_memory, peak_memory, pick_device
-from ganlab.speed.trial import free_memory as clear_up
+from ganlab.speed.device import (
+    begin_peak_memory,
+    free_memory,
+    peak_memory,
+    pick_device,
+    release_memory,
+)
 from ganlab.system import keep_freed_memory
 
 ITERATIONS = {"cpu": 2, "cuda": 10}  # on CUDA enough to capture graphs, which has its own peak
@@ -66,7 +71,7 @@ def _by_trying(file: Path, changes: tuple[str, ...], where: torch.device, step: 
             peak = peak_of(file, changes, str(where), size)
         except torch.OutOfMemoryError:
             peak = available
-        clear_up(where)
+        release_memory(where)
         if peak < SHARE * available:
             measured[size] = peak
         return size in measured

@@ -34,8 +34,7 @@ from ganlab.session import (
     resume,
     start,
 )
-from ganlab.speed.device import devices, pick_device
-from ganlab.speed.trial import free_memory
+from ganlab.speed.device import devices, pick_device, release_memory
 from ganlab.system import STOP_SIGNALS
 
 # a diverged run is a result too; a failed run is tried again by the next command
@@ -193,7 +192,7 @@ def _one_by_one(
     for number, job in enumerate(jobs, 1):
         say(f"{'continuing' if job.folder else 'starting'} run {number} of {len(jobs)}: {job}")
         result = _train(job, parent, device, Limits())
-        free_memory(pick_device(device))
+        release_memory(pick_device(device))
         yield result
 
 

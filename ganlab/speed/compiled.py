@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ganlab.plugin import Batch, Losses
 from ganlab.run import Eager, Run, Update
-from ganlab.speed.trial import InTheWayError, Measure, Snapshot, free_memory, share_apart, tried
+from ganlab.speed.device import release_memory
+from ganlab.speed.trial import InTheWayError, Measure, Snapshot, share_apart, tried
 
 # shares of their length by which gradients and losses of a compiled step may differ
 OF_GRADIENTS = {"float64": 1e-6, "float32": 0.02, "bfloat16": 0.02}  # bfloat16: and its rounding
@@ -65,7 +66,7 @@ class Compiled(Eager):
             self.keeps_graphs = False
         self._refused.add(update)
         run.notes.append(f"the networks run uncompiled in {update.role}'s step: {reason}")
-        free_memory(run.device)
+        release_memory(run.device)
         return update(run, batch)
 
     def _trial(self, run: Run, update: Update, batch: Batch) -> Losses:

@@ -1,5 +1,6 @@
 """The device and the precision in which a run computes."""
 
+import gc
 import os
 import re
 import sys
@@ -205,3 +206,14 @@ def free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return system.available_memory()
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back the memory that nothing uses any more.
+
+    After an error, call it outside of the `except` block: the error's traceback holds every tensor
+    of what failed.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 from ganlab.plugin import Batch, Losses
 from ganlab.run import Eager, Run, Update
 from ganlab.shared_forward import Pass
-from ganlab.speed.trial import TOLERANCE, InTheWayError, compared, free_memory, tried
+from ganlab.speed.device import release_memory
+from ganlab.speed.trial import TOLERANCE, InTheWayError, compared, tried
 
 WARM_UPS = 3  # plain steps before a capture: they create what all later steps use again
 MOST_GRAPHS = 16  # a recipe has 2 to 5 updates; more means a function that is made again each time
@@ -212,7 +213,7 @@ class Graphs(Eager):
         run.notes.append(
             f"{'no step is' if self._given_up else step} captured as a graph: {reason}"
         )
-        free_memory(run.device)
+        release_memory(run.device)
         return _plain(run, update, batch, ours)
 
     def _compared(self, run: Run, key: Key, batch: Batch, ours: list[Pass]) -> Losses:
@@ -238,7 +239,7 @@ class Graphs(Eager):
         except torch.OutOfMemoryError:
             self._compares = False
         if not self._compares:  # after the except block, which holds the memory of the step
-            free_memory(run.device)
+            release_memory(run.device)
             run.notes.append(
                 "captured steps are not compared with steps as written any more: too little memory"
             )

@@ -1,6 +1,5 @@
 """The test of a quicker way to take an optimizer step against the step as it is written."""
 
-import gc
 import linecache
 import math
 import traceback
@@ -55,7 +54,7 @@ def tried(
 
     :param measure: what must be the same; by default the weights.
     :raises InTheWayError: when either way raises or they differ; the state is then restored. Call
-        `free_memory` before the plain step, outside of the `except` block.
+        `release_memory` before the plain step, outside of the `except` block.
     """
     before: Snapshot | None = None
     try:
@@ -104,16 +103,6 @@ def compared(
     if not math.isfinite(length):
         return losses, 0.0
     return losses, max(share if math.isfinite(share) else math.inf for share in apart)
-
-
-def free_memory(device: torch.device) -> None:
-    """Free what a failed way to take a step left behind.
-
-    The error that it raised must be gone: its traceback holds every tensor of the failed step.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _copied(parameters: Sequence[Tensor]) -> list[Tensor]:
