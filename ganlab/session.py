@@ -16,12 +16,12 @@ import torch
 
 from ganlab.assembly import assemble, build_network, open_run
 from ganlab.checkpoint import last_checkpoint, load_checkpoint, load_generator
-from ganlab.divergence.replay import find_cause
 from ganlab.engine import train
 from ganlab.errors import Diverged, GanlabError, OutOfMemory, RecipeError
+from ganlab.failures.out_of_memory import telling_out_of_memory
+from ganlab.failures.replay import find_cause
 from ganlab.monitoring.blame import blame
 from ganlab.monitoring.verdicts import Verdict
-from ganlab.out_of_memory import telling_out_of_memory
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Eager, Run

@@ -20,7 +20,7 @@ FLOORS = """
     commands
     checking
     session
-    bench report divergence out_of_memory
+    bench report failures
     engine
     assembly checkpoint
     data

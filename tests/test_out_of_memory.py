@@ -15,14 +15,14 @@ from tiny import TINY
 
 from ganlab.cli import main
 from ganlab.errors import OutOfMemory
-from ganlab.images.files import write_png
-from ganlab.out_of_memory import (
+from ganlab.failures.out_of_memory import (
     Place,
     _remedies,
     explained,
     is_out_of_memory,
     telling_out_of_memory,
 )
+from ganlab.images.files import write_png
 from ganlab.recipe.model import load_recipe
 
 HUNGRY = '''\

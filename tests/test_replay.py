@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ganlab import session
-from ganlab.divergence import replay
 from ganlab.engine import weights_are_finite
+from ganlab.failures import replay
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder
 from ganlab.session import Limits

@@ -26,7 +26,7 @@ class Group(click.Group):
         except (click.exceptions.Exit, click.Abort):  # they are RuntimeErrors
             raise
         except (MemoryError, RuntimeError) as error:
-            from ganlab.out_of_memory import explained
+            from ganlab.failures.out_of_memory import explained
 
             if not (told := explained(error)):
                 raise

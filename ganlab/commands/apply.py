@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from ganlab.errors import OutOfMemory, RecipeError
 from ganlab.evaluation.scores import TOGETHER, evaluate_images, grey_plane, means
+from ganlab.failures.out_of_memory import explained
 from ganlab.images.files import list_images, loses_16_bits, read_image, split_alpha
 from ganlab.images.metrics import WINDOW
 from ganlab.images.png import Strip, pack, strips, write_strips
 from ganlab.images.resampling import passing_matrices, to_float, to_uint8, to_uint16
 from ganlab.images.upscaling import MULTIPLE, bands, bicubic_generator, of_one_size
-from ganlab.out_of_memory import explained
 from ganlab.plugin import EvaluatedImage
 from ganlab.run import Run, merged
 from ganlab.session import load_for_use

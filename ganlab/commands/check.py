@@ -19,8 +19,8 @@ from ganlab.checking.rehearsal import (
 )
 from ganlab.checking.repetition import differ, require_the_same
 from ganlab.errors import GanlabError, RecipeError
+from ganlab.failures.out_of_memory import is_out_of_memory
 from ganlab.monitoring.blame import blame
-from ganlab.out_of_memory import is_out_of_memory
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Run

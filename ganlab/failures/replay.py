@@ -14,9 +14,9 @@ import torch
 
 from ganlab.assembly import assemble
 from ganlab.checkpoint import last_checkpoint, load_checkpoint, restore, state_of
-from ganlab.divergence.examination import Examination, networks_that_fail
 from ganlab.engine import iterate, networks_of
 from ganlab.errors import Diverged
+from ganlab.failures.examination import Examination, networks_that_fail
 from ganlab.monitoring.calls import is_finite
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run
