@@ -177,30 +177,32 @@ class Graphs(Eager):
         self._calls.clear()  # the optimizer makes the state of the new parameters in plain steps
 
     def take(self, run: Run, update: Update, batch: Batch) -> Losses:
-        mine, step = self._in_place(batch), run.step
-        ours = list(filter(self._is_ours, step.passes))
+        fixed, step = self._in_place(batch), run.step
+        captured = list(filter(self._was_captured, step.passes))
         if self._given_up or (update.role == "G" and self._sharing_ends(run)):
-            return _plain(run, update, batch if step.as_written else mine, ours)
-        key = Key(update, id(mine), _ids(step.passes), step.observer is not None)
+            return _plain(run, update, batch if step.as_written else fixed, captured)
+        key = Key(update, id(fixed), _ids(step.passes), step.observer is not None)
         recorded = self._recorded.get(key)
         if self._compares and (step.as_written or _is_due(run, recorded)):
-            return self._compared(run, key, batch if step.as_written else mine, ours)
+            return self._compared(run, key, batch if step.as_written else fixed, captured)
         if recorded:
             return _replayed(run, recorded)
         if step.as_written or (update, key.observed) in self._refused:
-            return _plain(run, update, mine, ours)
-        return self._first(run, key, mine, ours)
+            return _plain(run, update, fixed, captured)
+        return self._warmed_up_or_captured(run, key, fixed, captured)
 
-    def _first(self, run: Run, key: Key, batch: Batch, ours: list[Pass]) -> Losses:
+    def _warmed_up_or_captured(
+        self, run: Run, key: Key, batch: Batch, captured: list[Pass]
+    ) -> Losses:
         """Take a step that is not captured yet; capture it when there were enough plain ones."""
         update, what = key.update, (key.update, key.observed)
         self._calls[what] += 1
         try:
             self._prepare(update.optimizer(run))
             warm = self._calls[what] > WARM_UPS
-            if not warm or len(ours) < len(run.step.passes):
+            if not warm or len(captured) < len(run.step.passes):
                 self.slow_steps += not warm
-                return _plain(run, update, batch, ours)
+                return _plain(run, update, batch, captured)
             if len(self._recorded) == MOST_GRAPHS:
                 raise InTheWayError(f"{MOST_GRAPHS} graphs are captured already")
             self.slow_steps += 1
@@ -214,9 +216,9 @@ class Graphs(Eager):
             f"{'no step is' if self._given_up else step} captured as a graph: {reason}"
         )
         release_memory(run.device)
-        return _plain(run, update, batch, ours)
+        return _plain(run, update, batch, captured)
 
-    def _compared(self, run: Run, key: Key, batch: Batch, ours: list[Pass]) -> Losses:
+    def _compared(self, run: Run, key: Key, batch: Batch, captured: list[Pass]) -> Losses:
         """Take a step as written, and compare each graph of it with that."""
         update, passes = key.update, run.step.passes
         self.slow_steps += not run.step.as_written
@@ -230,12 +232,14 @@ class Graphs(Eager):
             self._calls[update, key.observed] += 1
             with suppress(InTheWayError):  # it is told when a step would be captured
                 self._prepare(update.optimizer(run))
-            return _plain(run, update, batch, ours)
+            return _plain(run, update, batch, captured)
         # A replay may overwrite what later captured graphs made: they share memory. So G's graphs
         # come in the order of capture, and D's, which read G's passes, in reverse.
         ways = [graph.replay for graph in (reversed(graphs) if passes else graphs)]
         try:
-            losses, apart = compared(run, update, lambda: _plain(run, update, batch, ours), ways)
+            losses, apart = compared(
+                run, update, lambda: _plain(run, update, batch, captured), ways
+            )
         except torch.OutOfMemoryError:
             self._compares = False
         if not self._compares:  # after the except block, which holds the memory of the step
@@ -276,7 +280,8 @@ class Graphs(Eager):
             "step; perhaps a plugin computes with a Python number that changes"
         )
 
-    def _is_ours(self, passed: Pass) -> bool:
+    def _was_captured(self, passed: Pass) -> bool:
+        """Whether a pass of D was made by a graph, not by a step as written."""
         return any(passed in recorded.passes for recorded in self._recorded.values())
 
     def _sharing_ends(self, run: Run) -> bool:
@@ -297,15 +302,16 @@ class Graphs(Eager):
         return bool(left)
 
     def _in_place(self, batch: Batch) -> Batch:
+        """The same batch in memory that stays in place, from which graphs read."""
         shape = (batch.real.shape, batch.condition.shape)
         if shape not in self._batches:
             self._batches[shape] = Batch(batch.real.clone(), batch.condition.clone())
-        mine = self._batches[shape]
+        fixed = self._batches[shape]
         if batch is not self._filled_from:  # both steps may have the same batch
-            mine.real.copy_(batch.real)
-            mine.condition.copy_(batch.condition)
+            fixed.real.copy_(batch.real)
+            fixed.condition.copy_(batch.condition)
             self._filled_from = batch
-        return mine
+        return fixed
 
     def _prepare(self, optimizer: Optimizer) -> None:
         """Make the optimizer keep its step size and step counts on the device, for the replay."""
