@@ -34,7 +34,7 @@ class Tape(Watch):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self._calls: list[tuple[Any, Any, Any, list[Any]]] = []
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         self._allocated: list[Tensor] = []
 
@@ -47,12 +47,13 @@ class Tape(Watch):
                     self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
         given = tree_map(_plain, (args, kwargs or {}))  # an operation in place may change the shape
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        recorded = tree_map(_plain, result)
-        self.calls.append((func, *given, recorded))
+        recorded = _leaves(tree_map(_plain, result))
+        if not func.is_view:  # which looks at memory that other calls fill
+            self._calls.append((func, *given, recorded))
         known = {_place(leaf) for leaf in tree_leaves(given) if isinstance(leaf, Tensor)}
         self._allocated += [
             leaf
-            for leaf in tree_leaves(recorded)
+            for leaf in recorded
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and _place(leaf) not in known
         ]
         return result
@@ -69,17 +70,21 @@ class Tape(Watch):
 
     def replay(self) -> None:
         with torch.no_grad():
-            for func, args, kwargs, recorded in self.calls:
-                if func.is_view:
-                    continue  # it looks at memory that other calls fill
-                made = func(*tree_map(_plain, args), **tree_map(_plain, kwargs))
-                for old, new in zip(tree_leaves(recorded), tree_leaves(made), strict=True):
+            for func, args, kwargs, recorded in self._calls:
+                if torch.Tag.inplace_view in func.tags:
+                    args, kwargs = tree_map(_plain, (args, kwargs))
+                made = func(*args, **kwargs)
+                for old, new in zip(recorded, _leaves(made), strict=True):
                     if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                         old.data.copy_(new)  # .data: a replay is not seen by version counters
 
 
 def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def _leaves(value: Any) -> list[Any]:
+    return [value] if isinstance(value, Tensor) else tree_leaves(value)
 
 
 def _plain(value: Any) -> Any:
