@@ -200,7 +200,10 @@ class Graphs(Eager):
         try:
             self._prepare(update.optimizer(run))
             warm = self._calls[what] > WARM_UPS
-            if not warm or len(captured) < len(run.step.passes):
+            theirs = len(captured) < len(run.step.passes)
+            if warm and theirs and any(other.role == "G" for other, _ in self._refused):
+                raise InTheWayError("it takes the images of G's step, which is not captured")
+            if not warm or theirs:
                 self.slow_steps += not warm
                 return _plain(run, update, batch, captured)
             if len(self._recorded) == MOST_GRAPHS:
