@@ -53,8 +53,15 @@ def peak_memory() -> int:
 
 
 def available_memory() -> int:
-    """Bytes of the machine's memory that a process may still take."""
-    return _memory("MemAvailable", "available")
+    """Bytes of memory that this process may still take: of the machine's, within `ulimit -v`."""
+    free = _memory("MemAvailable", "available")
+    with suppress(ImportError, OSError):  # Linux
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        free = free if limit == resource.RLIM_INFINITY else min(free, max(0, limit - taken))
+    return free
 
 
 def total_memory() -> int:

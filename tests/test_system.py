@@ -93,3 +93,15 @@ def test_linux_counts_the_peak_anew() -> None:
     system.begin_peak_memory()
     assert high - system.peak_memory() > size // 2
     assert 2**20 < system.available_memory() < system.total_memory()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_beyond_a_limit_of_the_process_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 2**24  # room for 16 MiB
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (limit, resource.RLIM_INFINITY))
+    assert 0 <= system.available_memory() <= 2**25
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (2**20, resource.RLIM_INFINITY))
+    assert system.available_memory() == 0
