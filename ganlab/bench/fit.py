@@ -16,6 +16,7 @@ from ganlab import system
 from ganlab.assembly import assemble
 from ganlab.engine import iterate
 from ganlab.errors import GanlabError, RecipeError
+from ganlab.failures.out_of_memory import is_out_of_memory
 from ganlab.monitoring.attribution import attributed
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.speed.device import (
@@ -69,7 +70,9 @@ def _by_trying(file: Path, changes: tuple[str, ...], where: torch.device, step: 
         size = parts * step
         try:
             peak = peak_of(file, changes, str(where), size)
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             peak = available
         release_memory(where)
         if peak < SHARE * available:
@@ -219,7 +222,7 @@ def _watched_trial(sender: Connection, room: int, seconds: float, *trial: Any) -
     except GanlabError as error:
         sender.send(error)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "allocat" in str(error):
+        if is_out_of_memory(error):
             os._exit(NO_ROOM)
         raise
 
