@@ -174,7 +174,7 @@ def test_it_is_told_where_and_how_much_and_nothing_is_lost(
     first, *lines = message(train(where))
     assert first == f"out of memory {told}: {AMOUNTS}"
     assert "  batch_size = 1  # half the batch, which --fit tries first" in lines
-    assert "  accumulate = 2  # the same batch, 1 samples at a time" in lines
+    assert "  accumulate = 2  # the same batch, taken in 2 parts" in lines
     assert any(line.startswith("  activation_checkpointing = true") for line in lines)
     assert "the largest batch that fits: ganlab bench runs/run/recipe.toml --fit" in lines
     goes_on = "this run goes on from its checkpoint of iteration 2: ganlab resume runs/run "
@@ -209,8 +209,8 @@ def test_an_assembly_that_does_not_fit_leaves_no_run(here: Path) -> None:
     assert first == f"out of memory in the assembly of the run, in hungry's check_recipe: {AMOUNTS}"
     # a smaller batch would not help: no step has been taken
     assert lines == [
-        "networks, optimizers and data alone do not fit: take smaller networks, or leave data on "
-        "the host"
+        "networks and data do not fit, before any step: take smaller networks; on a GPU, data may "
+        "also stay in the machine's memory"
     ]
     assert not (here / "runs" / "run").exists()
 
@@ -245,7 +245,7 @@ def test_a_batch_that_no_machine_holds_is_told_with_its_size(here: Path) -> None
     assert found and float(found[1]) > 8e12 / 2**30 - 1
     assert float(found[2]) * 2**30 < 1e12
     assert "  batch_size = 500000000000  # half the batch, which --fit tries first" in lines
-    assert "  accumulate = 8  # the same batch, 125000000000 samples at a time" in lines
+    assert "  accumulate = 8  # the same batch, taken in 8 parts" in lines
     assert lines[-1].startswith("this run goes on from the start: ganlab resume runs/run ")
 
 

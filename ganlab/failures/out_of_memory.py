@@ -61,10 +61,12 @@ _BESIDE: dict[CodeType, str] = {
 }
 _ADVICE = {
     "the assembly of the run": [
-        "networks, optimizers and data alone do not fit: take smaller networks, or leave data on "
-        "the host"
+        "networks and data do not fit, before any step: take smaller networks; on a GPU, data may "
+        "also stay in the machine's memory"
     ],
-    "the evaluation": ["an evaluation takes each held-out image whole: hold out smaller ones"],
+    "the evaluation": [
+        "the memory of an evaluation grows with the largest held-out image: hold out smaller ones"
+    ],
 }
 
 
@@ -201,7 +203,7 @@ def _remedies(place: Place) -> Iterator[tuple[str, str, str]]:
     if half := batch // 2 // parts * parts:
         yield "batch_size", str(half), "half the batch, which --fit tries first"
     if more := next((n for n in range(2 * parts, batch + 1) if batch % n == 0), None):
-        yield "accumulate", str(more), f"the same batch, {batch // more} samples at a time"
+        yield "accumulate", str(more), f"the same batch, taken in {more} parts"
     if not recipe.activation_checkpointing:
         yield "activation_checkpointing", "true", "the same numbers; 1.2 times as long"
     if _ITERATION[gradients.__code__] in place.details:
