@@ -34,7 +34,7 @@ from ganlab.runs.journal import Journal
 from ganlab.runs.pictures import keep_pictures
 from ganlab.runs.writer import Writer
 from ganlab.speed.device import widest_float
-from ganlab.system import keep_freed_memory
+from ganlab.system import keep_freed_memory, return_freed_memory
 
 
 def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
@@ -252,6 +252,7 @@ class Loop:
         assert folder
         self._require_finite()
         generator = run.hook.evaluation_generator(generator=run.G)
+        return_freed_memory()  # an evaluation's tensors are too large for the gaps of a step's
         with eval_mode(generator):
             found = evaluate_generator(run, generator)
             health = found.health | game_health(run, generator)

@@ -31,6 +31,14 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def return_freed_memory() -> None:
+    """Return to the system the memory that `keep_freed_memory` kept, once."""
+    if platform.system() != "Linux":
+        return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def begin_peak_memory() -> None:
     """Count the peak memory of this process from here on; only on Linux."""
     with suppress(OSError):

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,3 +106,28 @@ def test_memory_beyond_a_limit_of_the_process_is_not_free(monkeypatch: pytest.Mo
     assert 0 <= system.available_memory() <= 2**25
     monkeypatch.setattr(resource, "getrlimit", lambda what: (2**20, resource.RLIM_INFINITY))
     assert system.available_memory() == 0
+
+
+HOLDS = """
+import torch
+from ganlab import system
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4 // 1024
+
+system.keep_freed_memory()
+kept = [torch.ones(2**20) for _ in range(64)]  # 256 MiB, and small tensors after each
+small = [torch.ones(16) for _ in range(64)]
+before = resident()
+kept.clear()
+held = resident()
+system.return_freed_memory()
+print(before - held, before - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone keeps memory")
+def test_freed_memory_is_kept_until_it_is_returned() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLDS], capture_output=True, text=True, check=True)
+    after_free, after_return = map(int, done.stdout.split())
+    assert after_free < 64 and after_return > 200, "MiB of 256"
