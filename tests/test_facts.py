@@ -334,7 +334,10 @@ def test_an_iteration_calls_hooks_as_often_as_the_page_says(folder: Path) -> Non
 
 def test_every_figure_of_the_table_is_logged(run: Path) -> None:
     table = PAGES["failures.md"].read_text().partition("| figure |")[2].partition("\n\n")[0]
-    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    rows = [line.split("|") for line in table.splitlines()[2:]]
+    # what a run on CUDA alone logs is held by test_execution.py
+    cells = [row[1] for row in rows if not row[2].startswith(" on CUDA:")]
+    assert len(cells) == len(rows) - 1
     names = []
     for cell in cells:
         first, *others = re.findall(r"`([^`]+)`", cell)
