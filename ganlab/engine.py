@@ -252,7 +252,7 @@ class Loop:
         assert folder
         self._require_finite()
         generator = run.hook.evaluation_generator(generator=run.G)
-        return_freed_memory()  # an evaluation's tensors are too large for the gaps of a step's
+        return_freed_memory()  # its gaps are too small for the tensors of an evaluation
         with eval_mode(generator):
             found = evaluate_generator(run, generator)
             health = found.health | game_health(run, generator)

@@ -116,8 +116,8 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4 // 1024
 
 system.keep_freed_memory()
-kept = [torch.ones(2**20) for _ in range(64)]  # 256 MiB, and small tensors after each
-small = [torch.ones(16) for _ in range(64)]
+kept = [torch.ones(2**20) for _ in range(64)]  # 256 MiB
+last = torch.ones(16)  # above them, so that the heap cannot shrink from its end
 before = resident()
 kept.clear()
 held = resident()
