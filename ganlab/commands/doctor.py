@@ -196,8 +196,8 @@ def show(found: Found) -> None:
                 console.print(line, markup=False)
         console.print()
     chosen = found["chosen"]
-    verdict = "works" if found["works"] else "does not work"
-    console.print(f"{chosen} {verdict}", style="bold", markup=False)
+    state = "works" if found["works"] else "does not work"
+    console.print(f"{chosen} {state}", style="bold", markup=False)
 
 
 def _wrapped(label: str, text: str) -> list[str]:

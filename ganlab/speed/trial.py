@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ganlab.plugin import Losses, Plugin
 from ganlab.run import Run, Update
+from ganlab.speed.device import first_line
 
 TOLERANCE = 0.02  # share of a step's length; bfloat16 and other kernels differ by much less
 
@@ -133,8 +134,7 @@ def culprit(error: BaseException) -> str:
                 error = cause
         cause = cause.__context__
     error = getattr(error, "inner_exception", error)  # what torch's compiler wraps
-    message = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return f"{plugin}{message}{line}"
+    return f"{plugin}{first_line(error)}{line}"
 
 
 class Snapshot:
