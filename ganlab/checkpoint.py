@@ -24,9 +24,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from ganlab.errors import GanlabError
+from ganlab.files import write_text
 from ganlab.recipe.model import resolved
 from ganlab.run import Progress, Run
-from ganlab.runs.folder import write_text
 from ganlab.system import sync_folder
 
 

@@ -20,6 +20,7 @@ from ganlab.engine import train
 from ganlab.errors import Diverged, GanlabError, OutOfMemory, RecipeError
 from ganlab.failures.out_of_memory import telling_out_of_memory
 from ganlab.failures.replay import find_cause
+from ganlab.files import write_json
 from ganlab.monitoring.blame import blame
 from ganlab.monitoring.verdicts import Verdict
 from ganlab.recipe.model import Recipe, load_recipe
@@ -34,7 +35,6 @@ from ganlab.runs.folder import (
     open_run_folder,
     plugin_record,
     read_json,
-    write_json,
 )
 from ganlab.runs.journal import Journal
 from ganlab.runs.writer import Writer

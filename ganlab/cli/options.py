@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ganlab.errors import GanlabError
+from ganlab.files import finite
 
 
 class Group(click.Group):
@@ -98,15 +99,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 def print_json(value: Any) -> None:
     """Print a value as JSON. A number that is not finite becomes null, as in stats.jsonl."""
-    click.echo(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    click.echo(json.dumps(finite(value), indent=2, default=str, allow_nan=False))
 
 
 def run_command(recipe: Path, overrides: tuple[str, ...]) -> list[str]:

@@ -16,9 +16,9 @@ from ganlab.assembly import open_run
 from ganlab.compare.difference import Side, difference
 from ganlab.compare.plan import Variant
 from ganlab.errors import RecipeError
+from ganlab.files import write_text
 from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.report.model import Change
-from ganlab.runs.folder import write_text
 from ganlab.speed.device import pick_device
 
 Part = tuple[str, ...]

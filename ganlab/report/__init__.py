@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from ganlab.errors import RecipeError
+from ganlab.files import write_text
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.page import render
 from ganlab.report.tables import compare
-from ganlab.runs.folder import write_text
 from ganlab.runs.records import read_run
 
 _OURS = '<meta name="generator" content="ganlab '

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from ganlab.errors import RecipeError
+from ganlab.files import write_json
 from ganlab.recipe.model import Recipe
 from ganlab.runs.data import (
     TITLES,
@@ -14,7 +15,7 @@ from ganlab.runs.data import (
     differences,
     digests,
 )
-from ganlab.runs.folder import RunFolder, read_data, read_json, write_json
+from ganlab.runs.folder import RunFolder, read_data, read_json
 
 
 def changes_of_data(

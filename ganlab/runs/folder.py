@@ -1,7 +1,6 @@
 """The run folder: created once, never overwritten, used by one process at a time."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from ganlab.errors import GanlabError, RecipeError
+from ganlab.files import write_json, write_text
 from ganlab.recipe.model import Recipe, resolved
 from ganlab.runs.data import Data, digests
 
@@ -141,20 +141,6 @@ def plugin_record(recipe: Recipe) -> dict[str, Any]:
     for name, source in recipe.sources.items():
         record[name] = asdict(source) | {"file": source.file.name}
     return record
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all; an existing one is replaced."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_data(folder: RunFolder) -> Data:

@@ -15,8 +15,9 @@ from rich.text import Text
 from torch import Tensor
 
 from ganlab.errors import Diverged
+from ganlab.files import write_text
 from ganlab.monitoring.verdicts import History, Verdict
-from ganlab.runs.folder import RunFolder, write_text
+from ganlab.runs.folder import RunFolder
 from ganlab.speed.device import widest_float
 
 PLAIN_SECONDS = 5.0  # between two plain lines, when stderr is not a terminal

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ganlab.files import write_text
 from ganlab.images.files import write_png
 from ganlab.plugin import EvaluatedImage
-from ganlab.runs.folder import write_text
 
 SIDE = 192  # of a crop, in HR pixels
 KEPT = 24  # images; if there are more, those with the lowest bicubic scores

@@ -1,0 +1,99 @@
+"""Files are written whole or not at all, and never through a link.
+
+Each is written under a temporary name beside its place, synced to the disk, and then renamed. The
+temporary name is random and short: nobody can foretell it, and it fits where the file's own name
+does. It also says which process made it, so that what a killed process left can be removed.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+from ganlab.system import is_running, sync_folder
+
+_TEMPORARY = re.compile(r"\.ganlab-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.tmp")
+_mine: set[str] = set()
+"""The temporary names in use by this process."""
+
+
+@contextmanager
+def whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Context with an open file, which becomes `path` at the end, if no error has occurred.
+
+    A file that is there already is replaced, and a link is replaced too, not followed. At an error
+    the older file is kept.
+
+    :param mode: "wb", or "w" for text in UTF-8.
+    :raises OSError: with its errno, such as that of a full disk.
+    """
+    name = f".ganlab-{_here()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    temporary = path.with_name(name)
+    _mine.add(name)
+    try:
+        with temporary.open(mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        _mine.discard(name)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, as `whole` does."""
+    with whole(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, as `whole` does. A number that is not finite becomes null."""
+    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON, with None in the place of each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def remove_stale(folder: Path) -> list[Path]:
+    """Remove the temporary files in a folder whose process is gone, and return them.
+
+    Those of other machines are left, since nobody here knows about their processes.
+    """
+    gone = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for path in folder.iterdir():
+            found = _TEMPORARY.fullmatch(path.name)
+            if not found or found[1] != _here() or path.name in _mine:
+                continue
+            number = int(found[2])
+            if number == os.getpid() or not is_running(number):
+                with suppress(OSError):
+                    path.unlink()
+                    gone.append(path)
+    return gone
+
+
+@cache
+def _here() -> str:
+    """Eight digits for this machine and, in containers, this space of process numbers."""
+    space = ""
+    with suppress(OSError):  # Linux
+        space = str(Path("/proc/self/ns/pid").stat().st_ino)
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
