@@ -7,7 +7,6 @@ half written is never read, and neither are flipped bits, which torch.load does 
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,16 +17,15 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from ganlab.errors import GanlabError
-from ganlab.files import write_text
+from ganlab.files import whole, write_text
 from ganlab.recipe.model import resolved
 from ganlab.run import Progress, Run
-from ganlab.system import sync_folder
 
 
 class Keep(NamedTuple):
@@ -63,20 +61,18 @@ def write_checkpoint(
         lists and dicts.
     """
     path = checkpoint_file(folder, state["iteration"])
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file, _no_crc32():
-        torch.save(state, file)  # through a file object: then the error names a full disk
+    with whole(path) as file:
+        with _no_crc32():
+            torch.save(state, file)  # through a file object: then the error names a full disk
         state.clear()
         file.flush()
-        os.fsync(file.fileno())
-    if not any(folder.glob("*.sha256")):
-        _check_loadable(temporary)
-    for write in others:
-        write()
-    digest = _sha256(temporary)
-    temporary.replace(path)
+        temporary = Path(file.name)
+        if not any(folder.glob("*.sha256")):
+            _check_loadable(temporary)
+        for write in others:
+            write()
+        digest = _sha256(temporary)
     write_text(path.with_suffix(".sha256"), f"{digest}  {path.name}\n")
-    sync_folder(folder)
     for number in keep.superfluous(checkpoints_of(folder)):
         delete_checkpoint(folder, number)
     return path
@@ -182,9 +178,9 @@ def weights_of(run: Run, generator: nn.Module) -> Weights:
 
 def write_weights(weights: Weights, path: Path) -> None:
     """Write only a generator's weights and its recipe, for `eval`, `upscale` and other tools."""
-    temporary = path.with_suffix(".tmp")
-    save_file(weights[0], temporary, weights[1])
-    temporary.replace(path)
+    content = save(*weights)
+    with whole(path) as file:
+        file.write(content)
 
 
 def load_generator(generator: nn.Module, path: Path) -> None:
@@ -329,7 +325,6 @@ def _check_loadable(path: Path) -> None:
         # each tensor is read, checked and dropped: together they would fill the memory
         torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:
-        path.unlink()
         raise GanlabError(
             "the checkpoint could not be read back: the state of a plugin may hold tensors, "
             f"numbers, text, lists and dicts only ({error})"

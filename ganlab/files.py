@@ -5,6 +5,7 @@ temporary name is random and short: nobody can foretell it, and it fits where th
 does. It also says which process made it, so that what a killed process left can be removed.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -12,11 +13,12 @@ import os
 import re
 import secrets
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from ganlab.system import is_running, sync_folder
 
@@ -49,6 +51,26 @@ def whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         with suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
         _mine.discard(name)
+
+
+def append(path: Path) -> BinaryIO:
+    """Open a file that grows in place, for reading too; one that is absent is made.
+
+    :raises OSError: for a link, for a file that has another name too (a hard link), and for what is
+        no regular file: who made it could have other files changed.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # not on every system
+        flags |= getattr(os, name, 0)
+    if path.is_symlink():  # said in words; the flags refuse one that appears after this line
+        raise OSError(errno.ELOOP, "it is a link", str(path))
+    number = os.open(path, flags, 0o666)
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(number)
+        what = "a hard link" if stat.S_ISREG(found.st_mode) else "not a regular file"
+        raise OSError(errno.EMLINK, f"it is {what}", str(path))
+    return os.fdopen(number, "r+b")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from ganlab.files import remove_stale, whole, write_json, write_text
+from ganlab.checkpoint import write_weights
+from ganlab.files import append, remove_stale, whole, write_json, write_text
+from ganlab.images.files import ImageError, read_image, write_png
+from ganlab.images.png import pack, strips, write_strips
+from ganlab.images.store import ImageStore
 
 
 def test_a_file_appears_whole_and_replaces_an_older_one(tmp_path: Path) -> None:
@@ -44,6 +49,50 @@ def test_the_temporary_name_fits_where_the_longest_name_does(tmp_path: Path) -> 
     name = 255 * "n"
     write_text(tmp_path / name, "text")
     assert (tmp_path / name).read_text() == "text"
+
+
+def test_pictures_of_the_longest_legal_name_are_written(tmp_path: Path) -> None:
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    for name in ("n" * 251 + ".png", "\u5199" * 83 + "ab.png"):  # 255 bytes
+        assert len(name.encode()) == 255
+        write_png(image, tmp_path / name)
+        (tmp_path / name).unlink()
+        write_strips(tmp_path / name, 4, map(pack, strips([image])))
+        assert torch.equal(read_image(tmp_path / name), image)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_no_writer_follows_a_link_in_its_way(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    weights = ({"x": torch.zeros(1)}, {"ganlab": "{}"})
+    for name in ("a.png", "b.safetensors", "b.tmp", "c", "c.part", "c.notes"):
+        (tmp_path / name).symlink_to(precious)
+    write_png(image, tmp_path / "a.png")
+    write_weights(weights, tmp_path / "b.safetensors")
+    with pytest.raises(ImageError, match="it is a link"):
+        ImageStore.cached(tmp_path / "c", lambda first: [("x", image)])
+    assert precious.read_text() == "precious"
+    assert not (tmp_path / "b.safetensors").is_symlink()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has neither pipes nor links of this kind")
+def test_what_grows_in_place_is_a_regular_file_with_one_name(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    (tmp_path / "new").symlink_to(tmp_path / "absent")
+    os.link(tmp_path / "precious", tmp_path / "hard")
+    os.mkfifo(tmp_path / "pipe")
+    for name, fault in (("link", "link"), ("new", "link"), ("hard", "hard"), ("pipe", "regular")):
+        with pytest.raises(OSError, match=f"it is .*{fault}"):
+            append(tmp_path / name)
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "absent").exists()
+    for word in (b"a", b"b"):
+        with append(tmp_path / "own") as file:
+            file.write(word)
+    assert (tmp_path / "own").read_bytes() == b"ab"
 
 
 def test_json_has_null_for_numbers_that_are_not_finite(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import platformdirs
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ganlab.errors import GanlabError
+from ganlab.files import whole
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 # a closed list, so that no file can start Ghostscript or a rarely tested decoder
@@ -154,25 +155,19 @@ def write_png(image: Tensor, path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Context with an open temporary file; it replaces `path` only when it is complete.
 
     :raises ImageError: when the disk or the rights of the folder do not allow writing.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as fault:
         raise ImageError(
             f"{path}: cannot be written ({fault.strerror or fault}); "
             "check that the folder exists, is writable and has room."
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]

@@ -15,6 +15,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ganlab.files import append, remove_stale, write_text
 from ganlab.images.files import ImageError
 from ganlab.images.resampling import to_float
 from ganlab.speed.device import sent
@@ -102,6 +103,7 @@ class ImageStore:
                 try:
                     return cls.open(path)
                 except ImageError:
+                    remove_stale(path.parent)
                     cls.save(path, images)
                     return cls.open(path)
         except OSError as fault:
@@ -119,14 +121,14 @@ class ImageStore:
         """
         part, notes = path.with_name(path.name + ".part"), path.with_name(path.name + ".notes")
         known = _written_before(part, notes)
-        with part.open("ab") as file, notes.open("a", encoding="utf-8") as lines:
+        with append(part) as file, append(notes) as lines:
             for name, image in images(len(known)):
                 row, size = _flat(name, image), [*image.shape[1:]]
                 known.append({"name": name, "size": size, "digest": _digest(size, row)})
                 file.write(row.data)
                 file.flush()
                 # after the pixels: a note means that they are written
-                lines.write(json.dumps(known[-1]) + "\n")
+                lines.write(json.dumps(known[-1]).encode() + b"\n")
                 lines.flush()
             # the index comes last, because the sizes are known only then
             index = {f"{key}s": [note[key] for note in known] for key in ("size", "name", "digest")}
@@ -258,22 +260,25 @@ def _written_before(part: Path, notes: Path) -> list[dict[str, Any]]:
     """The complete images of an unfinished store. Everything after them is cut off."""
     known: list[dict[str, Any]] = []
     length = 0
-    lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
-    with part.open("a+b") as file:
-        file.seek(0)
+    lines = notes.read_bytes().splitlines() if notes.is_file() else []
+    with append(part) as file:
+        left = os.fstat(file.fileno()).st_size
         for line in lines:
             try:
                 note = json.loads(line)
-                height, width = note["size"]
-            except (ValueError, KeyError, TypeError):
-                break  # the process was killed while it wrote this line
-            row = np.frombuffer(file.read(3 * height * width), np.uint8)
-            if row.size < 3 * height * width or _digest((height, width), row) != note["digest"]:
-                break
+                height, width = map(int, note["size"])
+                row = np.frombuffer(file.read(min(3 * height * width, left)), np.uint8)
+                if (
+                    row.size != 3 * height * width
+                    or _digest((height, width), row) != note["digest"]
+                ):
+                    break
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                break  # the process was killed while it wrote this line, or it is damaged
             known.append(note)
             length += row.size
         file.truncate(length)
-    notes.write_text("".join(json.dumps(note) + "\n" for note in known), encoding="utf-8")
+    write_text(notes, "".join(json.dumps(note) + "\n" for note in known))
     return known
 
 

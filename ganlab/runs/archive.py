@@ -5,7 +5,6 @@ It is a zip of plain files without folders. `pack.json` has the digest of every 
 
 import hashlib
 import json
-import os
 import re
 import stat
 import struct
@@ -17,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from ganlab.errors import RecipeError
+from ganlab.files import whole
 from ganlab.recipe.file import MAX_BYTES
 from ganlab.runs.data import file_sha256
 
@@ -82,15 +82,10 @@ def write_archive(path: Path, contents: Contents, files: Mapping[str, bytes]) ->
     """
     digests = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
     about = contents.model_copy(update={"files": digests}).model_dump()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            _add(archive, CONTENTS, (json.dumps(about, indent=2) + "\n").encode())
-            for name in digests:
-                _add(archive, name, files[name])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as file, zipfile.ZipFile(file, "w") as archive:
+        _add(archive, CONTENTS, (json.dumps(about, indent=2) + "\n").encode())
+        for name in digests:
+            _add(archive, name, files[name])
 
 
 def unpack(path: Path, folder: Path) -> Contents:
