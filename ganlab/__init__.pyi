@@ -4,10 +4,14 @@ from .errors import Diverged as Diverged, GanlabError as GanlabError, RecipeErro
 from .images.files import (
     ImageError as ImageError,
     cache_folder as cache_folder,
-    list_images as list_images,
     read_image as read_image,
     split_alpha as split_alpha,
     write_png as write_png,
+)
+from .images.listing import (
+    Listing as Listing,
+    images_of as images_of,
+    list_images as list_images,
 )
 from .images.metrics import (
     high_frequency_ratio as high_frequency_ratio,

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ganlab.errors import OutOfMemory, RecipeError
 from ganlab.evaluation.scores import TOGETHER, evaluate_images, grey_plane, means
 from ganlab.failures.out_of_memory import explained
-from ganlab.images.files import list_images, loses_16_bits, read_image, split_alpha
+from ganlab.images.files import loses_16_bits, read_image, split_alpha
+from ganlab.images.listing import images_of
 from ganlab.images.metrics import WINDOW
 from ganlab.images.png import Strip, pack, strips, write_strips
 from ganlab.images.resampling import passing_matrices, to_float, to_uint8, to_uint16
@@ -69,7 +70,7 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
 
     rows: dict[str, Any] = {}
     kept: list[EvaluatedImage] = []
-    for image in evaluate_images(beside(read, list_images(data)), generator, loaded):
+    for image in evaluate_images(beside(read, listed(data)), generator, loaded):
         rows[image.name] = {"generator": image.scores, "bicubic": image.bicubic_scores}
         kept += [image] if of_sets else []  # keeps a whole folder of images in memory
     mean = {who: means([row[who] for row in rows.values()]) for who in ("generator", "bicubic")}
@@ -274,6 +275,13 @@ def _written(parts: Iterable[tuple[Photograph, Strip]], scale: int) -> Iterator[
         write_strips(photograph.target, scale * height, chain([first], rest))
         size = f"{width}x{height} -> {scale * width}x{scale * height}"
         yield f"{photograph.target}: {size}{photograph.note}"
+
+
+def listed(folder: Path) -> list[Path]:
+    """The images of a folder; on stderr their number, and what is left out and why."""
+    found = images_of(folder)
+    print(f"note: {found.told()}", file=sys.stderr)
+    return found.images
 
 
 def beside(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ganlab.assembly import open_run
-from ganlab.commands.apply import beside, show_tables
+from ganlab.commands.apply import beside, listed, show_tables
 from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import SCORES, grey_plane, means, numbers, reference_scores
-from ganlab.images.files import list_images, read_image
+from ganlab.images.files import read_image
 from ganlab.images.metrics import WINDOW, psnr
 from ganlab.images.resampling import passing_matrices, resize, to_float, to_uint8
 from ganlab.images.upscaling import bicubic
@@ -211,7 +211,7 @@ def _trios(sr: Path, hr: Path, lr: Path | None) -> list[Trio]:
         raise RecipeError(f"{', '.join(map(str, given.values()))}: give folders only or files only")
     if not hr.is_dir():
         return [Trio(hr.name, sr, hr, lr)]
-    originals = {path.relative_to(hr): path for path in list_images(hr)}
+    originals = {path.relative_to(hr): path for path in listed(hr)}
     enlarged = _partners(sr, list(originals), hr)
     small = _partners(lr, list(originals), hr) if lr else {}
     return [
@@ -224,7 +224,7 @@ def _partners(folder: Path, names: list[Path], originals: Path) -> dict[Path, Pa
     keys = _keys(names, originals)
     found: dict[Path, Path] = {}
     alone = []
-    for path in list_images(folder):
+    for path in listed(folder):
         forms = _forms(path.relative_to(folder))
         # else the longest name that it begins with: a_b_ESRGAN belongs to a_b, not to a
         begins = [key for key in keys if re.match(rf"{re.escape(key)}[ _.-]", forms[0])]

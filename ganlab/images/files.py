@@ -1,6 +1,7 @@
 """Reads and writes image files: a file becomes pixels, 8-bit RGB in most cases, or an error."""
 
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from torch import Tensor
 from ganlab.errors import GanlabError
 from ganlab.files import whole
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".dib", ".tif", ".tiff"}
+)
 # a closed list, so that no file can start Ghostscript or a rarely tested decoder
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 
@@ -54,32 +57,6 @@ def cache_folder() -> Path:
     """
     chosen = os.environ.get("GANLAB_CACHE")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("ganlab"))
-
-
-def list_images(folder: Path) -> list[Path]:
-    """All image files below a folder, nested folders included, sorted by path.
-
-    Files are chosen by suffix (`SUFFIXES`, upper or lower case). Hidden files and folders
-    (".name") are left out.
-
-    :raises ImageError: when the folder does not exist or holds no image.
-    """
-    if not folder.is_dir():
-        fault = "is a file, not a folder" if folder.exists() else "no such folder"
-        raise ImageError(f"{folder}: {fault}; give the folder that holds the images.")
-    found = []
-    for place, subfolders, files in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [
-            Path(place, name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-        ]
-    if not found:
-        raise ImageError(
-            f"{folder}: no image in it or below it; ganlab reads {' '.join(sorted(SUFFIXES))}."
-        )
-    return sorted(found)
 
 
 def read_image(path: Path, keep_grey: bool = False, alpha: AlphaPolicy = "white") -> Tensor:
@@ -185,6 +162,9 @@ def _decode(path: Path, keep_16_bits: bool = False) -> tuple[Pixels, NDArray[np.
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Context with an open image file, in which Pillow's errors become one `ImageError`."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            # opening a pipe would wait for ever
+            raise ImageError(f"{path}: is a pipe, a socket or a device; give an image file.")
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except FileNotFoundError:

@@ -19,11 +19,13 @@ from torch import Tensor
 from ganlab import (
     ImageError,
     ImageStore,
+    Listing,
     Plugin,
     RecipePath,
+    Run,
     cache_folder,
     hookimpl,
-    list_images,
+    images_of,
     read_image,
 )
 
@@ -61,6 +63,7 @@ class ImageFolder(Plugin):
     """Background of transparent pixels; "refuse" stops with an error at an image that has any."""
 
     _store: ImageStore | None = PrivateAttr(None)
+    _listings: dict[Path, Listing] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_rule(self) -> "ImageFolder":
@@ -70,6 +73,10 @@ class ImageFolder(Plugin):
                 "held_out_share has no effect beside evaluation_path; drop one of them"
             )
         return self
+
+    @hookimpl
+    def run_start(self, run: Run) -> None:
+        run.notes += [f"{self.name}: {listing.told()}" for listing in self._listings.values()]
 
     @hookimpl
     def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
@@ -187,8 +194,11 @@ class ImageFolder(Plugin):
     def _list(self, option: Literal["path", "evaluation_path"]) -> list[Path]:
         folder: Path | None = getattr(self, option)
         try:
+            if folder is None:
+                return []
             # resolve the folder, not each file: for 100,000 files that would take a second
-            return [] if folder is None else list_images(folder.resolve())
+            found = self._listings[folder] = images_of(folder.resolve())
+            return found.images
         except ImageError as fault:
             raise self.error(str(fault), option) from None
 
