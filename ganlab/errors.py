@@ -26,3 +26,8 @@ class Diverged(GanlabError):  # noqa: N818  # it names an outcome
 
 class OutOfMemory(GanlabError):  # noqa: N818  # it names an outcome
     """There was not enough memory; exit code 1. The message says where, and what needs less."""
+
+
+def printable(text: str) -> str:
+    """Text of a stranger without control characters, which a terminal might obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -152,6 +152,7 @@ def resume(
     with folder.lock():
         if folder.read_status().get("state") == "done":
             raise RecipeError(f"{folder.path}: this run is done; start a new one from its recipe")
+        folder.remove_stale()
         _warn_of_changes(folder, recipe)
         run = assemble(recipe, pick_device(device), folder)
         changes = changes_of_data(folder, recipe, run.data, accept_data)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ganlab.errors import OutOfMemory, RecipeError
 from ganlab.evaluation.scores import TOGETHER, evaluate_images, grey_plane, means
 from ganlab.failures.out_of_memory import explained
+from ganlab.files import remove_stale
 from ganlab.images.files import loses_16_bits, read_image, split_alpha
 from ganlab.images.listing import images_of
 from ganlab.images.metrics import WINDOW
@@ -186,6 +187,7 @@ def upscale_files(
             )
     loaded, generator, _ = load_for_use(run, weights, device)
     output.mkdir(parents=True, exist_ok=True)
+    remove_stale(output)
     tile -= tile % MULTIPLE  # so that bands of colour and alpha have the same rows
     photographs = beside(partial(_read, bits=bits), zip(files, targets, strict=True))
     together = TOGETHER[loaded.device.type] // loaded.scale**2

@@ -46,6 +46,7 @@ def prune_checkpoints(run: str, newest: int | None, every: int | None) -> list[d
         newest = recipe.keep if newest is None else newest
         every = recipe.keep_every if every is None else every
     with folder.lock():
+        folder.remove_stale()
         found = describe_checkpoints(run)
         sound = [one["iteration"] for one in found if one["sound"]]
         if found and not sound:

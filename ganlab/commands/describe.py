@@ -15,6 +15,7 @@ from ganlab.plugin import Plugin
 from ganlab.recipe.discovery import find_plugin, installed
 from ganlab.recipe.file import Origin, did_you_mean
 from ganlab.runs.folder import RunFolder
+from ganlab.runs.links import plain_runs
 from ganlab.schedule import Schedule
 from ganlab.session import enlarges
 
@@ -146,7 +147,7 @@ def toml(value: Any) -> str:
 
 def describe_runs(parent: Path) -> list[dict[str, Any]]:
     """Each run folder under a folder: name, how it ended, iteration, last scores."""
-    folders = [p.parent for p in sorted(parent.glob("*/recipe.toml"))] if parent.is_dir() else []
+    folders = plain_runs(parent)
     folders.sort(key=lambda path: (path / "recipe.toml").stat().st_mtime)
     found = []
     for path in folders:

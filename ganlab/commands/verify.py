@@ -24,11 +24,11 @@ from ganlab.commands.surroundings import (
     read_stranger,
 )
 from ganlab.engine import train
-from ganlab.errors import Diverged, GanlabError, RecipeError
+from ganlab.errors import Diverged, GanlabError, RecipeError, printable
 from ganlab.recipe.file import read_alone
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.run import Run
-from ganlab.runs.archive import Contents, WeightsRecord, printable, unpack
+from ganlab.runs.archive import Contents, WeightsRecord, unpack
 from ganlab.runs.data import TITLES, Data, differences
 from ganlab.runs.environment import describe_environment
 from ganlab.runs.folder import RunFolder, new_run_folder

@@ -10,6 +10,7 @@ from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, resolved
 from ganlab.runs.data_changes import check_ended
 from ganlab.runs.folder import RunFolder, open_run_folder, plugin_record, read_json
+from ganlab.runs.links import plain_runs
 from ganlab.session import UNHEALTHY, Limits, resume, start
 from ganlab.speed.device import pick_device
 
@@ -68,9 +69,9 @@ def begun_by(recipe: Recipe, parent: Path, name: str | None) -> RunFolder | None
         check_same_recipe(recipe, parent / name, f"--continue --name {name}")
         return RunFolder(parent / name)
     numbered: dict[int, RunFolder] = {}
-    for path in parent.glob("*/recipe.toml"):
-        if found := re.fullmatch(rf"{re.escape(recipe.name)}-(\d+)", path.parent.name):
-            numbered[int(found[1])] = RunFolder(path.parent)
+    for path in plain_runs(parent):
+        if found := re.fullmatch(rf"{re.escape(recipe.name)}-(\d+)", path.name):
+            numbered[int(found[1])] = RunFolder(path)
     return next((numbered[n] for n in sorted(numbered, reverse=True)
                  if _is_of(numbered[n], recipe)), None)  # fmt: skip
 
@@ -100,7 +101,7 @@ def check_same_recipe(recipe: Recipe, path: Path | str, option: str) -> None:
 def _is_of(folder: RunFolder, recipe: Recipe) -> bool:
     """Whether a run has exactly this recipe, and its plugins had the code that they have now."""
     recorded = read_json(folder.manifest).get("plugins")
-    return folder.recipe.read_text(encoding="utf-8") == resolved(recipe) and (
+    return folder.recipe.read_text(encoding="utf-8", errors="replace") == resolved(recipe) and (
         recorded is None  # the run was killed before it began
         or hashes(recorded) == hashes(plugin_record(recipe))
     )

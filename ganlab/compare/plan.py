@@ -24,6 +24,7 @@ from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.runs.data import Data, as_opened, differences
 from ganlab.runs.environment import code_digest
 from ganlab.runs.folder import RunFolder, plugin_record, read_data, read_json
+from ganlab.runs.links import plain_runs
 from ganlab.session import (
     DIVERGED,
     DONE,
@@ -106,9 +107,9 @@ def make_plan(
     where = pick_device(device)
     data = data or DataNow(where)
     existing: dict[str, list[RunFolder]] = {}
-    for path in sorted(parent.glob("*/recipe.toml")):
-        folder = RunFolder(path.parent)
-        existing.setdefault(path.read_text(encoding="utf-8"), []).append(folder)
+    for folder in map(RunFolder, plain_runs(parent)):
+        text = folder.recipe.read_text(encoding="utf-8", errors="replace")
+        existing.setdefault(text, []).append(folder)
     jobs = []
     for seed in seeds:  # an interrupted comparison then has all arms of its first seeds
         for variant in variants:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
-from ganlab.errors import RecipeError
+from ganlab.errors import RecipeError, printable
 from ganlab.files import whole
 from ganlab.recipe.file import MAX_BYTES
 from ganlab.runs.data import file_sha256
@@ -182,11 +182,6 @@ def _check_digests(path: Path, folder: Path, contents: Contents) -> None:
 
 def _refused(path: Path, fault: str) -> RecipeError:
     return RecipeError(f"{path}: {printable(fault)}; ask for a new file from `ganlab pack`")
-
-
-def printable(text: str) -> str:
-    """Text of a stranger without control characters, which a terminal might obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

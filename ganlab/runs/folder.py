@@ -12,9 +12,10 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from ganlab.errors import GanlabError, RecipeError
-from ganlab.files import write_json, write_text
+from ganlab.files import remove_stale, write_json, write_text
 from ganlab.recipe.model import Recipe, resolved
 from ganlab.runs.data import Data, digests
+from ganlab.runs.links import FOLDERS, check_plain
 
 _DATA = TypeAdapter(Data)
 
@@ -57,6 +58,11 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    def remove_stale(self) -> None:
+        """Remove the temporary files that killed processes have left. The caller has the lock."""
+        for folder in (self.path, *(self.path / name for name in FOLDERS)):
+            remove_stale(folder)
 
     def is_in_use(self) -> bool:
         """Whether another process has locked the folder."""
@@ -105,10 +111,11 @@ def new_run_folder(recipe: Recipe, parent: Path, name: str | None = None) -> Ite
 def open_run_folder(path: Path | str) -> RunFolder:
     """Open the folder of a run, given as a path or as a name under runs/.
 
-    :raises RecipeError: when it is not a run folder.
+    :raises RecipeError: when it is not a run folder, or a link is in it.
     """
     for candidate in (Path(path), Path("runs") / path):
         if (candidate / "recipe.toml").is_file():
+            check_plain(candidate)
             return RunFolder(candidate)
     raise RecipeError(f"{path}: not a run folder (it has no recipe.toml); `ganlab runs` lists them")
 
