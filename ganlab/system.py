@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import sys
+import unicodedata
 from contextlib import suppress
 from pathlib import Path
 
@@ -93,6 +94,16 @@ def processor_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()
+
+
+def as_one_name(path: str) -> str:
+    """A text that is equal for two paths if the file system may take them for one file.
+
+    Windows and macOS ignore the case of letters. macOS also ignores how accents are written.
+    """
+    if sys.platform == "darwin":
+        return unicodedata.normalize("NFC", path).casefold()
+    return os.path.normcase(path)
 
 
 def sync_folder(folder: Path) -> None:

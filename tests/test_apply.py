@@ -12,9 +12,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ganlab.cli import main
-from ganlab.commands import apply
-from ganlab.commands.apply import evaluate_folder, upscale_files
-from ganlab.errors import RecipeError
+from ganlab.commands import many, upscale
+from ganlab.commands.apply import evaluate_folder
+from ganlab.commands.upscale import upscale_files
+from ganlab.errors import GanlabError
 from ganlab.images import png, resampling
 from ganlab.images.files import ImageError, read_image, split_alpha, write_png
 from ganlab.images.png import Packed
@@ -62,8 +63,8 @@ def nearest(images: torch.Tensor) -> torch.Tensor:
 
 def use(monkeypatch: pytest.MonkeyPatch, generator: Callable[..., torch.Tensor]) -> None:
     """Use another generator than that of the run."""
-    load = apply.load_for_use
-    monkeypatch.setattr(apply, "load_for_use", lambda *a: (load(*a)[0], generator, None))
+    load = upscale.load_for_use
+    monkeypatch.setattr(upscale, "load_for_use", lambda *a: (load(*a)[0], generator, None))
 
 
 @pytest.mark.parametrize(("pixels", "batches"), [(256 * 256, [3, 1, 1]), (15_360, [2, 1, 1, 1])])
@@ -75,16 +76,16 @@ def test_photographs_enlarged_together_are_those_enlarged_alone(
     pixels: int,
     batches: list[int],
 ) -> None:
-    monkeypatch.setitem(apply.TOGETHER, "cpu", pixels)
+    monkeypatch.setitem(upscale.TOGETHER, "cpu", pixels)
     shown = []
-    bands = apply.bands
+    bands = upscale.bands
 
     def spied(generator: object, images: list[torch.Tensor], *rest: int) -> object:
         if len(images[0]) == 3:  # alpha comes alone
             shown.append(len(images))
         return bands(generator, images, *rest)
 
-    monkeypatch.setattr(apply, "bands", spied)
+    monkeypatch.setattr(upscale, "bands", spied)
     lines = enlarged(trained, files, tmp_path / "together")
     assert shown == batches
     assert [line.partition(":")[0] for line in lines] == [
@@ -100,29 +101,17 @@ def test_photographs_enlarged_together_are_those_enlarged_alone(
         assert one[1] is None or torch.equal(one[1], other[1])
 
 
-def test_what_comes_before_a_damaged_file_is_made_and_told(
-    trained: Path, files: list[Path], tmp_path: Path
-) -> None:
-    files[2].write_bytes(files[2].read_bytes()[:60])
-    lines = []
-    with pytest.raises(ImageError, match=r"c\.png"):
-        for line in upscale_files(str(trained), files, tmp_path / "out", 256, "last", "cpu"):
-            lines.append(line)
-    assert [line.partition(":")[0][-5:] for line in lines] == ["a.png", "b.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
-
-
 def test_a_file_is_told_once_it_is_written(
     trained: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = apply.write_strips
+    whole = upscale.write_strips
 
     def full(path: Path, height: int, packed: Iterable[Packed]) -> None:
         if path.name == "b.png":
             raise ImageError(f"{path}: cannot be written: No space left on device")
         whole(path, height, packed)
 
-    monkeypatch.setattr(apply, "write_strips", full)
+    monkeypatch.setattr(upscale, "write_strips", full)
     lines = []
     with pytest.raises(ImageError, match=r"b\.png: cannot be written"):
         for line in upscale_files(str(trained), files, tmp_path / "out", 256, "last", "cpu"):
@@ -133,10 +122,10 @@ def test_a_file_is_told_once_it_is_written(
 
 def test_no_more_files_are_read_ahead_than_told() -> None:
     read: list[int] = []
-    beside = apply.beside(lambda number: read.append(number) or number, range(20))
+    beside = many.beside(lambda number: read.append(number) or number, range(20))
     for number in range(20):
         assert next(beside) == number
-        assert len(read) <= number + 1 + apply.AHEAD
+        assert len(read) <= number + 1 + many.AHEAD
 
 
 def test_a_folder_scored_in_groups_has_the_figures_of_its_images(
@@ -224,7 +213,7 @@ def test_16_bits_are_refused_where_they_cannot_be_written(
     trained: Path, tmp_path: Path, channels: int, what: str
 ) -> None:
     write_png(torch.randint(0, 256, (channels, 20, 24)).byte(), tmp_path / "x.png")
-    with pytest.raises(RecipeError, match=f"x.png: has {what}; only grey images"):
+    with pytest.raises(GanlabError, match=f"x.png: has {what}; only grey images"):
         list(
             upscale_files(str(trained), [tmp_path / "x.png"], tmp_path / "o", 64, "last", "cpu", 16)
         )
@@ -328,8 +317,8 @@ def test_pictures_of_many_sizes_leave_no_matrices_behind(trained: Path, tmp_path
 
 def enlarge_a_megapixel(trained: str, file: str, output: str) -> None:
     """Prints by how many bytes the peak of memory grows."""
-    load = apply.load_for_use
-    apply.load_for_use = lambda *a: (load(*a)[0], nearest, None)  # type: ignore[assignment]
+    load = upscale.load_for_use
+    upscale.load_for_use = lambda *a: (load(*a)[0], nearest, None)  # type: ignore[assignment]
     small = Path(file).with_name("small.png")
     enlarged(Path(trained), [small], Path(output) / "small")
     begin_peak_memory()

@@ -82,15 +82,18 @@ def score(
 
 @click.command()
 @click.argument("run_folder", metavar="RUN")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @click.option(
     "-o",
     "--output",
     default="upscaled",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Folder for the PNG files; existing files are not overwritten.",
+    help="Folder for the PNG files; files that are there already are passed over.",
 )
+@click.option("--overwrite", is_flag=True, help="Make files again that are there already.")
 @click.option(
     "--tile",
     type=click.IntRange(min=64),
@@ -111,6 +114,7 @@ def upscale(
     run_folder: str,
     images: tuple[Path, ...],
     output: Path,
+    overwrite: bool,
     tile: int,
     bits: str | None,
     weights: str,
@@ -118,14 +122,18 @@ def upscale(
 ) -> None:
     """Enlarge photographs with a run's generator: any size, tiled without seams, alpha kept.
 
+    An IMAGE is a file or a folder. A picture that cannot be read stops none of the others; it is
+    named at the end, with exit code 1. Give the command again to go on after an interruption.
+
     A grey image stays grey, and a grey image of 16 bits keeps them. Colours of 16 bits are read
     and written with 8.
 
     Example: ganlab upscale runs/wgan_gp-1 photo.jpg
     """
-    from ganlab.commands.apply import upscale_files
+    from ganlab.commands.upscale import upscale_files
 
     depth = int(bits) if bits else None
-    for line in upscale_files(run_folder, images, output, tile, weights, device, depth):
+    lines = upscale_files(run_folder, images, output, tile, weights, device, depth, overwrite)
+    for line in lines:
         click.echo(line)
     next_is("eval", run_folder, "--data", "FOLDER")

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ganlab.assembly import open_run
-from ganlab.commands.apply import beside, listed, show_tables
+from ganlab.commands.apply import show_tables
+from ganlab.commands.many import all_sound, beside, listed, or_fault
 from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import SCORES, grey_plane, means, numbers, reference_scores
-from ganlab.images.files import read_image
+from ganlab.images.files import ImageError, read_image
 from ganlab.images.metrics import WINDOW, psnr
 from ganlab.images.resampling import passing_matrices, resize, to_float, to_uint8
 from ganlab.images.upscaling import bicubic
@@ -74,7 +75,7 @@ def score_files(
     :raises RecipeError: when a partner is missing, sizes do not fit, or the scale is unknown.
     """
     trios = _trios(sr, hr, lr)
-    scale = scale or (_scale_of(trios[0]) if lr else None)
+    scale = scale or (_scale_of(trios) if lr else None)
     if scale is None and shave is None:
         raise RecipeError(
             "which border to cut is unknown: give --scale N (HR is cropped to a multiple of N, and "
@@ -82,7 +83,8 @@ def score_files(
         )
     protocol = Protocol(scale, scale or 0 if shave is None else shave, _run(recipe, scale, lr))
     rows: dict[str, Any] = {}
-    for trio, row in zip(trios, beside(lambda trio: _scored(trio, protocol), trios), strict=True):
+    scored = beside(or_fault(lambda trio: _scored(trio, protocol)), trios)
+    for trio, row in zip(trios, all_sound(scored, "pictures"), strict=True):
         rows[trio.name] = row
     mean = {who: means([row[who] for row in rows.values()]) for who in next(iter(rows.values()))}
     wanted = _wanted(metrics, list(mean["SR"]))
@@ -192,10 +194,18 @@ def _wanted(metrics: Iterable[str], known: list[str]) -> list[str]:
     return list(metrics) or known
 
 
-def _scale_of(trio: Trio) -> int:
-    assert trio.lr
-    hr, lr = (read_image(path).shape[-1] for path in (trio.hr, trio.lr))
-    return max(1, hr // lr)
+def _scale_of(trios: list[Trio]) -> int:
+    """The scale of the first pictures that can be read."""
+    faults = []
+    for trio in trios:
+        assert trio.lr
+        try:
+            hr, lr = (read_image(path).shape[-1] for path in (trio.hr, trio.lr))
+        except ImageError as fault:
+            faults.append(fault)
+        else:
+            return max(1, hr // lr)
+    raise faults[0]
 
 
 def _trios(sr: Path, hr: Path, lr: Path | None) -> list[Trio]:
