@@ -54,8 +54,13 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     return run
 
 
-def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:
-    """Make a run with its plugins registered. No data is read and no network is built."""
+def open_run(
+    recipe: Recipe, device: torch.device, folder: RunFolder | None = None, whole: bool = True
+) -> Run:
+    """Make a run with its plugins registered. No data is read and no network is built.
+
+    :param whole: whether the plugins must be an experiment; else they are a part of one.
+    """
     choose_numerics(device, recipe.tf32, recipe.deterministic)
     run = Run(recipe, device, Streams(recipe.seed, device), folder)
     if run.dtype.itemsize > widest_float(device).itemsize:
@@ -63,7 +68,7 @@ def open_run(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
             f'{recipe.file}: precision = "{recipe.precision}" is not possible on {device}; '
             'set precision = "float32", or use --device cpu'
         )
-    run.manager = register(recipe, Defaults(run), Steps())
+    run.manager = register(recipe, Defaults(run), Steps(), whole=whole)
     weakref.finalize(run, dissolve, run.manager).atexit = False
     plugins = list(recipe.plugins.values())
     adversaries = [plugin for plugin, _ in adversarial(run.manager)]

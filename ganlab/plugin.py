@@ -70,6 +70,12 @@ def implements(plugin: "Plugin", hook: str) -> bool:
     return hasattr(getattr(type(plugin), hook, None), "ganlab_impl")
 
 
+def hooks_of(kind: type["Plugin"]) -> list[str]:
+    """The names of the hooks that a class implements, sorted."""
+    found = {name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()}
+    return sorted(name for name, value in found.items() if hasattr(value, "ganlab_impl"))
+
+
 class Plugin(BaseModel):
     """Base of every plugin: its fields are recipe options, its `@hookimpl` methods do the work.
 

@@ -38,9 +38,10 @@ class _Manager(PluginManager):
         return getattr(next(found, None), f"{self.project_name}_impl", None)
 
 
-def register(recipe: Recipe, *defaults: object) -> PluginManager:
+def register(recipe: Recipe, *defaults: object, whole: bool = True) -> PluginManager:
     """Make a plugin manager for this recipe, with the engine's defaults registered first.
 
+    :param whole: whether the plugins must make an experiment together.
     :raises RecipeError: when a plugin breaks the contract, or the plugins make no experiment.
     """
     manager = _Manager("ganlab")
@@ -54,10 +55,11 @@ def register(recipe: Recipe, *defaults: object) -> PluginManager:
             fault = str(error).replace("\n", " ")
             raise plugin.error(f"it does not fit the hooks: {fault}") from None
     _check_names(manager)
-    _check_settings(recipe)
-    _check_slots(manager, recipe)
     _check_chains(manager)
-    _check_reach(manager, recipe)
+    if whole:
+        _check_settings(recipe)
+        _check_slots(manager, recipe)
+        _check_reach(manager, recipe)
     return manager
 
 

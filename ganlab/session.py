@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from ganlab.assembly import assemble, build_network, open_run
-from ganlab.checkpoint import last_checkpoint, load_checkpoint, load_generator
+from ganlab.assembly import assemble
+from ganlab.checkpoint import last_checkpoint, load_checkpoint
 from ganlab.engine import train
-from ganlab.errors import Diverged, GanlabError, OutOfMemory, RecipeError
+from ganlab.errors import Diverged, OutOfMemory, RecipeError
 from ganlab.failures.out_of_memory import telling_out_of_memory
 from ganlab.failures.replay import find_cause
 from ganlab.files import write_json
@@ -367,32 +367,3 @@ def enlarges(folder: RunFolder) -> bool:
     """Whether a run's generator makes images from images; in a toy problem it does not."""
     manifest = read_json(folder.manifest)
     return all(len(manifest.get(name, ())) == 3 for name in ("condition_shape", "real_shape"))
-
-
-def load_for_use(
-    path: Path | str, which: str, device: str
-) -> tuple[Run, torch.nn.Module, RunFolder]:
-    """Load a run's generator to evaluate or to use it; its training data is not needed.
-
-    :raises GanlabError: when the run has written no weights yet.
-    :raises RecipeError: when its generator enlarges no images, as in a toy problem.
-    """
-    folder = open_run_folder(path)
-    run = open_run(load_recipe(folder.recipe), pick_device(device), folder)
-    manifest = read_json(folder.manifest)
-    if "real_shape" not in manifest:
-        raise GanlabError(f"{folder.manifest}: damaged or absent; the generator's shape is unknown")
-    run.condition_shape = tuple(manifest["condition_shape"])
-    run.real_shape = tuple(manifest["real_shape"])
-    if not enlarges(folder):
-        raise RecipeError(
-            f"{folder.path}: its generator makes samples, it enlarges no images; name another run"
-        )
-    generator = build_network(run, "make_generator", run.real_shape).eval()
-    if which == "best" and folder.weights().is_file() and not folder.weights("best").is_file():
-        raise RecipeError(
-            f"{folder.path}: it has no best generator yet: it chooses by {run.recipe.best_metric} "
-            "at the evaluations of its recipe, and none has given that figure; use --weights last"
-        )
-    load_generator(generator, folder.weights(which))
-    return run, generator, folder

@@ -37,9 +37,10 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder of the tests' own, also for the processes that they start."""
+    """Folders of the tests' own for cache and state, also for the processes that they start."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["GANLAB_CACHE"] = str(folder)
+    os.environ["GANLAB_STATE"] = str(tmp_path_factory.mktemp("state"))
     return folder
 
 

@@ -23,9 +23,10 @@ from ganlab.checkpoint import (
     write_checkpoint,
 )
 from ganlab.cli import main
+from ganlab.commands.generator import load_for_use
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder
-from ganlab.session import Limits, load_for_use, start
+from ganlab.session import Limits, start
 
 
 def ganlab(*arguments: object) -> Result:

@@ -377,7 +377,7 @@ NOT_MEASURED = {"dists_loss", "lpips_loss", "perceptual_loss", "consensus", "lea
 def declared() -> Iterator[tuple[str, str, object]]:
     """Each plugin with an option that has no effect at some value."""
     for name in sorted(installed().keys() - NOT_MEASURED):
-        plugin = find_plugin(name, Origin(None, text=name), Path())[0]
+        plugin = find_plugin(name, Origin(None, text=name))[0]
         for option, field in plugin.model_fields.items():
             for mark in field.metadata:
                 if isinstance(mark, NoEffect) and option not in NOT_ALONE:
@@ -391,7 +391,7 @@ def test_an_option_has_no_effect_where_its_plugin_says_so(
 ) -> None:
     written = str(value).replace("(", "[").replace(")", "]")
     inside = ", ".join(filter(None, (OTHERS.get((name, option)), f"{option}={written}")))
-    plugin = find_plugin(name, Origin(None, text=name), Path())[0]
+    plugin = find_plugin(name, Origin(None, text=name))[0]
     base = ["wasserstein=false", "gradient_penalty=false", "iterations=3"]
     base += [] if hasattr(plugin, "discriminator_loss") else ["bce={}"]
     base += ["ema={}"] if name == "ldl_loss" else []

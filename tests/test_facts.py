@@ -169,7 +169,7 @@ def test_every_loss_and_penalty_has_tests_of_its_own() -> None:
     losses = [p["name"] for p in describe_plugins() if hooks & set(p["hooks"])]
     assert len(losses) > 20
     for name in losses:
-        plugin = find_plugin(name, Origin(None, text=name), Path())[0]
+        plugin = find_plugin(name, Origin(None, text=name))[0]
         imported = rf"import .*\b{plugin.__name__}\b|\b{plugin.__name__}\("
         assert re.search(imported, tests), name
 

@@ -18,7 +18,7 @@ from ganlab.recipe.file import Origin
 from ganlab.recipe.model import Recipe
 
 MODELS: dict[str, type[BaseModel]] = {
-    plugin["name"]: find_plugin(plugin["name"], Origin(None, text=""), Path())[0]
+    plugin["name"]: find_plugin(plugin["name"], Origin(None, text=""))[0]
     for plugin in describe_plugins()
 }
 PROBES = (-1, -0.01, 0, 0.01, 0.5, 1, 1.5, 2, 3, 4, 6, 7, 12, 40, 101, 300, 1e6)

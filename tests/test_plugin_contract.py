@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ NAMES = sorted(installed())
 
 
 def load(name: str) -> type[Plugin]:
-    return find_plugin(name, Origin(None, text=name), Path())[0]
+    return find_plugin(name, Origin(None, text=name))[0]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -63,7 +63,7 @@ POINTS = {
 
 
 def plugin_class(name: str) -> type[Plugin]:
-    return find_plugin(name, Origin(None, text=name), Path())[0]
+    return find_plugin(name, Origin(None, text=name))[0]
 
 
 def own_answers(plugin: type[Plugin]) -> set[str]:

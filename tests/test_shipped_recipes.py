@@ -35,7 +35,7 @@ def small(recipe: Path, photographs: Path) -> list[str]:
     smaller: dict[str, object] = {"batch_size": 2}
     for name, options in plugins.items():
         use = options.get("use", name)
-        fields = find_plugin(use, Origin(None, text=use), recipe.parent)[0].model_fields
+        fields = find_plugin(use, Origin(None, text=use))[0].model_fields
         sizes = {"width": 12, "growth": 4, "num_blocks": 1, "num_features": 8, "size": 4}
         sizes["crop"] = 64 if any(n.endswith("_degradation") for n in plugins) else 32
         wanted = {"pair_pool": {"size"}}.get(use, set(sizes) - {"size"})

@@ -6,6 +6,7 @@ respond at once.
 
 import gc
 import io
+import os
 import sys
 
 import click
@@ -25,6 +26,8 @@ def main() -> None:
     # the import of torch makes a million objects that stay; the garbage collector would spend half
     # a second on examining them again and again
     gc.set_threshold(100_000, 50, 100)
+    # the processes of a comparison import nothing from the current folder
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name need not be text in any encoding
             stream.reconfigure(errors="backslashreplace")

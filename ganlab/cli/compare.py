@@ -15,6 +15,7 @@ from ganlab.cli.options import (
     print_json,
     runs_option,
     set_option,
+    trust_code_option,
 )
 
 jobs_option = click.option(
@@ -60,6 +61,7 @@ COMPARISON_OPTIONS = (
         type=FiniteRange(min=0, min_open=True),
         help="With --plan: how many seeds show a difference of this size, in the figure's unit.",
     ),
+    trust_code_option,
     json_option,
 )
 
@@ -120,6 +122,7 @@ def ablate(recipe: Path, **options: Any) -> None:
 @device_option
 @runs_option
 @plan_option
+@trust_code_option
 @json_option
 def bisect(good: str, bad: str, as_json: bool, **options: Any) -> None:
     """Find the change between two recipes or runs that makes a figure worse.

@@ -14,6 +14,7 @@ from ganlab.cli.options import (
     run_command,
     runs_option,
     set_option,
+    trust_code_option,
 )
 from ganlab.errors import RecipeError
 
@@ -22,6 +23,7 @@ from ganlab.errors import RecipeError
 @click.argument("a")
 @click.argument("b")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 when there is a difference.")
+@trust_code_option
 @json_option
 def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
     """List the differences between two recipes or runs: values, plugins and their code.
@@ -58,6 +60,7 @@ def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
 @set_option
 @click.option("--cost/--no-cost", default=True, help="Whether to time a few iterations.")
 @device_option
+@trust_code_option
 @json_option
 def explain(
     recipe: Path,
@@ -94,6 +97,7 @@ def explain(
     help="Trace this one, counted from 0; repeatable. Default: the first and the last.",
 )
 @device_option
+@trust_code_option
 @json_option
 def trace(
     recipe: Path,
@@ -147,6 +151,7 @@ def trace(
 @click.option(
     "--cards", is_flag=True, help="Estimate the memory on CUDA, without a GPU; time nothing."
 )
+@trust_code_option
 @json_option
 def bench(
     recipe: Path,

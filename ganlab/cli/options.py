@@ -86,6 +86,17 @@ def weights_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def _trust(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if given:
+        from ganlab.recipe.trust import trusting_code
+
+        context.with_resource(trusting_code())
+
+
+trust_code_option = click.option(
+    "--trust-code", is_flag=True, expose_value=False, callback=_trust,
+    help="Run the plugin files in a run folder that somebody else made.",
+)  # fmt: skip
 runs_option = click.option(
     "--runs", "parent", default="runs", show_default=True,
     type=click.Path(path_type=Path, file_okay=False),

@@ -12,6 +12,7 @@ from ganlab.cli.options import (
     next_is,
     print_json,
     set_option,
+    trust_code_option,
 )
 
 
@@ -66,7 +67,7 @@ def pack(run_folder: str, output: Path | None, weights: bool) -> None:
     help="Largest first difference that counts as rounding, as a share of the largest value of "
     "the figure in these iterations.",
 )
-@click.option("--trust-code", is_flag=True, help="Run the code of plugin files in the file.")
+@trust_code_option
 @json_option
 def verify(
     file: Path,
@@ -74,7 +75,6 @@ def verify(
     overrides: tuple[str, ...],
     device: str | None,
     tolerance: float,
-    trust_code: bool,
     as_json: bool,
 ) -> None:
     """Run the first iterations of a packed run again, and compare them with its log.
@@ -90,7 +90,7 @@ def verify(
     """
     from ganlab.commands.verify import Wanted, as_data, result, verify_file
 
-    wanted = Wanted(iterations, overrides, device, trust_code, tolerance)
+    wanted = Wanted(iterations, overrides, device, tolerance)
     found = verify_file(file, wanted, lambda line: click.echo(line, err=as_json))
     if as_json:
         print_json(as_data(found))

@@ -15,6 +15,7 @@ from ganlab.cli.options import (
     run_command,
     runs_option,
     set_option,
+    trust_code_option,
 )
 from ganlab.errors import RecipeError
 
@@ -60,6 +61,7 @@ accept_data_option = click.option(
     is_flag=True,
     help="Continue the run that this command began before; start it if there is none.",
 )
+@trust_code_option
 @click.option(
     "--dry-run", is_flag=True, help="Build the run, print the recipe resolved, and do not train."
 )
@@ -128,6 +130,7 @@ def run(
 )
 @click.option("--max-time", type=Duration(), help="Stop after this time: 90s, 3m, 1.5h.")
 @accept_data_option
+@trust_code_option
 def resume(
     run_folder: str,
     device: str,
@@ -205,6 +208,7 @@ def checkpoints(
 @click.argument("recipe", type=click.Path(path_type=Path))
 @set_option
 @device_option
+@trust_code_option
 def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
     """Find everything that can be wrong, before any training, with tiny real steps.
 

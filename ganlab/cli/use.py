@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from ganlab.cli.options import device_option, json_option, next_is, print_json, weights_option
+from ganlab.cli.options import (
+    device_option,
+    json_option,
+    next_is,
+    print_json,
+    trust_code_option,
+    weights_option,
+)
 
 
 @click.command("eval")
@@ -14,6 +21,7 @@ from ganlab.cli.options import device_option, json_option, next_is, print_json, 
 )
 @weights_option
 @device_option
+@trust_code_option
 @json_option
 def evaluate(run_folder: str, data: Path, weights: str, device: str, as_json: bool) -> None:
     """Score a run's generator, and bicubic for comparison, on a folder of images.
@@ -53,6 +61,7 @@ def evaluate(run_folder: str, data: Path, weights: str, device: str, as_json: bo
     type=click.Path(path_type=Path),
     help="Also the scores of this recipe's plugins, such as lpips.",
 )
+@trust_code_option
 @json_option
 def score(
     sr: Path,
@@ -110,6 +119,7 @@ def score(
 )
 @weights_option
 @device_option
+@trust_code_option
 def upscale(
     run_folder: str,
     images: tuple[Path, ...],

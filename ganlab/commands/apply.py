@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from ganlab.commands.generator import load_for_use
 from ganlab.commands.many import all_sound, beside, listed, or_fault
 from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import evaluate_images, means
@@ -19,7 +20,6 @@ from ganlab.images.files import read_image
 from ganlab.images.metrics import WINDOW
 from ganlab.plugin import EvaluatedImage
 from ganlab.run import Run, merged
-from ganlab.session import load_for_use
 
 
 def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
     """
     if not data.is_dir():
         raise RecipeError(f"--data {data}: no such folder")
-    loaded, generator, _ = load_for_use(run, weights, device)
+    loaded, generator, _ = load_for_use(run, weights, device, judging=True)
     of_sets = [impl for impl in loaded.hook.evaluate.get_hookimpls() if "images" in impl.argnames]
 
     def read(path: Path) -> tuple[str, Tensor]:

@@ -19,7 +19,7 @@ from ganlab.checkpoint import (
     read_checkpoint,
 )
 from ganlab.errors import GanlabError, RecipeError
-from ganlab.recipe.model import load_recipe
+from ganlab.recipe.model import load_part
 from ganlab.runs.folder import RunFolder, open_run_folder
 
 
@@ -42,7 +42,7 @@ def prune_checkpoints(run: str, newest: int | None, every: int | None) -> list[d
     """
     folder = open_run_folder(run)
     if newest is None or every is None:
-        recipe = load_recipe(folder.recipe)
+        recipe, _ = load_part(folder.recipe, needed=())
         newest = recipe.keep if newest is None else newest
         every = recipe.keep_every if every is None else every
     with folder.lock():

@@ -48,7 +48,7 @@ def describe_plugins(name: str | None = None, hook: str | None = None) -> list[d
     names = sorted(installed()) if name is None else [name]
     found = []
     for each in names:
-        plugin, source = find_plugin(each, Origin(None, text=each), Path())
+        plugin, source = find_plugin(each, Origin(None, text=each))
         hooks = [h for h in HOOKS if hasattr(getattr(plugin, h, None), "ganlab_impl")]
         if hook is None or hook in hooks:
             text = inspect.getdoc(plugin) or ""

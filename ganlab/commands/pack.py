@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import tomlkit
@@ -13,10 +13,18 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ganlab.errors import GanlabError, RecipeError
-from ganlab.recipe.model import Recipe, load_recipe
+from ganlab.recipe.model import Recipe
 from ganlab.runs.archive import FORMAT, Contents, WeightsRecord, write_archive
 from ganlab.runs.data import file_sha256
-from ganlab.runs.folder import RunFolder, open_run_folder, read_data, read_json
+from ganlab.runs.folder import (
+    RunFolder,
+    open_run_folder,
+    paths_in,
+    read_data,
+    read_json,
+    read_tables,
+    recorded_paths,
+)
 
 _WEIGHTS = ("last", "best")
 
@@ -48,9 +56,8 @@ def pack_run(path: Path | str, output: Path | None, weights: bool) -> Packed:
         raise RecipeError(
             f"{target}: there is no folder {target.parent}; make it, or choose another -o"
         )
-    recipe = load_recipe(folder.recipe)
-    placeless = _without_places(folder, recipe)
-    files = {"recipe.toml": placeless.encode(), **_files(folder, recipe)}
+    placeless = _without_places(folder)
+    files = {"recipe.toml": placeless.encode(), **_files(folder)}
     contents = Contents(format=FORMAT, name=name, files={}, weights=_records(folder))
     if weights:
         files |= _weights(folder, placeless)
@@ -66,10 +73,9 @@ def pack_run(path: Path | str, output: Path | None, weights: bool) -> Packed:
 def paths_of(recipe: Recipe) -> dict[tuple[str, str], Path]:
     """The options of plugins that are paths: (name of the plugin, option) -> path."""
     return {
-        (name, field.alias or key): getattr(plugin, key)
+        (name, option): path
         for name, plugin in recipe.plugins.items()
-        for key, field in type(plugin).model_fields.items()
-        if isinstance(getattr(plugin, key), Path)
+        for option, path in paths_in(plugin)
     }
 
 
@@ -96,7 +102,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _files(folder: RunFolder, recipe: Recipe) -> dict[str, bytes]:
+def _files(folder: RunFolder) -> dict[str, bytes]:
     manifest = read_json(folder.manifest)
     if not manifest:
         raise GanlabError(f"{folder.manifest}: damaged or absent; this run cannot be verified")
@@ -115,21 +121,30 @@ def _files(folder: RunFolder, recipe: Recipe) -> dict[str, bytes]:
         files |= {file.name: _whole_lines(file)} if file.is_file() else {}
     if read_data(folder):
         files["data.json"] = folder.data.read_bytes()
-    for name, source in recipe.sources.items():
-        if source.beside_recipe:
-            files[f"{name}.py"] = _code(source.file, name, manifest)
+    for name, options in read_tables(folder)["plugins"].items():
+        if str(options.get("use", name)).endswith(".py"):
+            files[f"{name}.py"] = _code(folder.path / f"{name}.py", name, manifest)
     return files
 
 
-def _without_places(folder: RunFolder, recipe: Recipe) -> str:
+def _without_places(folder: RunFolder) -> str:
     """The run's recipe with the last name of each path only: no folder of this machine."""
     document: Any = tomlkit.parse(folder.recipe.read_text(encoding="utf-8"))
-    names: dict[Path, str] = {}
-    for (plugin, option), path in paths_of(recipe).items():
-        if path not in names:
-            names[path] = _new_name(path.name or "data", set(names.values()))
-        document["plugins"][plugin][option] = names[path]
+    recorded = recorded_paths(folder)
+    names: dict[str, str] = {}
+    for plugin, options in read_tables(folder)["plugins"].items():
+        for option, value in options.items():
+            if not isinstance(value, str):
+                continue
+            if option in recorded[plugin] if plugin in recorded else _is_absolute(value):
+                names.setdefault(value, _new_name(Path(value).name or "data", {*names.values()}))
+                document["plugins"][plugin][option] = names[value]
     return tomlkit.dumps(document)
+
+
+def _is_absolute(text: str) -> bool:
+    """Whether this is a whole path of some system; an older run does not record which are."""
+    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
 
 
 def _new_name(name: str, taken: set[str]) -> str:

@@ -100,7 +100,7 @@ def of_plugins(
         if name in files:
             digest, version = files[name], ""
         elif use in installed():
-            _, source = find_plugin(use, Origin(folder), folder)
+            _, source = find_plugin(use, Origin(folder))
             digest, version = source.sha256, f" of {source.distribution} {source.version}"
         else:
             yield f"plugin {name}: of {record.distribution} {record.version}, not installed here"

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ganlab.commands.generator import load_for_use
 from ganlab.commands.many import beside, listed, or_fault, sound, together
 from ganlab.errors import GanlabError, OutOfMemory, RecipeError
 from ganlab.evaluation.scores import TOGETHER, grey_plane
@@ -21,7 +22,6 @@ from ganlab.images.png import Strip, pack, strips, write_strips
 from ganlab.images.resampling import passing_matrices, to_float, to_uint8, to_uint16
 from ganlab.images.upscaling import MULTIPLE, bands, bicubic_generator, of_one_size
 from ganlab.run import Run
-from ganlab.session import load_for_use
 from ganlab.system import as_one_name
 
 SMALLEST_TILE = 64  # that the command takes

@@ -27,6 +27,7 @@ from ganlab.engine import train
 from ganlab.errors import Diverged, GanlabError, RecipeError, printable
 from ganlab.recipe.file import read_alone
 from ganlab.recipe.model import Recipe, load_recipe
+from ganlab.recipe.trust import is_trusting
 from ganlab.run import Run
 from ganlab.runs.archive import Contents, WeightsRecord, unpack
 from ganlab.runs.data import TITLES, Data, differences
@@ -55,7 +56,6 @@ class Wanted:
     overrides: tuple[str, ...] = ()
     device: str | None = None
     """None: the kind of device that the run had, if this machine has one."""
-    trust_code: bool = False
     tolerance: float = TOLERANCE
 
 
@@ -146,7 +146,7 @@ def _verify(folder: RunFolder, contents: Contents, wanted: Wanted, say: Say) -> 
         found.differences += of_plugins(folder.path, plugins, manifest, contents)
         for line in found.differences or ["same versions, machine and code"]:
             say(f"differs: {line}" if found.differences else line)
-        _require_trust(folder, file_plugins(folder.path, plugins, contents), wanted)
+        _require_trust(folder, file_plugins(folder.path, plugins, contents))
         recipe = _load(folder, plugins, wanted.overrides, say)
         settings = list(of_settings(tables, recipe))
         for line in settings:
@@ -200,8 +200,8 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _require_trust(folder: RunFolder, codes: dict[str, str], wanted: Wanted) -> None:
-    if codes and not wanted.trust_code:
+def _require_trust(folder: RunFolder, codes: dict[str, str]) -> None:
+    if codes and not is_trusting():
         listed = "; ".join(f"{name}.py, sha256 {digest}" for name, digest in codes.items())
         raise RecipeError(
             f"{folder.path} holds code: {listed}. Nothing was run again. Unzip the file, read the "

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ganlab.compare.data import DataNow
-from ganlab.compare.difference import Side, difference, hashes, side
+from ganlab.compare.difference import difference, hashes, side, side_of
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, resolved
 from ganlab.runs.data_changes import check_ended
@@ -85,8 +85,7 @@ def check_same_recipe(recipe: Recipe, path: Path | str, option: str) -> None:
     folder = open_run_folder(path)
     if _is_of(folder, recipe):
         return
-    mine = Side(recipe.name, recipe, hashes(plugin_record(recipe)))
-    changes = difference(side(folder.path), mine)
+    changes = difference(side(folder.path), side_of(recipe))
     if not changes:  # written by an older version, which did not know all settings
         return
     told = [f"{c.key}: {c.a or 'absent'} -> {c.b or 'absent'}" for c in changes[:MOST_CHANGES]]

@@ -2,8 +2,9 @@
 
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +16,73 @@ from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.report.model import Change, Group
 from ganlab.requirements import CHAINED
 from ganlab.runs.data import Data, described, differences, digests, renamed
-from ganlab.runs.folder import open_run_folder, plugin_record, read_data, read_json
+from ganlab.runs.folder import (
+    open_run_folder,
+    plugin_record,
+    read_data,
+    read_json,
+    read_tables,
+    recorded_hooks,
+)
 from ganlab.speed.device import pick_device
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Side:
     """One side of a difference: a recipe, or a run with its recipe and manifest."""
 
     name: str
-    recipe: Recipe
+    tables: dict[str, Any]
+    """The recipe with all values, as TOML tables."""
     plugins: dict[str, str]
     """The sha256 of each plugin's code: as recorded for a run, as it is now for a recipe."""
+    hooks: dict[str, list[str]]
+    """The hooks that each plugin implements, as far as they are known."""
+    load: Callable[[], Recipe]
+    """Loads the recipe, with the code of its plugins."""
     environment: dict[str, Any] | None = None
     """The manifest of a run; None for a recipe."""
     data: Data = field(default_factory=dict)
     """The data of a run as digests; empty for a recipe, until `with_data` reads them."""
 
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe; only what has to run it asks for it, since a difference needs no code."""
+        return self.load()
+
 
 def side(argument: Path | str, overrides: Iterable[str] = ()) -> Side:
-    """Read a recipe file or a run folder.
+    """Read a recipe file or a run folder. No code in a run folder is run.
 
     :param overrides: `key=value` strings, as given to `--set`.
     :raises RecipeError: when the argument is neither, or the recipe is wrong.
     """
     path = Path(argument)
     if path.suffix == ".toml" and not path.is_dir():
-        recipe = load_recipe(path, overrides)
-        return Side(recipe.name, recipe, hashes(plugin_record(recipe)))
+        return side_of(load_recipe(path, overrides))
     folder = open_run_folder(argument)
     manifest = read_json(folder.manifest)
-    recipe = load_recipe(folder.recipe, overrides)
+
+    def load() -> Recipe:
+        return load_recipe(folder.recipe, overrides)
+
     return Side(
-        folder.path.name, recipe, hashes(manifest.get("plugins", {})), manifest, read_data(folder)
+        folder.path.name,
+        tomllib.loads(resolved(load())) if overrides else read_tables(folder),
+        hashes(manifest.get("plugins", {})),
+        recorded_hooks(folder),
+        load,
+        manifest,
+        read_data(folder),
     )
+
+
+def side_of(recipe: Recipe) -> Side:
+    """The side of a recipe that is loaded already."""
+    record = plugin_record(recipe)
+    hooks = {name: entry["hooks"] for name, entry in record.items()}
+    tables = tomllib.loads(resolved(recipe))
+    return Side(recipe.name, tables, hashes(record), hooks, lambda: recipe)
 
 
 def with_data(one: Side, other: Side) -> Side:
@@ -67,11 +101,11 @@ def with_data(one: Side, other: Side) -> Side:
 
 def difference(a: Side, b: Side) -> list[Change]:
     """All changes from a to b: settings, plugins, options, order of plugins, code, environment."""
-    one, other = (tomllib.loads(resolved(s.recipe)) for s in (a, b))
-    mine, theirs = one.pop("plugins"), other.pop("plugins")
+    one, other = ({key: v for key, v in s.tables.items() if key != "plugins"} for s in (a, b))
+    mine, theirs = a.tables["plugins"], b.tables["plugins"]
     found = list(_changes(one, other, "", "settings"))
     found += _of_plugins(mine, theirs)
-    found += _order(a.recipe, b.recipe)
+    found += _order(a, b)
     shared = {n: (h, b.plugins[n]) for n, h in a.plugins.items() if n in b.plugins}
     found += [
         Change("changed", f"plugins.{name}", f"code {x[:12]}", f"code {y[:12]}", "code")
@@ -120,13 +154,12 @@ def _changes(a: dict[str, Any], b: dict[str, Any], prefix: str, group: Group) ->
             yield Change("changed", f"{prefix}{name}", values[0], values[1], group)
 
 
-def _order(a: Recipe, b: Recipe) -> Iterator[Change]:
+def _order(a: Side, b: Side) -> Iterator[Change]:
     """Chained hooks in which the plugins that both recipes have are in different orders."""
     for hook in CHAINED:
-        orders = [
-            [n for n, p in recipe.plugins.items() if hasattr(type(p), hook) and n in other.plugins]
-            for recipe, other in ((a, b), (b, a))
-        ]
+        both = {name for s in (a, b) for name, hooks in s.hooks.items() if hook in hooks}
+        both &= a.tables["plugins"].keys() & b.tables["plugins"].keys()
+        orders = [[name for name in s.tables["plugins"] if name in both] for s in (a, b)]
         if orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]):
             one, other = (" -> ".join(order) for order in orders)
             yield Change("changed", f"order of {hook}", one, other, "plugins")

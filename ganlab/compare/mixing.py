@@ -3,7 +3,6 @@
 import hashlib
 import re
 import shutil
-import tomllib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,7 +16,7 @@ from ganlab.compare.difference import Side, difference
 from ganlab.compare.plan import Variant
 from ganlab.errors import RecipeError
 from ganlab.files import write_text
-from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.report.model import Change
 from ganlab.speed.device import pick_device
 
@@ -49,7 +48,7 @@ class Mixtures:
     def __init__(self, good: Side, bad: Side, folder: Path) -> None:
         """:param folder: for the files of the mixtures; only the run folders must outlive it."""
         self._good, self._bad, self._folder = good, bad, folder
-        self._tables = [tomllib.loads(resolved(side.recipe)) for side in (good, bad)]
+        self._tables = [side.tables for side in (good, bad)]
         self.left_out: list[Change] = []
         """Changes that no recipe can bring about: environment, code that is not here any more."""
         self.shifts = tuple(self._grouped(self._pieces()))

@@ -17,8 +17,10 @@ from types import ModuleType
 from ganlab.errors import RecipeError
 from ganlab.plugin import Plugin
 from ganlab.recipe.file import Origin, did_you_mean
+from ganlab.recipe.trust import Code, is_in_a_run
 
 GROUP = "ganlab"
+MOST_BYTES = 2**20  # of a plugin file
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +52,11 @@ def installed() -> dict[str, EntryPoint]:
     return found
 
 
-def find_plugin(use: str, origin: Origin, folder: Path) -> tuple[type[Plugin], PluginSource]:
-    """The class for a recipe's `use`: an installed name, or './file.py' beside the recipe.
+def find_plugin(use: str, origin: Origin) -> tuple[type[Plugin], PluginSource]:
+    """The class of an installed plugin.
 
-    :param folder: the recipe's folder. Files are run only from there, and reported on stderr.
-    :raises RecipeError: when the plugin does not exist, or is not exactly one Plugin class.
+    :raises RecipeError: when there is none of this name, or it is not a Plugin class.
     """
-    if use.endswith(".py"):
-        return _from_file(use, origin, folder.resolve())
     point = installed().get(use)
     if point is None:
         near = did_you_mean(use, installed())
@@ -75,7 +74,8 @@ def find_plugin(use: str, origin: Origin, folder: Path) -> tuple[type[Plugin], P
     if not (inspect.isclass(plugin) and issubclass(plugin, Plugin)):
         raise RecipeError(f"{origin}: '{use}' ({point.value}) is not a class derived from Plugin")
     file = Path(inspect.getfile(plugin))
-    return plugin, PluginSource(use, *_distribution(point), file, _sha256(file))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return plugin, PluginSource(use, *_distribution(point), file, digest)
 
 
 @cache  # reading the metadata of a distribution takes a millisecond
@@ -83,19 +83,46 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
     return (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
 
 
-def _from_file(use: str, origin: Origin, folder: Path) -> tuple[type[Plugin], PluginSource]:
-    file = (folder / use).resolve()
-    if not file.is_relative_to(folder):
+def read_code(use: str, origin: Origin, recipe: Path) -> Code:
+    """Read the plugin file that a recipe names as './file.py'. Nothing of it is run.
+
+    The path starts at the folder of the file that states it. The plugin file must lie in the folder
+    of `recipe`, the one that the user named, or below it: a recipe that it extends may be anywhere,
+    but brings no code from there.
+
+    :raises RecipeError: when there is no such file, or it lies elsewhere, also by way of a link.
+    """
+    folder = (origin.file or recipe).parent
+    root = recipe.parent.resolve()
+    try:
+        file = (folder / use).resolve()
+        found = file.is_file()
+    except (OSError, ValueError, RuntimeError):  # a character that no path has; links in a circle
+        raise RecipeError(f"{origin}: {use!r} is not the path of a file") from None
+    if not file.is_relative_to(root):
         raise RecipeError(
-            f"{origin}: '{use}' lies outside the recipe's folder; a recipe runs code from its "
-            "own folder only. Copy the file there, or install it as a plugin"
+            f"{origin}: '{use}' is {file}, outside the folder of {recipe.name}; a recipe runs code "
+            "from its own folder only. Copy the file there and name the copy, or install it as a "
+            "package with a plugin"
         )
-    if not file.is_file():
+    if not found:
         near = did_you_mean(file.name, (p.name for p in folder.glob("*.py")))
         raise RecipeError(f"{origin}: no file '{use}' beside the recipe{near}")
-    digest = _sha256(file)
-    _say(f"runs code from {file}, sha256 {digest}")
-    module = _import(file, f"_ganlab_{file.stem}_{digest[:12]}", origin)
+    with file.open("rb") as opened:
+        content = opened.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise RecipeError(f"{origin}: '{use}' is too large; a plugin file has at most 1 MiB")
+    return Code(file, content, is_in_a_run(file, root))
+
+
+def class_of(code: Code, use: str, origin: Origin) -> tuple[type[Plugin], PluginSource]:
+    """Run the code of a plugin file, which is reported on stderr, and take its class.
+
+    :raises RecipeError: when it cannot run, or does not define exactly one Plugin class.
+    """
+    digest = code.sha256
+    _say(f"runs code from {code.file}, sha256 {digest}")
+    module = _import(code, f"_ganlab_{code.file.stem}_{digest[:12]}", origin)
     classes = [
         value
         for value in vars(module).values()
@@ -108,7 +135,7 @@ def _from_file(use: str, origin: Origin, folder: Path) -> tuple[type[Plugin], Pl
         raise RecipeError(
             f"{origin}: '{use}' must define exactly one class derived from Plugin; it has {names}"
         )
-    return classes[0], PluginSource(file.stem, "", "", file, digest, beside_recipe=True)
+    return classes[0], PluginSource(code.file.stem, "", "", code.file, digest, beside_recipe=True)
 
 
 @cache  # once per line: a comparison reads the same recipes many times
@@ -116,22 +143,19 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _import(file: Path, name: str, origin: Origin) -> ModuleType:
+def _import(code: Code, name: str, origin: Origin) -> ModuleType:
+    """Run exactly the bytes that were hashed: no cached bytecode, no file changed meanwhile."""
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec and spec.loader
+    spec = importlib.util.spec_from_file_location(name, code.file)
+    assert spec
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pydantic's postponed annotations and Dynamo look it up there
     try:
-        spec.loader.exec_module(module)
+        exec(compile(code.content, code.file, "exec", dont_inherit=True), vars(module))
     except Exception as error:
         del sys.modules[name]
         raise RecipeError(
-            f"{origin}: '{file.name}' cannot be imported: {type(error).__name__}: {error}"
+            f"{origin}: '{code.file.name}' cannot be imported: {type(error).__name__}: {error}"
         ) from error
     return module
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

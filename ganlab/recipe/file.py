@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ganlab.errors import RecipeError
+from ganlab.recipe.trust import holds_a_run
 
 Key = tuple[str, ...]
 
@@ -145,6 +146,12 @@ def _lineage(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict, 
     where = origins[("extends",)]
     if not isinstance(base, str):
         raise RecipeError(f'{where}: extends must be a file name in quotes, such as "base.toml"')
+    if holds_a_run(path.parent):
+        raise RecipeError(
+            f"{where}: extends is not allowed in a run folder: a run's recipe is whole"
+        )
+    if not base.endswith(".toml"):
+        raise RecipeError(f"{where}: extends = '{base}': a recipe's name ends in .toml")
     parent = path.parent / base
     if not parent.is_file():
         near = did_you_mean(base, (p.name for p in path.parent.glob("*.toml")))

@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,8 +22,9 @@ from pydantic_core import ErrorDetails
 
 from ganlab.errors import RecipeError
 from ganlab.plugin import Plugin
-from ganlab.recipe.discovery import PluginSource, find_plugin, installed
+from ganlab.recipe.discovery import PluginSource, class_of, find_plugin, installed, read_code
 from ganlab.recipe.file import RecipeTable, did_you_mean, read_recipe
+from ganlab.recipe.trust import require_consent
 
 
 class Recipe(BaseModel):
@@ -143,15 +145,49 @@ def load_recipe(file: Path | str, overrides: Iterable[str] = (), name: str = "")
     :param name: of this variant of the file; its runs get this name.
     :raises RecipeError: with file, line, fault and remedy.
     """
-    table = read_recipe(Path(file), overrides)
-    options = table.values.get("plugins", {})
-    recipe = _settings(table)
-    recipe._file, recipe._name, recipe._table = Path(file), name, table
-    for name in options:
-        plugin, source = _plugin(table, name, options[name])
-        recipe._plugins[name] = plugin
-        recipe._sources[name] = source
+    recipe, table = _begun(Path(file), overrides, name)
+    entries = [_Entry(table, name) for name in _tables(table)]
+    require_consent([entry.code for entry in entries if entry.code])
+    for entry in entries:
+        entry.add_to(recipe)
     return recipe
+
+
+def load_part(
+    file: Path, needed: Collection[str], optional: Collection[str] = ()
+) -> tuple[Recipe, dict[str, str]]:
+    """Read a recipe with some of its plugins; of all others no code is loaded.
+
+    :param needed: names of plugins that must be there.
+    :param optional: names of plugins that are left out when they cannot be had: not installed, not
+        to be imported, without consent to their code, or with options that they refuse.
+    :returns: the recipe; and for each optional plugin that is left out, the reason.
+    :raises RecipeError: as `load_recipe` does, for the needed plugins.
+    """
+    recipe, table = _begun(file, (), "")
+    names = [name for name in _tables(table) if name in needed or name in optional]
+    entries: list[_Entry] = []
+    left_out: dict[str, str] = {}
+    for name in names:
+        with _leaving_out(name in optional and name, left_out):
+            entries.append(_Entry(table, name))
+    require_consent([entry.code for entry in entries if entry.code and entry.name in needed])
+    for entry in entries:
+        with _leaving_out(entry.name in optional and entry.name, left_out):
+            require_consent([entry.code] if entry.code else [])
+            entry.add_to(recipe)
+    return recipe, left_out
+
+
+@contextmanager
+def _leaving_out(name: str | Literal[False], left_out: dict[str, str]) -> Iterator[None]:
+    """Context in which a fault of an optional plugin is noted; without a name it is raised."""
+    try:
+        yield
+    except RecipeError as error:
+        if not name:
+            raise
+        left_out[name] = str(error).partition("\n")[0]
 
 
 def recipe_of(name: str, plugins: Mapping[str, Plugin], **settings: Any) -> Recipe:
@@ -203,8 +239,46 @@ def _settings(table: RecipeTable) -> Recipe:
         raise RecipeError(f"{place}: {_complaint(first, Recipe, 'setting')}") from None
 
 
-def _plugin(table: RecipeTable, name: str, options: Any) -> tuple[Plugin, PluginSource]:
-    place = table.origin("plugins", name)
+def _begun(file: Path, overrides: Iterable[str], name: str) -> tuple[Recipe, RecipeTable]:
+    """A recipe without its plugins yet, and its table."""
+    table = read_recipe(file, overrides)
+    recipe = _settings(table)
+    recipe._file, recipe._name, recipe._table = file, name, table
+    return recipe, table
+
+
+def _tables(table: RecipeTable) -> dict[str, Any]:
+    found: dict[str, Any] = table.values.get("plugins", {})
+    return found
+
+
+class _Entry:
+    """A plugin's table in a recipe, looked at; its code is read, but has not run."""
+
+    def __init__(self, table: RecipeTable, name: str) -> None:
+        """:raises RecipeError: when it is no table, or names a file that it may not."""
+        self.table, self.name = table, name
+        self.options = _options(table, name)
+        self.use = self.options.pop("use", name)
+        place = table.origin("plugins", name)
+        if not isinstance(self.use, str):
+            raise RecipeError(f"{place}: plugins.{name}: use must be a plugin's name in quotes")
+        self.origin = table.origin("plugins", name, "use")
+        is_file = self.use.endswith(".py")
+        self.code = read_code(self.use, self.origin, table.file) if is_file else None
+
+    def add_to(self, recipe: Recipe) -> None:
+        """Load the plugin's class, and build the plugin."""
+        if self.code:
+            plugin_class, source = class_of(self.code, self.use, self.origin)
+        else:
+            plugin_class, source = find_plugin(self.use, self.origin)
+        recipe._plugins[self.name] = _plugin(self.table, self.name, self.options, plugin_class)
+        recipe._sources[self.name] = source
+
+
+def _options(table: RecipeTable, name: str) -> dict[str, Any]:
+    place, options = table.origin("plugins", name), _tables(table)[name]
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", name):
         raise RecipeError(
             f"{place}: '{name}' is not a name: a letter, then at most 63 letters, digits, _ and -"
@@ -214,13 +288,12 @@ def _plugin(table: RecipeTable, name: str, options: Any) -> tuple[Plugin, Plugin
         raise RecipeError(
             f"{place}: plugins.{name} = {shown}: a plugin has a table of options: {name} = {{}}"
         )
-    options = dict(options)
-    use = options.pop("use", name)
-    if not isinstance(use, str):
-        raise RecipeError(f"{place}: plugins.{name}: use must be a plugin's name in quotes")
-    origin = table.origin("plugins", name, "use")
-    folder = (origin.file or table.file).parent
-    plugin_class, source = find_plugin(use, origin, folder)
+    return dict(options)
+
+
+def _plugin(
+    table: RecipeTable, name: str, options: dict[str, Any], plugin_class: type[Plugin]
+) -> Plugin:
     folders = {key: table.origin("plugins", name, key).folder for key in options}
     try:
         plugin = plugin_class.model_validate_json(json.dumps(options), context={"folders": folders})
@@ -235,7 +308,7 @@ def _plugin(table: RecipeTable, name: str, options: Any) -> tuple[Plugin, Plugin
         key = (option,) if option else ()
         return f"{table.origin('plugins', name, *key)}: plugins.{name}"
 
-    return plugin.bind(name=name, place=describe_place), source
+    return plugin.bind(name=name, place=describe_place)
 
 
 _TYPES = {

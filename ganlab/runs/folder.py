@@ -13,6 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.files import remove_stale, write_json, write_text
+from ganlab.plugin import Plugin, hooks_of
+from ganlab.recipe.file import read_alone
 from ganlab.recipe.model import Recipe, resolved
 from ganlab.runs.data import Data, digests
 from ganlab.runs.links import FOLDERS, check_plain
@@ -143,11 +145,62 @@ def _claim(parent: Path, name: str | None, stem: str) -> Path:
 
 
 def plugin_record(recipe: Recipe) -> dict[str, Any]:
-    """Each plugin's distribution, version and hash, for the manifest."""
+    """What the manifest says of each plugin: distribution, version, hash, hooks, path options.
+
+    With hooks and path options, commands on a finished run know what a plugin does, and need none
+    of its code.
+    """
     record = {}
     for name, source in recipe.sources.items():
-        record[name] = asdict(source) | {"file": source.file.name}
+        plugin = recipe.plugins[name]
+        record[name] = asdict(source) | {
+            "file": source.file.name,
+            "hooks": hooks_of(type(plugin)),
+            "paths": [option for option, _ in paths_in(plugin)],
+        }
     return record
+
+
+def paths_in(plugin: Plugin) -> Iterator[tuple[str, Path]]:
+    """The options of a plugin that are paths."""
+    for key, info in type(plugin).model_fields.items():
+        if isinstance(value := getattr(plugin, key), Path):
+            yield info.alias or key, value
+
+
+def read_tables(folder: RunFolder) -> dict[str, Any]:
+    """The recipe of a run as TOML tables, settings with a later default included; no code is run.
+
+    :raises RecipeError: when it is not valid TOML, or extends another recipe.
+    """
+    tables = read_alone(folder.recipe)
+    defaults = {
+        key: info.default for key, info in Recipe.model_fields.items() if not info.is_required()
+    }
+    for name, options in tables.setdefault("plugins", {}).items():
+        if not isinstance(options, dict):
+            raise RecipeError(f"{folder.recipe}: plugins.{name}: a plugin has a table of options")
+    return defaults | tables
+
+
+def recorded_hooks(folder: RunFolder) -> dict[str, list[str]]:
+    """The hooks that each plugin of a run implements, as recorded; an older run records none."""
+    return _recorded(folder, "hooks")
+
+
+def recorded_paths(folder: RunFolder) -> dict[str, list[str]]:
+    """The options of each plugin that are paths, as recorded; an older run records none."""
+    return _recorded(folder, "paths")
+
+
+def _recorded(folder: RunFolder, what: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    plugins = read_json(folder.manifest).get("plugins")
+    for name, record in plugins.items() if isinstance(plugins, dict) else ():
+        names = record.get(what) if isinstance(record, dict) else None
+        if isinstance(names, list) and all(isinstance(one, str) for one in names):
+            found[name] = names
+    return found
 
 
 def read_data(folder: RunFolder) -> Data:
