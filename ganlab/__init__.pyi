@@ -28,7 +28,11 @@ from .images.resampling import (
     to_float as to_float,
     to_uint8 as to_uint8,
 )
-from .images.store import ImageStore as ImageStore, image_digest as image_digest
+from .images.store import (
+    Entry as Entry,
+    ImageStore as ImageStore,
+    image_digest as image_digest,
+)
 from .monitoring.verdicts import History as History, Verdict as Verdict
 from .option import Begins as Begins, NoEffect as NoEffect
 from .plugin import (

@@ -9,7 +9,7 @@ from ganlab.errors import RecipeError
 from ganlab.images.store import image_digest
 from ganlab.requirements import providers
 from ganlab.run import Run, merged
-from ganlab.runs.data import Data, trained_on
+from ganlab.runs.data import Data, left_out, trained_on
 
 MISSED = (
     "there will be no scores, no sample pictures and no best generator, and the run cannot be "
@@ -24,7 +24,7 @@ def data_of(run: Run) -> Data:
     the files that plugins read when they are started.
     """
     sources = set(providers(run.manager, "sample_real") + providers(run.manager, "sample_batch"))
-    data: Data = {"training": {}, "held_out": {}, "weights": {}}
+    data: Data = {"training": {}, "held_out": {}, "weights": {}, "left_out": {}}
     for name, plugin in run.recipe.plugins.items():
         others = [other for other in run.plugins_with("data_digest") if other is not plugin]
         answers = run.manager.subset_hook_caller("data_digest", others)()
@@ -40,6 +40,10 @@ def data_of(run: Run) -> Data:
     if held_out:
         owners = "+".join(p.name for p in run.plugins_with("evaluation_images"))
         data["held_out"][owners] = {_text(n): image_digest(image) for n, image in held_out.items()}
+    for name, plugin in run.recipe.plugins.items():
+        if plugin.left_out:
+            told = {_text(item): _text(why) for item, why in plugin.left_out.items()}
+            data["left_out"][name] = told
     return {section: plugins for section, plugins in data.items() if plugins}
 
 
@@ -60,6 +64,7 @@ def held_out_images(run: Run) -> dict[str, Tensor]:
 
 def notes_on_data(run: Run) -> Iterator[str]:
     """What the user must know about the data: nothing held out, trained on what is held out."""
+    yield from left_out(run.data)
     if not run.held_out and not run.plugins_with("evaluate"):
         yield f"no image is held out: {MISSED}"
     if seen := trained_on(run.data):

@@ -148,6 +148,7 @@ class Plugin(BaseModel):
     _place: Callable[[str | None], str] | None = PrivateAttr(None)
     _moving: list[Schedule] = PrivateAttr(default_factory=list)
     _files_read: dict[str, str] = PrivateAttr(default_factory=dict)
+    _left_out: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def bind(
         self,
@@ -185,6 +186,14 @@ class Plugin(BaseModel):
     def files_read(self) -> dict[str, str]:
         """The files of weights that it has read: name -> sha256. `read_weights` fills it."""
         return self._files_read
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The items of its data that it left out: name -> reason. The plugin fills it.
+
+        They are told when a run starts, and kept in its data.json and report.
+        """
+        return self._left_out
 
     @property
     def rng(self) -> torch.Generator | None:

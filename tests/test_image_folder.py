@@ -1,5 +1,6 @@
 """image_folder: what is read, when it is read again, and what a mistaken folder is told."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from children import Child
+from click.testing import CliRunner
 from ganlab_plugins import image_folder
 from ganlab_plugins.image_folder import ImageFolder
 from marks import posix
 from PIL import Image
 
 from ganlab import ImageStore, RecipeError, cache_folder
+from ganlab.cli import main
 from ganlab.testing import seeded
 
 CPU = torch.device("cpu")
@@ -288,6 +291,74 @@ def test_a_crop_larger_than_an_image_is_told_which(folder):
     assert values(ImageFolder(path=folder, held_out_share=0, crop=9))
     with pytest.raises(RecipeError, match=r"crop = 10 .* 1 of the images.*tiny\.png \(30 x 9\)"):
         ImageFolder(path=folder, held_out_share=0, crop=10).sample_real(1, CPU)
+
+
+# --- images that cannot be read ------------------------------------------------------------------
+
+
+def spoil(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:50])
+
+
+def test_a_broken_image_is_left_out_on_request_and_its_name_and_reason_are_kept(folder):
+    spoil(folder / "b.png")
+    (folder / "sub" / "c.png").write_text("text")
+    for _ in range(2):  # decoded, and then from the cache
+        plugin = ImageFolder(path=folder, held_out_share=0, crop=8, on_broken="skip")
+        assert values(plugin) == {10, 40, 50, 60}
+        assert list(plugin.data_digest()) == ["a.png", "sub/d.png", "sub/e/f.png", "z.png"]
+        assert list(plugin.left_out) == ["b.png", "sub/c.png"]
+        assert "cannot be read as an image" in plugin.left_out["b.png"]
+    with pytest.raises(RecipeError, match=r"b\.png: cannot be read"):
+        ImageFolder(path=folder, held_out_share=0, crop=8).sample_real(1, CPU)
+
+
+def test_an_image_that_is_left_out_moves_no_other_image_to_the_other_side(tmp_path):
+    folder = tmp_path / "many"
+    for i in range(60):
+        draw(folder / f"{i:02}.png", i, (8, 8))
+    options = {"held_out_share": 0.3, "evaluation_limit": 6, "crop": 8, "on_broken": "skip"}
+    before = ImageFolder(path=folder, **options)
+    held_out, trained = list(before.evaluation_images()), list(before.data_digest())
+    spoil(folder / held_out[2])
+    spoil(folder / trained[5])
+    after = ImageFolder(path=folder, **options)
+    assert list(after.evaluation_images()) == held_out[:2] + held_out[3:]
+    assert list(after.data_digest()) == trained[:5] + trained[6:]
+    assert sorted(after.left_out) == sorted([held_out[2], trained[5]])
+
+
+def test_when_no_image_can_be_read_that_is_told(folder):
+    for file in folder.rglob("*.png"):
+        spoil(file)
+    plugin = ImageFolder(path=folder, held_out_share=0, crop=8, on_broken="skip")
+    with pytest.raises(RecipeError, match="none of the 6 images can be read"):
+        plugin.sample_real(1, CPU)
+    plugin = ImageFolder(path=folder, evaluation_path=folder / "sub", on_broken="skip")
+    with pytest.raises(RecipeError, match=r"no held-out image can be read: c\.png"):
+        plugin.evaluation_images()
+
+
+def test_a_run_tells_what_it_left_out_and_keeps_it_in_its_folder_and_report(folder, tmp_path):
+    spoil(folder / "b.png")
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        "iterations = 1\nbatch_size = 2\nd_steps = 0\n[plugins]\nbicubic = {scale = 2}\n"
+        f"image_folder = {{ path = '{folder}', held_out_share = 0, crop = 16, "
+        "on_broken = 'skip' }\nespcn = {}\npixel_loss = {}\nadam = {}\n"
+    )
+    command = ["run", str(recipe), "--runs", str(tmp_path), "--name", "r"]
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    told = "image_folder: 1 item is left out, since it cannot be read: b.png"
+    assert f"note: {told}" in result.stderr
+    data = json.loads((tmp_path / "r" / "data.json").read_text())
+    assert list(data["left_out"]["image_folder"]) == ["b.png"]
+    assert len(data["training"]["image_folder"]) == 5
+    manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
+    assert manifest["data"]["left_out"]["number"] == 1
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert told in page and "1 item left out" in page
 
 
 # --- the device ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from ganlab import ImageError, ImageStore
+from ganlab import Entry, ImageError, ImageStore
 
 CPU = torch.device("cpu")
 
@@ -165,7 +165,7 @@ def damage_index(data: bytes) -> bytes:
 
 
 def another_version(data: bytes) -> bytes:
-    return data.replace(b"ganlab store 2", b"ganlab store 1")
+    return data.replace(b"ganlab store 3", b"ganlab store 2")
 
 
 @pytest.mark.parametrize(
@@ -270,3 +270,22 @@ def test_of_several_that_need_a_store_one_builds_and_the_others_wait(tmp_path):
 def test_only_8_bit_rgb_is_stored(image):
     with pytest.raises(ValueError, match=r"a: a store takes uint8 \[3, H, W\]"):
         ImageStore.of([("a", image)])
+
+
+def test_images_that_are_left_out_are_kept_by_name_and_counted_when_a_build_goes_on(tmp_path):
+    entries = [Entry("a", IMAGES[0][1], "16 bits"), Entry("bad", None, "broken"), Entry(*IMAGES[1])]
+    asked = []
+
+    def build(first: int):
+        asked.append(first)
+        yield from entries[first : first + 2]
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ImageStore.cached(tmp_path / "s.store", build)
+    store = ImageStore.cached(tmp_path / "s.store", build)
+    assert asked == [0, 2]
+    assert store.names == ["a", "b"]
+    assert (store.remarks, store.left_out) == ({"a": "16 bits"}, {"bad": "broken"})
+    assert torch.equal(store.image(1), IMAGES[1][1])

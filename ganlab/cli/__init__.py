@@ -12,7 +12,7 @@ import sys
 import click
 
 from ganlab import __version__
-from ganlab.cli import compare, look, share, train, use
+from ganlab.cli import compare, data, look, share, train, use
 from ganlab.cli.options import Group
 
 
@@ -33,7 +33,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for module in (train, look, compare, use, share):
-    for command in vars(module).values():
-        if isinstance(command, click.Command):
+for module in (train, look, compare, use, share, data):
+    for name, command in vars(module).items():
+        if isinstance(command, click.Command) and not name.startswith("_"):  # not of a group
             main.add_command(command)

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,14 +20,28 @@ from ganlab.images.files import ImageError
 from ganlab.images.resampling import to_float
 from ganlab.speed.device import sent
 
-_MAGIC = b"ganlab store 2\0\0"
+_MAGIC = b"ganlab store 3\0\0"
 _TAIL = struct.Struct("<q16s")
 # hashing costs about a second per GB, so larger files are checked by their index and length
 _HASHED_BYTES = 64 * 2**20
 _PIECE = 256 * 2**20
+_INDEX = ("sizes", "names", "digests", "remarks", "left_out")
 
-Images = Callable[[int], Iterable[tuple[str, Tensor]]]
-"""A function that gives named images, each uint8 [3, H, W], from the image of a number on."""
+
+class Entry(NamedTuple):
+    """An image for a store, with its name."""
+
+    name: str
+    image: Tensor | None
+    """uint8 [3, H, W]; None for an image that is left out."""
+    remark: str = ""
+    """Why it is left out, or what a user must know about its pixels."""
+
+
+Images = Callable[[int], Iterable[tuple[str, Tensor] | Entry]]
+"""A function that gives named images, each uint8 [3, H, W], from the image of a number on.
+
+Images that are left out are counted too."""
 
 
 class ImageStore:
@@ -44,12 +58,17 @@ class ImageStore:
         sizes: list[tuple[int, int]],
         names: list[str],
         digests: list[str],
+        remarks: dict[str, str] | None = None,
+        left_out: dict[str, str] | None = None,
     ) -> None:
         """:param pixels: the concatenation of all images, each [H, W, 3], flattened.
 
         :param sizes: (H, W) of each image.
         :param digests: `image_digest` of each image.
+        :param remarks: what a user must know about the pixels of an image, by its name.
+        :param left_out: names of images that are not in the store, and why.
         """
+        self.remarks, self.left_out = remarks or {}, left_out or {}
         self.digests = dict(zip(names, digests, strict=True))
         self.names = names
         self.sizes = torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)
@@ -83,7 +102,7 @@ class ImageStore:
             index, length = _read_index(path)
             # read-only: a private writable map of a large file may be refused for lack of memory
             pixels = np.memmap(path, np.uint8, mode="r", shape=(length,))
-            return cls(pixels, index["sizes"], index["names"], index["digests"])
+            return cls(pixels, *(index[key] for key in _INDEX))
         except (OSError, ValueError, KeyError, TypeError, struct.error) as fault:
             raise ImageError(f"{path}: not a complete image store ({fault}); delete it.") from None
 
@@ -122,17 +141,16 @@ class ImageStore:
         part, notes = path.with_name(path.name + ".part"), path.with_name(path.name + ".notes")
         known = _written_before(part, notes)
         with append(part) as file, append(notes) as lines:
-            for name, image in images(len(known)):
-                row, size = _flat(name, image), [*image.shape[1:]]
-                known.append({"name": name, "size": size, "digest": _digest(size, row)})
+            for entry in images(len(known)):
+                note, row = _noted(Entry(*entry))
+                known.append(note)
                 file.write(row.data)
                 file.flush()
                 # after the pixels: a note means that they are written
                 lines.write(json.dumps(known[-1]).encode() + b"\n")
                 lines.flush()
             # the index comes last, because the sizes are known only then
-            index = {f"{key}s": [note[key] for note in known] for key in ("size", "name", "digest")}
-            text = json.dumps(index).encode()
+            text = json.dumps(_index(known)).encode()
             file.write(text + _TAIL.pack(len(text), _MAGIC))
             file.flush()
             os.fsync(file.fileno())
@@ -254,6 +272,24 @@ def _digest(size: Sequence[int], row: NDArray[np.uint8]) -> str:
     digest = hashlib.sha256("{} x {}\0".format(*size).encode())
     digest.update(row.data)
     return digest.hexdigest()[:32]
+
+
+def _noted(entry: Entry) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """The line of an image in the notes of an unfinished store, and its pixels."""
+    image = torch.empty(3, 0, 0, dtype=torch.uint8) if entry.image is None else entry.image
+    row, size = _flat(entry.name, image), [*image.shape[1:]]
+    note = {"name": entry.name, "size": size, "digest": _digest(size, row)}
+    told = "left_out" if entry.image is None else "remark"
+    return note | ({told: entry.remark} if entry.remark else {}), row
+
+
+def _index(notes: list[dict[str, Any]]) -> dict[str, Any]:
+    held = [note for note in notes if "left_out" not in note]
+    return {
+        **{f"{key}s": [note[key] for note in held] for key in ("size", "name", "digest")},
+        "remarks": {note["name"]: note["remark"] for note in held if "remark" in note},
+        "left_out": {note["name"]: note["left_out"] for note in notes if "left_out" in note},
+    }
 
 
 def _written_before(part: Path, notes: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from ganlab.report.model import Arm
-from ganlab.runs.data import TITLES, described, differences, digests, trained_on
+from ganlab.runs.data import TITLES, described, differences, digests, left_out, trained_on
 from ganlab.runs.records import RunRecord
 
 
@@ -33,6 +33,8 @@ def _distinct(arm: Arm) -> Iterator[tuple[str, RunRecord]]:
 
 
 def _of_run(name: str, run: RunRecord) -> Iterator[str]:
+    for sentence in left_out(run.data):
+        yield f"{name}: {sentence}."
     if seen := trained_on(run.data):
         yield (
             f"{name}: also in the training data, so scores on them say nothing about new images: "

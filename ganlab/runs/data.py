@@ -10,11 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Section = Literal["training", "held_out", "weights"]
+Section = Literal["training", "held_out", "weights", "left_out"]
 Items = dict[str, str]
 """Name of an item -> digest of its content, in the order in which the run reads the items."""
 Data = dict[Section, dict[str, Items]]
-"""Section -> name of the plugin -> its items: what data.json holds."""
+"""Section -> name of the plugin -> its items: what data.json holds.
+
+The items of "left_out" have the reason in the place of a digest. They are told, not compared.
+"""
 
 TITLES: dict[Section, str] = {
     "training": "training data",
@@ -25,6 +28,7 @@ _UNITS = {
     "training": ("training item", "training items"),
     "held_out": ("held-out image", "held-out images"),
     "weights": ("weights file", "weights files"),
+    "left_out": ("item left out", "items left out"),
 }
 _SHOWN = 4  # names in a sentence
 
@@ -89,6 +93,16 @@ def digests(data: Data) -> dict[str, dict[str, Any]]:
         number = sum(map(len, plugins.values()))
         found[str(section)] = {"digest": digest.hexdigest(), "number": number}
     return found
+
+
+def left_out(data: Data) -> Iterator[str]:
+    """A sentence for each plugin that left out items of its data."""
+    for name, items in data.get("left_out", {}).items():
+        number, which = len(items), _listed("left out", list(items)).partition(": ")[2]
+        if number == 1:
+            yield f"{name}: 1 item is left out, since it cannot be read: {which}"
+        else:
+            yield f"{name}: {number:,} items are left out, since they cannot be read: {which}"
 
 
 def described(data: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ganlab import (
+    Entry,
     ImageError,
     ImageStore,
     Listing,
@@ -61,6 +62,10 @@ class ImageFolder(Plugin):
     """Keep all pixels in GPU memory; "auto": if they take at most a quarter of the free memory."""
     alpha: Literal["white", "black", "refuse"] = "white"
     """Background of transparent pixels; "refuse" stops with an error at an image that has any."""
+    on_broken: Literal["stop", "skip"] = "stop"
+    """What to do at an image that cannot be read, or that `alpha` refuses. "skip" leaves it out and
+    names it at the start and in the report. No image changes sides between training and held-out
+    images when another one is left out. `ganlab data verify` finds all such images beforehand."""
 
     _store: ImageStore | None = PrivateAttr(None)
     _listings: dict[Path, Listing] = PrivateAttr(default_factory=dict)
@@ -102,9 +107,16 @@ class ImageFolder(Plugin):
         if len(set(names)) < number:
             common = os.path.commonpath(chosen)
             names = ["-".join(file.relative_to(common).parts) for file in chosen]
-        return {
-            name: self._read(file, keep_grey=True) for name, file in zip(names, chosen, strict=True)
-        }
+        images = {}
+        for name, file in zip(names, chosen, strict=True):
+            entry = self._entry(name, file, keep_grey=True)
+            if entry.image is None:
+                self.left_out[name] = entry.remark
+            else:
+                images[name] = entry.image
+        if chosen and not images:
+            raise self.error(f"no held-out image can be read: {', '.join(names[:4])}", "on_broken")
+        return images
 
     def _open(self) -> ImageStore:
         # listed now, so that a wrong path is reported before training, not at an evaluation
@@ -114,6 +126,11 @@ class ImageFolder(Plugin):
             option = "evaluation_path" if self.evaluation_path else "held_out_share"
             raise self.error("holds out all images of path; leave some to train on.", option)
         store = self._cached(files)
+        if store.left_out and self.on_broken == "stop":
+            raise self.error(next(iter(store.left_out.values())))
+        if not store.names:
+            raise self.error(f"none of the {len(files)} images can be read.", "on_broken")
+        self.left_out.update(store.left_out)
         name, height, width = store.smallest()
         if self.crop > min(height, width):
             small = int((store.sizes.amin(1) < self.crop).sum())
@@ -157,15 +174,19 @@ class ImageFolder(Plugin):
                 old.unlink()
         return store
 
-    def _decoded(self, files: list[Path], first: int) -> Iterator[tuple[str, Tensor]]:
+    def _decoded(self, files: list[Path], first: int) -> Iterator[Entry]:
         """Decode the images from image number `first` on; a killed process decoded those before."""
         console = Console(stderr=True)
         quiet = not console.is_terminal
         total, files = len(files), files[first:]
-        ahead = iter(files)
+        ahead, root = iter(files), self.path.resolve()
+
+        def read(file: Path) -> Entry:
+            return self._entry(str(file.relative_to(root)), file)
+
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
             # a few images ahead of the writer, never all of them in RAM
-            waiting = deque(pool.submit(self._read, file) for file in islice(ahead, 32))
+            waiting = deque(pool.submit(read, file) for file in islice(ahead, 32))
             left = track(
                 files,
                 "decoding images",
@@ -174,10 +195,10 @@ class ImageFolder(Plugin):
                 console=console,
                 disable=quiet,
             )
-            for file in left:
-                image = waiting.popleft().result()
-                waiting.extend(pool.submit(self._read, later) for later in islice(ahead, 1))
-                yield str(file.relative_to(self.path.resolve())), image
+            for _ in left:
+                entry = waiting.popleft().result()
+                waiting.extend(pool.submit(read, later) for later in islice(ahead, 1))
+                yield entry
 
     def _settled(self, store: ImageStore, device: torch.device) -> ImageStore:
         room = store.num_bytes
@@ -202,11 +223,13 @@ class ImageFolder(Plugin):
         except ImageError as fault:
             raise self.error(str(fault), option) from None
 
-    def _read(self, file: Path, keep_grey: bool = False) -> Tensor:
+    def _entry(self, name: str, file: Path, keep_grey: bool = False) -> Entry:
         try:
-            return read_image(file, keep_grey, self.alpha)
+            return Entry(name, read_image(file, keep_grey, self.alpha))
         except ImageError as fault:
-            raise self.error(str(fault)) from None
+            if self.on_broken == "stop":
+                raise self.error(str(fault)) from None
+            return Entry(name, None, str(fault))
 
 
 def _rank(name: Path) -> float:
