@@ -17,11 +17,10 @@ import torch
 from ganlab.assembly import assemble
 from ganlab.checkpoint import last_checkpoint, load_checkpoint
 from ganlab.engine import train
-from ganlab.errors import Diverged, OutOfMemory, RecipeError
-from ganlab.failures.out_of_memory import telling_out_of_memory
+from ganlab.errors import Diverged, OutOfMemory, PluginFailed, RecipeError
 from ganlab.failures.replay import find_cause
+from ganlab.failures.telling import telling
 from ganlab.files import write_json
-from ganlab.monitoring.blame import blame
 from ganlab.monitoring.verdicts import Verdict
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.requirements import warnings_of
@@ -115,7 +114,7 @@ def start(
         again.
     """
     where = pick_device(device)
-    with new_run_folder(recipe, parent, name) as folder:
+    with telling(), new_run_folder(recipe, parent, name) as folder:
         run = assemble(recipe, where, folder)
         if data is not None:
             check_expected(recipe, data, run.data)
@@ -149,7 +148,7 @@ def resume(
     """
     folder = open_run_folder(path)
     recipe = load_recipe(folder.recipe)
-    with folder.lock():
+    with telling(folder), folder.lock():
         if folder.read_status().get("state") == "done":
             raise RecipeError(f"{folder.path}: this run is done; start a new one from its recipe")
         folder.remove_stale()
@@ -193,7 +192,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
         journal.begin(run.iteration)
         folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
         try:
-            with telling_out_of_memory(folder):
+            with telling(folder):
                 ending = _train(run, journal, writer, limits, note_evaluation)
         except BaseException as error:
             ending = _failed(run, journal, error)
@@ -209,18 +208,13 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
 
 
 def _failed(run: Run, journal: Journal, error: BaseException) -> Ending:
-    """The ending by an error; a plugin's name is told in the last line below the traceback."""
-    if isinstance(error, OutOfMemory):
+    """The ending by an error."""
+    if isinstance(error, OutOfMemory | PluginFailed):
         with suppress(Exception):  # the losses so far; a checkpoint might hold half a step
             journal.flush()
         return Ending("failed", FAILED, str(error))
     code = int(error.code or 0) if isinstance(error, SystemExit) else FAILED
-    told = f"{type(error).__name__}: {error}"
-    if isinstance(error, Exception) and (culprit := blame(error)):
-        where = f"after {run.iteration:,} complete iterations"
-        told = f"{where}: {culprit.plugin.name}: {culprit.what}"
-        error.add_note(told)
-    return Ending("failed", code, told)
+    return Ending("failed", code, f"{type(error).__name__}: {error}")
 
 
 def _train(

@@ -16,12 +16,11 @@ from tiny import TINY
 from ganlab.cli import main
 from ganlab.errors import OutOfMemory
 from ganlab.failures.out_of_memory import (
-    Place,
     _remedies,
-    explained,
     is_out_of_memory,
-    telling_out_of_memory,
 )
+from ganlab.failures.place import Place
+from ganlab.failures.telling import explained, telling
 from ganlab.images.files import write_png
 from ganlab.recipe.model import load_recipe
 
@@ -113,6 +112,8 @@ class Hungry(Plugin):
     def load_state_dict(self, state):
         pass
 '''
+WHOSE = "(eat) of plugin hungry (hungry.py)"
+ASSEMBLY = f"out of memory in the assembly of the run, before iteration 1, in check_recipe {WHOSE}"
 AMOUNTS = "20.00 GiB asked for, 5.3 MiB free on cpu, this process may have 2.00 GiB"
 
 
@@ -158,21 +159,22 @@ def message(result: Result) -> list[str]:
 @pytest.mark.parametrize(
     ("where", "told"),
     [
-        ("sampling", "in iteration 3 (sampling), in hungry's degrade"),
-        ("D forward", "in iteration 3 (D step, forward pass)"),
-        ("G forward", "in iteration 3 (D step, forward pass)"),
-        ("penalty", "in iteration 3 (D step, forward pass), in hungry's penalty"),
-        ("backward", "in iteration 3 (G step, backward pass)"),
-        ("optimizer", "in iteration 3 (D step, optimizer)"),
-        ("evaluation", "in the evaluation after 3 iterations, in hungry's evaluate"),
-        ("checkpoint", "in writing a checkpoint after 3 iterations, in hungry's state_dict"),
+        ("sampling", "iteration 3 (sampling), in degrade"),
+        ("D forward", "iteration 3 (D step, forward pass), in passed_on.<locals>.<lambda>"),
+        ("G forward", "iteration 3 (D step, forward pass), in passed_on.<locals>.<lambda>"),
+        ("penalty", "iteration 3 (D step, forward pass), in penalty"),
+        ("backward", "iteration 3 (G step, backward pass), in Eats.backward"),
+        ("optimizer", "iteration 3 (D step, optimizer), in make_optimizer"),
+        ("evaluation", "the evaluation after 3 iterations, in evaluate"),
+        ("checkpoint", "writing a checkpoint after 3 iterations, in state_dict"),
     ],
 )
 def test_it_is_told_where_and_how_much_and_nothing_is_lost(
     here: Path, where: str, told: str
 ) -> None:
     first, *lines = message(train(where))
-    assert first == f"out of memory {told}: {AMOUNTS}"
+    assert first == f"out of memory in {told} {WHOSE}: {AMOUNTS}"
+    assert lines[0] == "at hungry.py:16: raise torch.OutOfMemoryError(MESSAGE)"
     assert "  batch_size = 1  # half the batch, which --fit tries first" in lines
     assert "  accumulate = 2  # the same batch, taken in 2 parts" in lines
     assert any(line.startswith("  activation_checkpointing = true") for line in lines)
@@ -206,11 +208,12 @@ def test_a_watched_step_can_be_left_out(here: Path) -> None:
 
 def test_an_assembly_that_does_not_fit_leaves_no_run(here: Path) -> None:
     first, *lines = message(train("assembly"))
-    assert first == f"out of memory in the assembly of the run, in hungry's check_recipe: {AMOUNTS}"
+    assert first == f"{ASSEMBLY}: {AMOUNTS}"
     # a smaller batch would not help: no step has been taken
     assert lines == [
+        "at hungry.py:16: raise torch.OutOfMemoryError(MESSAGE)",
         "networks and data do not fit, before any step: take smaller networks; on a GPU, data may "
-        "also stay in the machine's memory"
+        "also stay in the machine's memory",
     ]
     assert not (here / "runs" / "run").exists()
 
@@ -219,7 +222,7 @@ def test_an_assembly_that_does_not_fit_leaves_no_run(here: Path) -> None:
 def test_other_commands_tell_it_too(here: Path, command: str) -> None:
     Path("hungry").write_text("assembly")
     first, *_ = message(ganlab(command, "hungry.toml", "--device", "cpu"))
-    assert first.startswith("out of memory in the assembly of the run, in hungry's check_recipe")
+    assert first.startswith(ASSEMBLY)
 
 
 def test_a_step_may_need_less_memory_when_the_run_goes_on(here: Path) -> None:
@@ -239,14 +242,16 @@ def test_a_batch_that_no_machine_holds_is_told_with_its_size(here: Path) -> None
     result = train("nowhere", "--set", "batch_size=1_000_000_000_000", "--set", "accumulate=4")
     first, *lines = message(result)
     found = re.fullmatch(
-        r"out of memory in iteration 1 \(sampling\), in dead_leaves's sample_real: "
+        r"out of memory in iteration 1 \(sampling\), in sample_real of plugin dead_leaves .*: "
         r"([\d.]+) GiB asked for, ([\d.]+) GiB free on cpu", first
     )  # fmt: skip
     assert found and float(found[1]) > 8e12 / 2**30 - 1
     assert float(found[2]) * 2**30 < 1e12
     assert "  batch_size = 500000000000  # half the batch, which --fit tries first" in lines
     assert "  accumulate = 8  # the same batch, taken in 8 parts" in lines
-    assert lines[-1].startswith("this run goes on from the start: ganlab resume runs/run ")
+    assert lines[-1].startswith(
+        "this run goes on from the start, iteration 1: ganlab resume runs/run "
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,7 +286,7 @@ def test_what_failed_is_freed_before_the_run_writes_how_it_ended() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
 
     told = r"^out of memory: 2.0 MiB asked for, .* free on cpu$"
-    with pytest.raises(OutOfMemory, match=told), telling_out_of_memory():
+    with pytest.raises(OutOfMemory, match=told), telling():
         fail()
     assert kept[0]() is None
 
@@ -319,7 +324,7 @@ def test_one_arm_of_a_comparison_ends_and_the_others_are_made(tmp_path: Path) ->
     runs = tmp_path / "runs"
     made = ganlab("compare", *arms, "--seeds", "0", "--runs", runs, "--jobs", "1")
     assert made.exit_code == 1, made.output
-    assert "failed: out of memory in iteration 3 (D step, forward pass), in hungry's" in made.stderr
+    assert "failed: out of memory in iteration 3 (D step, forward pass), in penalty" in made.stderr
     assert "Traceback" not in made.stderr
     assert "note: hungry: 1 of 1 runs failed (seed 0) and have no figure." in made.stdout
     states = [json.loads(f.read_text())["state"] for f in sorted(runs.glob("*/status.json"))]

@@ -17,6 +17,7 @@ from ganlab.assembly import assemble
 from ganlab.engine import iterate
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.failures.out_of_memory import is_out_of_memory
+from ganlab.failures.telling import explained
 from ganlab.monitoring.attribution import attributed
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.speed.device import (
@@ -221,9 +222,11 @@ def _watched_trial(sender: Connection, room: int, seconds: float, *trial: Any) -
         sender.send(trained(*trial))
     except GanlabError as error:
         sender.send(error)
-    except (MemoryError, RuntimeError) as error:
+    except BaseException as error:
         if is_out_of_memory(error):
             os._exit(NO_ROOM)
+        if told := explained(error):  # here is the traceback that says whose code it was
+            sender.send(told)
         raise
 
 

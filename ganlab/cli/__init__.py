@@ -13,7 +13,7 @@ import click
 
 from ganlab import __version__
 from ganlab.cli import compare, data, look, share, train, use
-from ganlab.cli.options import Group
+from ganlab.cli.options import Group, traceback_option
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,7 +33,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+traceback_option(main)
 for module in (train, look, compare, use, share, data):
     for name, command in vars(module).items():
         if isinstance(command, click.Command) and not name.startswith("_"):  # not of a group
+            traceback_option(command)
             main.add_command(command)

@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,28 +15,76 @@ import click
 from ganlab.errors import GanlabError
 from ganlab.files import finite
 
+OURS = """\
+this is a fault of ganlab itself, not of yours: report the lines above, with the command and what
+`ganlab doctor` prints"""
+PERHAPS_A_PLUGINS = """\
+no plugin's code was at work: this is a fault of ganlab itself, or of what a plugin returned.
+`ganlab check` examines what plugins return; if it finds nothing, report the lines above, with the
+recipe and what `ganlab doctor` prints"""
+
 
 class Group(click.Group):
-    """Click group that turns every error meant for the user into one message and an exit code."""
+    """Click group that turns every error into one message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (GanlabError, OSError) as error:
-            print(error, file=sys.stderr)
-            ctx.exit(getattr(error, "exit_code", 1))
-        except (click.exceptions.Exit, click.Abort):  # they are RuntimeErrors
-            raise
-        except (MemoryError, RuntimeError) as error:
-            from ganlab.failures.out_of_memory import explained
+        except BaseException as error:
+            ctx.exit(told(error, bool(ctx.meta.get(TRACEBACK))))
 
-            if not (told := explained(error)):
-                raise
-            print(told, file=sys.stderr)
-            ctx.exit(told.exit_code)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            ctx.exit(130)
+
+TRACEBACK = "ganlab.traceback"
+
+
+def traceback_option(command: click.Command) -> None:
+    """Give a command the option --traceback."""
+
+    def note(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+        if given:
+            context.meta[TRACEBACK] = True  # one dict for a group and its commands
+
+    command.params.append(
+        click.Option(
+            ["--traceback"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=note,
+            help="Show the whole traceback of an error.",
+        )
+    )
+
+
+def told(error: BaseException, whole: bool) -> int:
+    """Print the message for an error; returns the exit code.
+
+    :param whole: whether to print the traceback before it.
+    :raises BaseException: the error itself when click ends the command by it.
+    """
+    from_plugins = "ganlab.plugin" in sys.modules  # else no plugin's code can have run
+    if from_plugins and not isinstance(error, GanlabError):
+        from ganlab.failures.telling import explained
+
+        error = explained(error) or error
+    lines = getattr(error, "traceback", "") or "".join(traceback.format_exception(error))
+    if isinstance(error, GanlabError | OSError):
+        if whole:
+            print(lines, file=sys.stderr)
+        print(error, file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    if isinstance(error, _ENDINGS):
+        raise error
+    print(lines, file=sys.stderr)
+    print(PERHAPS_A_PLUGINS if "iterate(run" in lines else OURS, file=sys.stderr)
+    return 1
+
+
+_ENDINGS = (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit)
+"""How click, or a command, ends on purpose."""
 
 
 class Duration(click.ParamType):

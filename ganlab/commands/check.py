@@ -18,9 +18,7 @@ from ganlab.checking.rehearsal import (
     write_checkpoint_once,
 )
 from ganlab.checking.repetition import differ, require_the_same
-from ganlab.errors import GanlabError, RecipeError
-from ganlab.failures.out_of_memory import is_out_of_memory
-from ganlab.monitoring.blame import blame
+from ganlab.errors import RecipeError
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Run
@@ -31,23 +29,6 @@ TINY_BATCH = 2
 
 
 def check_recipe(file: Path, overrides: Iterable[str], device: str) -> Iterator[str]:
-    """Check a recipe as `_checked` does; an error of a plugin's code is told as its fault.
-
-    :raises RecipeError: at the first fault.
-    """
-    try:
-        yield from _checked(file, overrides, device)
-    except (GanlabError, OSError):
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):  # no fault of the plugin
-            raise
-        if found := blame(error):
-            raise found.plugin.error(found.what) from error
-        raise
-
-
-def _checked(file: Path, overrides: Iterable[str], device: str) -> Iterator[str]:
     """Check a recipe; yields lines that say what was checked.
 
     The run is assembled with the recipe's own values, in a temporary folder. The first and the last

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from ganlab.assembly import assemble
 from ganlab.engine import iterate
-from ganlab.errors import GanlabError
+from ganlab.errors import GanlabError, first_line
 from ganlab.images.resampling import resize
 from ganlab.plugin import Plugin, hookimpl
 from ganlab.recipe.model import Recipe, recipe_of
 from ganlab.run import Run
-from ganlab.speed.device import choose_numerics, first_line, now, pick_device
+from ganlab.speed.device import choose_numerics, now, pick_device
 
 ITERATIONS = {"cuda": 12}  # steps are captured as graphs from the fourth on
 FEW = 3  # on other devices; a busy CPU may need seconds for each

@@ -19,10 +19,11 @@ from rich.console import Console
 
 from ganlab import system
 from ganlab.commands.device_trial import Found, try_device
+from ganlab.errors import first_line
 from ganlab.images.files import cache_folder
 from ganlab.recipe.discovery import GROUP
 from ganlab.runs.environment import describe_environment, installed_packages
-from ganlab.speed.device import cuda_fault, devices, first_line, free_memory
+from ganlab.speed.device import cuda_fault, devices, free_memory
 
 EXTRAS = ("triton", "spandrel")
 """Packages that are not required: for `compile = "networks"` on CUDA, and for tests."""

@@ -15,7 +15,7 @@ from ganlab.commands.generator import load_for_use
 from ganlab.commands.many import beside, listed, or_fault, sound, together
 from ganlab.errors import GanlabError, OutOfMemory, RecipeError
 from ganlab.evaluation.scores import TOGETHER, grey_plane
-from ganlab.failures.out_of_memory import explained
+from ganlab.failures.telling import explained
 from ganlab.files import remove_stale
 from ganlab.images.files import ImageError, loses_16_bits, split_alpha
 from ganlab.images.png import Strip, pack, strips, write_strips
@@ -97,7 +97,7 @@ def upscale_files(
         yield from _written(parts, loaded.scale)
     except Exception as error:
         told = explained(error)
-        if told and tile > SMALLEST_TILE:
+        if isinstance(told, OutOfMemory) and tile > SMALLEST_TILE:
             raise OutOfMemory(
                 f"{told}\ntiles of {tile} pixels: a smaller --tile needs less"
             ) from None

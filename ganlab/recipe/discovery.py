@@ -8,15 +8,17 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from pathlib import Path
 from types import ModuleType
 
 from ganlab.errors import RecipeError
+from ganlab.monitoring.blame import described, is_interruption
 from ganlab.plugin import Plugin
-from ganlab.recipe.file import Origin, did_you_mean
+from ganlab.recipe.file import Origin, as_typed, did_you_mean
 from ganlab.recipe.trust import Code, is_in_a_run
 
 GROUP = "ganlab"
@@ -37,19 +39,33 @@ class PluginSource:
 
 @cache
 def installed() -> dict[str, EntryPoint]:
-    """Every installed plugin by name.
+    """Every installed plugin by name; of several with one name the first."""
+    return {point.name: point for point in reversed(_points())}
 
-    :raises RecipeError: when two distributions offer the same name.
-    """
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        other = found.setdefault(point.name, point)
-        if other.value != point.value:
-            raise RecipeError(
-                f"two installed distributions offer a plugin named '{point.name}': "
-                f"{_distribution(other)[0]} and {_distribution(point)[0]}; uninstall one"
-            )
-    return found
+
+@cache
+def clashes() -> dict[str, list[str]]:
+    """The names that several distributions offer for different classes, with the distributions."""
+    found: dict[str, dict[str, str]] = {}
+    for point in _points():
+        found.setdefault(point.name, {}).setdefault(point.value, _distribution(point)[0])
+    return {name: list(values.values()) for name, values in found.items() if len(values) > 1}
+
+
+@cache
+def _points() -> list[EntryPoint]:
+    try:
+        return list(entry_points(group=GROUP))
+    except Exception:  # the record of one distribution is damaged: leave only that one out
+        return [point for there in distributions() for point in _points_of(there)]
+
+
+def _points_of(distribution: Distribution) -> list[EntryPoint]:
+    try:
+        return list(distribution.entry_points.select(group=GROUP))
+    except Exception as error:
+        _say(f"the entry points of {distribution.name} cannot be read: {described(error)}")
+        return []
 
 
 def find_plugin(use: str, origin: Origin) -> tuple[type[Plugin], PluginSource]:
@@ -64,18 +80,39 @@ def find_plugin(use: str, origin: Origin) -> tuple[type[Plugin], PluginSource]:
             f"{origin}: no plugin named '{use}'{near or '.'} "
             "`ganlab plugins` lists what is installed."
         )
+    place = f"{origin}: plugin '{use}' of {' '.join(_distribution(point))}"
+    if others := clashes().get(use):
+        raise RecipeError(
+            f"{origin}: two installed distributions offer a plugin named '{use}': "
+            f"{' and '.join(others)}; uninstall one"
+        )
     try:
         plugin = point.load()
-    except Exception as error:
-        raise RecipeError(
-            f"{origin}: plugin '{use}' of {_distribution(point)[0]} cannot be imported: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    except BaseException as error:  # SystemExit too
+        if is_interruption(error):
+            raise
+        raise _not_imported(place, error) from error
     if not (inspect.isclass(plugin) and issubclass(plugin, Plugin)):
-        raise RecipeError(f"{origin}: '{use}' ({point.value}) is not a class derived from Plugin")
+        raise RecipeError(f"{place} ({point.value}) is not a class derived from Plugin")
     file = Path(inspect.getfile(plugin))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return plugin, PluginSource(use, *_distribution(point), file, digest)
+
+
+def origin_of(plugin: type[Plugin]) -> str:
+    """Where a plugin's code comes from: its distribution and version, or else its file."""
+    value = f"{plugin.__module__}:{plugin.__qualname__}"
+    for point in installed().values():
+        if point.value == value:
+            return " ".join(_distribution(point))
+    file = getattr(sys.modules.get(plugin.__module__), "__file__", None)
+    return as_typed(Path(file)) if file else plugin.__module__
+
+
+def _not_imported(place: str, error: BaseException) -> RecipeError:
+    told = RecipeError(f"{place} cannot be imported: {described(error)}")
+    told.traceback = "".join(traceback.format_exception(error))
+    return told
 
 
 @cache  # reading the metadata of a distribution takes a millisecond
@@ -153,9 +190,9 @@ def _import(code: Code, name: str, origin: Origin) -> ModuleType:
     sys.modules[name] = module  # pydantic's postponed annotations and Dynamo look it up there
     try:
         exec(compile(code.content, code.file, "exec", dont_inherit=True), vars(module))
-    except Exception as error:
+    except BaseException as error:  # SystemExit too
         del sys.modules[name]
-        raise RecipeError(
-            f"{origin}: '{code.file.name}' cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        if is_interruption(error):
+            raise
+        raise _not_imported(f"{origin}: '{code.file.name}'", error) from error
     return module

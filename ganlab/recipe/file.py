@@ -36,7 +36,7 @@ class Origin:
     def __str__(self) -> str:
         if self.file is None:
             return f"--set {self.text}"
-        return f"{_shown(self.file)}:{self.line}" if self.line else _shown(self.file)
+        return f"{as_typed(self.file)}:{self.line}" if self.line else as_typed(self.file)
 
     @property
     def folder(self) -> Path:
@@ -117,10 +117,10 @@ def read_alone(path: Path) -> dict[str, Any]:
     """
     values, lines = _parse(path)
     if "extends" in values:
-        place = f"{_shown(path)}:{_line(lines, ('extends',))}"
+        place = f"{as_typed(path)}:{_line(lines, ('extends',))}"
         raise RecipeError(f"{place}: extends is not allowed here; every value must be in this file")
     if not isinstance(values.get("plugins", {}), dict):
-        raise RecipeError(f"{_shown(path)}: plugins must be a table, [plugins]")
+        raise RecipeError(f"{as_typed(path)}: plugins must be a table, [plugins]")
     return values
 
 
@@ -165,7 +165,7 @@ def _lineage(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict, 
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     text = _read_text(path)
-    shown = _shown(path)
+    shown = as_typed(path)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -181,7 +181,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
 
 
 def _read_text(path: Path) -> str:
-    shown = _shown(path)
+    shown = as_typed(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -301,7 +301,7 @@ def _value(written: str) -> Any:
         return written.strip()
 
 
-def _shown(path: Path) -> str:
+def as_typed(path: Path) -> str:
     """A path as the user would type it in the current folder."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))

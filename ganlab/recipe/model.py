@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,17 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from ganlab.errors import RecipeError
+from ganlab.errors import PluginFailed, RecipeError
+from ganlab.monitoring.blame import described, is_interruption, line_in
 from ganlab.plugin import Plugin
-from ganlab.recipe.discovery import PluginSource, class_of, find_plugin, installed, read_code
+from ganlab.recipe.discovery import (
+    PluginSource,
+    class_of,
+    find_plugin,
+    installed,
+    origin_of,
+    read_code,
+)
 from ganlab.recipe.file import RecipeTable, did_you_mean, read_recipe
 from ganlab.recipe.trust import require_consent
 
@@ -303,12 +312,27 @@ def _plugin(
         where = table.origin("plugins", name, *key)
         complaint = _complaint(first, plugin_class, "option")
         raise RecipeError(f"{where}: plugins.{name}: {complaint}") from None
+    except BaseException as error:
+        if is_interruption(error):
+            raise
+        who = f"{table.origin('plugins', name)}: plugin {name}"
+        raise _failed(who, plugin_class, error) from None
 
     def describe_place(option: str | None) -> str:
         key = (option,) if option else ()
         return f"{table.origin('plugins', name, *key)}: plugins.{name}"
 
     return plugin.bind(name=name, place=describe_place)
+
+
+def _failed(who: str, plugin_class: type[Plugin], error: BaseException) -> PluginFailed:
+    """The error for a plugin whose own code fails while it is made from its options."""
+    line = f" ({place})" if (place := line_in(error, plugin_class)) else ""
+    told = PluginFailed(
+        f"{who} ({origin_of(plugin_class)}) fails when it is made: {described(error)}{line}"
+    )
+    told.traceback = "".join(traceback.format_exception(error))
+    return told
 
 
 _TYPES = {

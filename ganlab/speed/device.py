@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ganlab import system
-from ganlab.errors import RecipeError
+from ganlab.errors import RecipeError, first_line
 
 
 def pick_device(name: str) -> torch.device:
@@ -100,11 +100,6 @@ def _begin_cuda() -> tuple[str, bool]:
 @cache
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text: what comes after it in torch's errors is general."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

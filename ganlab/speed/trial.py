@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+from ganlab.errors import first_line
 from ganlab.plugin import Losses, Plugin
 from ganlab.run import Run, Update
-from ganlab.speed.device import first_line
 
 TOLERANCE = 0.02  # share of a step's length; bfloat16 and other kernels differ by much less
 
