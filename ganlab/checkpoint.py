@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -62,8 +62,7 @@ def write_checkpoint(
     """
     path = checkpoint_file(folder, state["iteration"])
     with whole(path) as file:
-        with _no_crc32():
-            torch.save(state, file)  # through a file object: then the error names a full disk
+        _save(state, file)
         state.clear()
         file.flush()
         temporary = Path(file.name)
@@ -76,6 +75,18 @@ def write_checkpoint(
     for number in keep.superfluous(checkpoints_of(folder)):
         delete_checkpoint(folder, number)
     return path
+
+
+def _save(state: dict[str, Any], file: IO[bytes]) -> None:
+    """Write a state into an open file.
+
+    :raises OSError: at an error of the disk. Given a path, torch would raise another error.
+    """
+    try:
+        with _no_crc32():
+            torch.save(state, file)
+    except RuntimeError as error:  # torch also complains about the file that it could not write
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def checkpoints_of(folder: Path) -> list[int]:

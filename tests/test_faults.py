@@ -37,6 +37,7 @@ def put_to(name: str, number: int, folder: Path) -> dict:
     [
         ("exit", 5),
         ("no space left", 4),
+        ("input/output error", 4),
         ("kills", 10),
         ("flips of checkpoints", 100),
     ],

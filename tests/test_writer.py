@@ -1,6 +1,7 @@
 """Files are written in order beside the training, and a failure is not lost."""
 
 import gc
+import io
 import json
 import threading
 import time
@@ -163,6 +164,23 @@ def test_a_disk_that_fills_up_ends_the_run_as_failed(
         start(load_recipe(tiny), "cpu", Limits(), tiny.parent / "runs")
     (status,) = (tiny.parent / "runs").glob("*/status.json")
     assert '"failed"' in status.read_text()
+
+
+class Broken(io.BytesIO):
+    """A file whose second write fails."""
+
+    writes = 0
+
+    def write(self, data: object) -> int:
+        self.writes += 1
+        if self.writes == 2:
+            raise OSError(5, "Input/output error")
+        return super().write(data)
+
+
+def test_an_error_of_the_disk_stays_one_though_torch_raises_another_after_it() -> None:
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoint._save({"numbers": torch.arange(100_000)}, Broken())
 
 
 def test_a_checkpoint_waits_until_the_one_before_is_on_the_disk(
