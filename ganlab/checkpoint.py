@@ -299,7 +299,7 @@ def restore(run: Run, state: dict[str, Any], source: Path | str) -> None:
             "devices round differently, so its numbers will differ",
             file=sys.stderr,
         )
-    run.progress = Progress(**{name: state[name] for name in _progress(run)})
+    run.progress = Progress(**{name: state[name] for name in _progress(run) if name in state})
 
 
 def _lay_out(optimizer: Optimizer) -> None:

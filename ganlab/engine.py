@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -23,7 +22,7 @@ from ganlab.checkpoint import (
 from ganlab.errors import Diverged, RecipeError
 from ganlab.evaluation.health import game_health
 from ganlab.evaluation.samples import write_samples
-from ganlab.evaluation.scores import eval_mode, evaluate_generator
+from ganlab.evaluation.scores import Evaluation, eval_mode, evaluate_generator
 from ganlab.monitoring.attribution import attributed
 from ganlab.monitoring.invariants import REMEDY, step_watched
 from ganlab.monitoring.loading import told_at_the_end
@@ -34,6 +33,7 @@ from ganlab.runs.journal import Journal
 from ganlab.runs.pictures import keep_pictures
 from ganlab.runs.writer import Writer
 from ganlab.speed.device import widest_float
+from ganlab.stopping import Stopped, released
 from ganlab.system import keep_freed_memory, return_freed_memory
 
 
@@ -132,8 +132,11 @@ def train(
     """Iterate until the recipe's end or until `stop()` gives a reason, and save the state.
 
     :param writer: writes files while training goes on. At the end it has written all and is closed.
-    :param stop: returns "" to go on, or a reason to stop. After "signal" the state is saved; after
-        any other reason the generator is also evaluated.
+    A run that was stopped before an evaluation that is due does it first.
+
+    :param stop: returns "" to go on, or a reason to stop. After "signal" the state and the weights
+        for use are saved; after any other reason the generator is also evaluated. A signal in the
+        middle of an evaluation leaves it, and the run ends with "signal" too.
     :param on_evaluation: called after each planned evaluation.
     :returns: the reason; "" at the recipe's end, "verdict" when a verdict ended the run,
         "patience" when the recipe's `patience` did.
@@ -147,18 +150,18 @@ def train(
 
 @dataclass(slots=True)
 class Loop:
-    """Training, and the work between two iterations: evaluation, verdicts, checkpoints."""
+    """Training, and the work between two iterations: checkpoints, evaluation, verdicts."""
 
     run: Run
     journal: Journal
     writer: Writer
     on_evaluation: Callable[[], None] = lambda: None
-    files: list[Callable[[], object]] = field(default_factory=list)
-    """What the last evaluation has to write."""
     saving: Future[None] | None = None
     """The checkpoint that is being written."""
     evaluated: int = -1
-    """Iteration of the last evaluation."""
+    """Iteration of the last evaluation, planned or not."""
+    exported: int = -1
+    """Iteration of the last weights for use."""
     saved: int = -1
     """Iteration of the last checkpoint."""
     stepping_seconds: float = 0.0
@@ -169,7 +172,7 @@ class Loop:
         run, recipe = self.run, self.run.recipe
         self.saved = first = run.iteration
         notes_told = len(run.notes)
-        reason = ""
+        reason = self.owed_evaluation() if owes_evaluation(run) else ""
         while (
             not reason
             and run.iteration < recipe.iterations
@@ -184,11 +187,12 @@ class Loop:
                 self.journal.say(note)
             notes_told = len(run.notes)
             reason = self.after_iteration()
-        if self.saved != run.iteration:
-            self.save()
+        self._save_once()
         if reason not in ("", "signal") and self.evaluated != run.iteration:
-            self.evaluate(planned=False)
-        self.write_files()
+            reason = self.evaluate(planned=False) or reason
+        if self.exported != run.iteration > 0:
+            self.settle()  # its copy of the state is gone then
+            self.export(run.hook.evaluation_generator(generator=run.G), "last")
         run.hook.run_end(run=run)
         self.tell_data_share(run.iteration - first)
         return reason
@@ -220,53 +224,87 @@ class Loop:
         return "patience" if waited >= recipe.patience * recipe.evaluate_every else ""
 
     def after_iteration(self) -> str:
-        """Do what is due now; returns "verdict" when a verdict ends the run, else ""."""
-        recipe, number = self.run.recipe, self.run.iteration
-        last = number == recipe.iterations
-        evaluation_is_due = last or number % recipe.evaluate_every == 0
-        checkpoint_is_due = last or number % recipe.checkpoint_every == 0
-        if evaluation_is_due:
-            self.evaluate()
-        found: list[Verdict] = []
-        if evaluation_is_due or checkpoint_is_due:
-            # before the checkpoint, so that a run killed in between finds the same verdicts again
-            found = self.find_verdicts()
-        if checkpoint_is_due:
-            self.save()
-        self.write_files()
-        if evaluation_is_due:
-            self.on_evaluation()
-        if not found or recipe.on_verdict == "carry on":
+        """Do what is due now; returns a reason to end the run, else ""."""
+        run, number = self.run, self.run.iteration
+        last = number == run.recipe.iterations
+        checkpoint_is_due = last or number % run.recipe.checkpoint_every == 0
+        if owes_evaluation(run):
+            if checkpoint_is_due:
+                self.save()  # first: an evaluation may be stopped, or want too much memory
+            return self.planned_evaluation()
+        if not checkpoint_is_due:
             return ""
-        if recipe.on_verdict == "roll back":
+        # before the checkpoint, so that a run killed in between finds the same verdicts again
+        found = self.find_verdicts()
+        self.save()
+        return self.act_on(found)
+
+    def owed_evaluation(self) -> str:
+        """The evaluation before which a run was stopped, as it would have been without the stop."""
+        for plugin in self.run.recipe.plugins.values():
+            plugin.advance(self.run.iteration - 1)  # the last iteration was that one
+        return self.planned_evaluation()
+
+    def planned_evaluation(self) -> str:
+        """Evaluate as the recipe plans; returns a reason to end the run, else ""."""
+        if self.evaluate():
+            return "signal"
+        found = self.find_verdicts()
+        self.on_evaluation()
+        return self.act_on(found)
+
+    def act_on(self, found: list[Verdict]) -> str:
+        """Do what the recipe wants at new verdicts; returns "verdict" when they end the run."""
+        on_verdict = self.run.recipe.on_verdict
+        if not found or on_verdict == "carry on":
+            return ""
+        if on_verdict == "roll back":
             self.roll_back(min(verdict.since for verdict in found))
         return "verdict"
 
-    def evaluate(self, planned: bool = True) -> None:
-        """Evaluate the generator, and write its scores; its weights and pictures are in `files`.
+    def evaluate(self, planned: bool = True) -> str:
+        """Evaluate the generator; write its scores, weights and pictures.
+
+        An evaluation that ends before its time, by a signal or an error, leaves the run as it was.
+        It is saved then, and resumed, it does the evaluation first.
 
         :param planned: False for an extra evaluation of a run that was stopped early. It changes no
             state of the run, so that a resumed run equals an uninterrupted one.
+        :returns: "signal" when a signal ended it, else "".
         """
-        run, folder = self.run, self.run.folder
-        assert folder
+        run, before = self.run, replace(self.run.progress)
         self._require_finite()
+        self.settle()  # an evaluation takes memory, and the copy of a state too
         generator = run.hook.evaluation_generator(generator=run.G)
         return_freed_memory()  # its gaps are too small for the tensors of an evaluation
-        with eval_mode(generator):
-            found = evaluate_generator(run, generator)
-            health = found.health | game_health(run, generator)
+        try:
+            with eval_mode(generator), released():
+                found = evaluate_generator(run, generator)
+                health = found.health | game_health(run, generator)
+        except BaseException as error:
+            run.progress = before
+            with suppress(Exception):  # the first error is the one to tell
+                self._save_once()
+            if not isinstance(error, Stopped):
+                raise
+            self.journal.say(f"the evaluation was stopped at iteration {run.iteration}")
+            return "signal"
+        self._keep(found, health, generator, planned)
+        return ""
+
+    def _keep(
+        self, found: Evaluation, health: dict[str, float], generator: nn.Module, planned: bool
+    ) -> None:
+        """Keep the results of an evaluation: in the run's progress, in files, in the journal."""
+        run, folder = self.run, self.run.folder
+        assert folder
         if found.images:
             path = folder.samples / f"{run.iteration:07d}.png"
-            self.files += [
-                partial(write_samples, found.images, run.scale, path),
-                partial(keep_pictures, folder.pictures, found.images, run.scale),
-            ]
+            self.writer.later(write_samples, found.images, run.scale, path)
+            self.writer.later(keep_pictures, folder.pictures, found.images, run.scale)
         run.progress.scores = found.figures
         best = planned and self._is_best(found.figures)
-        weights = weights_of(run, generator)
-        for name in ("last", "best") if best else ("last",):
-            self.files.append(partial(write_weights, weights, folder.weights(name)))
+        self.export(generator, *(("last", "best") if best else ("last",)))
         if found.figures or health:
             self.journal.evaluation(run.iteration, found.figures, found.scores, health, planned)
         if found.figures and self.evaluated < 0 and run.recipe.best_metric not in found.figures:
@@ -275,12 +313,16 @@ class Loop:
                 f"gives it, only {', '.join(found.figures)}; no best generator is kept"
             )
         self.evaluated = run.iteration
+        if planned:
+            run.progress.evaluated = run.iteration
 
-    def write_files(self) -> None:
-        """Write the files of an evaluation that no checkpoint has taken with it."""
-        for write in self.files:
-            self.writer.later(write)
-        self.files = []
+    def export(self, generator: nn.Module, *names: str) -> None:
+        """Write the weights for use, as the "last" and perhaps the "best"."""
+        assert self.run.folder
+        weights = weights_of(self.run, generator)
+        for name in names:
+            self.writer.later(write_weights, weights, self.run.folder.weights(name))
+        self.exported = self.run.iteration
 
     def _is_best(self, figures: dict[str, float]) -> bool:
         """Whether this is the best evaluation so far; if so, it is kept as the best."""
@@ -314,14 +356,23 @@ class Loop:
         """Checkpoint the run. It counts when the lines of the journal are on the disk, too."""
         assert self.run.folder
         self._require_finite()
-        if self.saving:
-            self.saving.result()  # one at a time: waiting states would fill the memory
+        self.settle()  # one at a time: waiting states would fill the memory
         recipe, folder = self.run.recipe, self.run.folder.checkpoints
         keep = Keep(recipe.keep, recipe.keep_every)
-        # the state comes first, so that its memory is soon free again
-        others, self.files = [*self.files, self.journal.sync], []
-        self.saving = self.writer.later(write_checkpoint, state_of(self.run), folder, keep, others)
+        state, others = state_of(self.run), [self.journal.sync]
+        self.saving = self.writer.later(write_checkpoint, state, folder, keep, others)
         self.saved = self.run.iteration
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on the disk, and its copy of the state is gone."""
+        if self.saving:
+            self.saving.result()
+        self.saving = None
+
+    def _save_once(self) -> None:
+        """Checkpoint the run, unless this iteration has its checkpoint."""
+        if self.saved != self.run.iteration:
+            self.save()
 
     def roll_back(self, since: int) -> None:
         """Restore the state from before an iteration, if there is a checkpoint."""
@@ -342,6 +393,13 @@ class Loop:
         for name, network in networks_of(self.run).items():
             if not weights_are_finite(network):
                 raise Diverged(self.run.iteration, f"the weights of {name} are not finite")
+
+
+def owes_evaluation(run: Run) -> bool:
+    """Whether an evaluation that the recipe plans at this iteration is not done yet."""
+    recipe, number = run.recipe, run.iteration
+    planned = number == recipe.iterations or number % recipe.evaluate_every == 0
+    return planned and run.progress.evaluated < number
 
 
 def networks_of(run: Run) -> dict[str, nn.Module]:

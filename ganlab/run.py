@@ -45,6 +45,9 @@ class Progress:
 
     iteration: int = 0
     """Iterations completed; during an iteration, its number, counted from 0."""
+    evaluated: int = 0
+    """Iteration of the last evaluation that the recipe plans; the checkpoint of an iteration comes
+    before its evaluation."""
     best: tuple[int, float] | None = None
     """Iteration and figure of the best evaluation so far."""
     scores: dict[str, float] = field(default_factory=dict)

@@ -1,22 +1,21 @@
 """One sitting of a run: start or resume it, obey signals and limits, return an exit code."""
 
 import math
-import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
 from ganlab.assembly import assemble
 from ganlab.checkpoint import last_checkpoint, load_checkpoint
-from ganlab.engine import train
+from ganlab.engine import owes_evaluation, train
 from ganlab.errors import Diverged, OutOfMemory, PluginFailed, RecipeError
 from ganlab.failures.replay import find_cause
 from ganlab.failures.telling import telling
@@ -38,9 +37,18 @@ from ganlab.runs.folder import (
 from ganlab.runs.journal import Journal
 from ganlab.runs.writer import Writer
 from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
-from ganlab.system import STOP_SIGNALS
+from ganlab.stopping import (
+    Stopped,
+    exit_code,
+    heard,
+    heeding,
+    held,
+    released,
+)
 
-DONE, FAILED, DIVERGED, UNHEALTHY, SIGTERMED, INTERRUPTED = 0, 1, 3, 4, 75, 130
+DONE, FAILED, DIVERGED, UNHEALTHY = 0, 1, 3, 4
+FINISHING = "finishing this iteration, then saving"
+"""What is done at a signal, for the user."""
 
 
 class Limits:
@@ -56,9 +64,6 @@ class Limits:
         self.max_iterations, self.max_seconds = max_iterations, max_seconds
         self.called_off = called_off
         self.deadline: float | None = None
-        self.signal: int | None = None
-        self.answer = "finishing this iteration, then saving"
-        """What is done at a signal, for the user."""
         self.run: Run | None = None
 
     def begin(self, run: Run) -> None:
@@ -73,30 +78,13 @@ class Limits:
             )
 
     def __call__(self) -> str:
-        if self.signal is not None or self.called_off():
+        if heard() is not None or self.called_off():
             return "signal"
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return "time"
         if self.run and self.max_iterations and self.run.iteration >= self.max_iterations:
             return "iterations"
         return ""
-
-    @contextmanager
-    def heeding_signals(self) -> Iterator[None]:
-        """Context in which SIGINT or SIGTERM makes the run save and end; a second one exits."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            if self.signal is not None:
-                raise SystemExit(_exit_code(number))
-            self.signal = number
-            print(f"\n{self.answer} (once more: end now)", file=sys.stderr)
-
-        before = {n: signal.signal(n, note) for n in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def start(
@@ -114,14 +102,29 @@ def start(
         again.
     """
     where = pick_device(device)
-    with telling(), new_run_folder(recipe, parent, name) as folder:
-        run = assemble(recipe, where, folder)
-        if data is not None:
-            check_expected(recipe, data, run.data)
-    _write_manifest(run, folder)
-    with folder.lock():
-        limits.begin(run)
-        return folder, _sit(run, folder, limits)
+    with heeding(), held(FINISHING), telling():
+        begins = "before training began; nothing is kept"
+        with _may_be_left(begins), new_run_folder(recipe, parent, name) as folder:
+            run = assemble(recipe, where, folder)
+            if data is not None:
+                check_expected(recipe, data, run.data)
+        _write_manifest(run, folder)
+        with folder.lock():
+            limits.begin(run)
+            return folder, _sit(run, folder, limits)
+
+
+@contextmanager
+def _may_be_left(what: str) -> Iterator[None]:
+    """Context of the work before training: a signal ends it at once, wherever it is.
+
+    :param what: for the user, what that means.
+    """
+    try:
+        with released():
+            yield
+    except Stopped as stopped:
+        raise Stopped(stopped.number, what) from None
 
 
 def _write_manifest(run: Run, folder: RunFolder) -> None:
@@ -148,16 +151,17 @@ def resume(
     """
     folder = open_run_folder(path)
     recipe = load_recipe(folder.recipe)
-    with telling(folder), folder.lock():
+    with heeding(), held(FINISHING), telling(folder), folder.lock():
         if folder.read_status().get("state") == "done":
             raise RecipeError(f"{folder.path}: this run is done; start a new one from its recipe")
         folder.remove_stale()
-        _warn_of_changes(folder, recipe)
-        run = assemble(recipe, pick_device(device), folder)
-        changes = changes_of_data(folder, recipe, run.data, accept_data)
-        if not folder.manifest.is_file():  # killed before it began
-            _write_manifest(run, folder)
-        load_checkpoint(run, folder.checkpoints)
+        with _may_be_left(f"before training went on; {folder.path} is as it was"):
+            _warn_of_changes(folder, recipe)
+            run = assemble(recipe, pick_device(device), folder)
+            changes = changes_of_data(folder, recipe, run.data, accept_data)
+            if not folder.manifest.is_file():  # killed before it began
+                _write_manifest(run, folder)
+            load_checkpoint(run, folder.checkpoints)
         limits.begin(run)
         if changes:
             note_changes(folder, run.data, changes, run.iteration)
@@ -188,27 +192,28 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
 
     ending = Ending("failed", FAILED)
     begin_peak_memory(run.device)
-    with limits.heeding_signals():
-        journal.begin(run.iteration)
-        folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
-        try:
-            with telling(folder):
-                ending = _train(run, journal, writer, limits, note_evaluation)
-        except BaseException as error:
-            ending = _failed(run, journal, error)
-            raise
-        finally:
-            journal.end()
-            found = _so_far(run, journal)
-            folder.write_status(
-                ending.state, exit_code=ending.code, message=ending.message, **found
-            )
+    journal.begin(run.iteration, owes_evaluation(run))
+    folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
+    try:
+        with telling(folder):
+            ending = _train(run, journal, writer, limits, note_evaluation)
+    except BaseException as error:
+        ending = _failed(run, journal, error)
+        raise
+    finally:
+        journal.end()
+        found = _so_far(run, journal)
+        folder.write_status(ending.state, exit_code=ending.code, message=ending.message, **found)
     page.write()
     return ending.code
 
 
 def _failed(run: Run, journal: Journal, error: BaseException) -> Ending:
-    """The ending by an error."""
+    """The ending by an error; the traceback of the error goes into the run's log."""
+    if isinstance(error, Stopped):
+        return Ending("stopped", error.exit_code, str(error))
+    whole = getattr(error, "traceback", "") or "".join(traceback.format_exception(error))
+    journal.log(whole.rstrip())
     if isinstance(error, OutOfMemory | PluginFailed):
         with suppress(Exception):  # the losses so far; a checkpoint might hold half a step
             journal.flush()
@@ -231,13 +236,13 @@ def _train(
     if reason == "patience":
         metric, since = run.recipe.best_metric, run.progress.best[0] if run.progress.best else 0
         return Ending("done", DONE, f"stopped: no better {metric} since iteration {since:,}")
-    codes = {"signal": _exit_code(limits.signal), "verdict": UNHEALTHY}
+    codes = {"signal": exit_code(heard()), "verdict": UNHEALTHY}
     return Ending("stopped" if reason else "done", codes.get(reason, DONE), reason)
 
 
 def _diverged(run: Run, journal: Journal, limits: Limits, noticed: Diverged) -> Ending:
     """Find out at which iteration and from what a run diverged, and report that."""
-    folder, limits.answer = journal.folder, "ending the search for the cause"
+    folder = journal.folder
     run.execution = Eager()  # captured graphs hold memory that the search needs
     cause = find_cause(
         folder, run.device, noticed, journal.say, lambda: limits() in ("signal", "time")
@@ -327,10 +332,6 @@ def _warn_of_changes(folder: RunFolder, recipe: Recipe) -> None:
 
 def _count(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def _exit_code(number: int | None) -> int:
-    return INTERRUPTED if number == signal.SIGINT else SIGTERMED
 
 
 def summary(folder: RunFolder) -> str:

@@ -1,16 +1,26 @@
 """Differences between Linux, macOS and Windows, each in one function."""
 
+import _thread
 import ctypes
 import os
 import platform
 import signal
 import sys
+import threading
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""The signals at which a run finishes its iteration, saves and ends."""
+STOP_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
+    if hasattr(signal, name)
+)
+"""The signals at which a run finishes its iteration, saves and ends.
+
+SIGHUP is a closed terminal. SIGUSR1 is what Slurm sends some time before a job's time is up.
+Windows has neither, but SIGBREAK: Ctrl-Break, or a closed window.
+"""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -131,3 +141,11 @@ def is_running(process: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
+
+
+def interrupt(number: int) -> None:
+    """Send this process a signal from a thread of its own, for the handler in its main thread."""
+    if sys.platform == "win32":
+        _thread.interrupt_main(number)  # os.kill would end the process
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, number)  # it also ends a wait

@@ -56,7 +56,7 @@ pixel_loss = { kind = "mse" }
 ema = { decay = 0.9 }
 """
 
-OWN = {"report.html", "timing.jsonl", "status.json", ".lock"}
+OWN = {"report.html", "timing.jsonl", "status.json", "log.txt", ".lock", ".holder.json"}
 """Files of a run that hold times, or the number of the process."""
 
 

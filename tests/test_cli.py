@@ -69,7 +69,7 @@ def test_a_run_leaves_its_folder(trained: Path) -> None:
     assert names == {
         "recipe.toml", "manifest.json", "data.json", "status.json", "stats.jsonl", "timing.jsonl",
         "samples", "checkpoints", "generator.safetensors", "best.safetensors",
-        "pictures", "scores.jsonl", "verdicts.jsonl", "report.html",
+        "pictures", "scores.jsonl", "verdicts.jsonl", "report.html", "log.txt",
     }  # fmt: skip
     assert {p.name for p in (trained / "samples").iterdir()} == {"0000003.png", "0000006.png"}
     lines = read_lines(trained / "stats.jsonl")

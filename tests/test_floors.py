@@ -33,6 +33,7 @@ FLOORS = """
     monitoring testing
     plugin
     schedule streams images degradation speed.device
+    stopping
     errors system option files
 """
 LEVEL = {name: number for number, line in enumerate(FLOORS.split("\n")) for name in line.split()}

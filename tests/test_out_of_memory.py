@@ -179,7 +179,8 @@ def test_it_is_told_where_and_how_much_and_nothing_is_lost(
     assert "  accumulate = 2  # the same batch, taken in 2 parts" in lines
     assert any(line.startswith("  activation_checkpointing = true") for line in lines)
     assert "the largest batch that fits: ganlab bench runs/run/recipe.toml --fit" in lines
-    goes_on = "this run goes on from its checkpoint of iteration 2: ganlab resume runs/run "
+    kept = 3 if where == "evaluation" else 2  # the checkpoint comes before the evaluation
+    goes_on = f"this run goes on from its checkpoint of iteration {kept}: ganlab resume runs/run "
     assert lines[-1].startswith(goes_on)
 
     run = here / "runs" / "run"

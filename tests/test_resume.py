@@ -85,6 +85,13 @@ class Counter(Plugin):
                     time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
+    @hookimpl
+    def evaluate(self, run):
+        if str(run.iteration) == os.environ.get("PULL_THE_PLUG_IN_EVALUATION"):
+            os.kill(os.getpid(), int(os.environ["WITH"]))
+            time.sleep(100)
+        return {}
+
     def state_dict(self):
         return {"sum": self._sum}
 
@@ -178,6 +185,32 @@ def test_a_run_killed_while_it_writes_a_checkpoint_continues_bit_for_bit(
     assert done.returncode == 0, done.stderr
     assert "resuming at iteration" in done.stderr
     assert_same_run(whole, folder / "runs" / "middle")
+
+
+@posix
+@pytest.mark.parametrize(
+    ("number", "at", "evaluates"),
+    [(signal.SIGKILL, 20, 20), (signal.SIGTERM, 30, 10), (signal.SIGTERM, 40, 10)],
+)
+def test_a_run_stopped_in_an_evaluation_loses_nothing_and_does_it_first(
+    folder: Path, whole: Path, ganlab: Command, number: int, at: int, evaluates: int
+) -> None:
+    name = f"evaluating-{at}"
+    settings = ["evaluate_every=20"] if evaluates == 20 else []
+    options = {"PULL_THE_PLUG_IN_EVALUATION": str(at), "WITH": str(int(number))}
+    ended = ganlab("run", "game.toml", *sets(*settings), "--name", name, cwd=folder, **options)
+    assert ended.returncode == (75 if number == signal.SIGTERM else -number), ended.stderr
+    assert f"resuming at iteration {at}" in here(folder, "resume", name)
+    if settings:
+        here(folder, "run", "game.toml", *sets(*settings), "--name", f"{name}-whole")
+        whole = folder / "runs" / f"{name}-whole"
+    assert_same_run(whole, folder / "runs" / name)
+    assert picture_files(whole) == picture_files(folder / "runs" / name)
+
+
+def picture_files(run: Path) -> dict[str, bytes]:
+    files = [*run.glob("samples/*"), *run.glob("pictures/*")]
+    return {file.name: file.read_bytes() for file in files}
 
 
 def test_the_resolved_recipe_of_a_run_gives_the_same_run(folder: Path, whole: Path) -> None:

@@ -118,7 +118,7 @@ def test_the_copy_of_a_state_is_freed_when_it_is_in_the_file(tiny: Path) -> None
     assert checkpoint.last_checkpoint(tiny.parent) == 0
 
 
-def test_a_checkpoint_counts_only_when_the_evaluations_files_are_written(
+def test_a_checkpoint_counts_before_the_evaluation_of_its_iteration(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[list[int]] = []
@@ -131,7 +131,7 @@ def test_a_checkpoint_counts_only_when_the_evaluations_files_are_written(
     monkeypatch.setattr(engine, "write_weights", write_weights)
     changes = ["evaluate_every=2"]
     folder, _ = start(load_recipe(tiny, changes), "cpu", Limits(), tiny.parent / "runs")
-    assert counted == [[], [2]]
+    assert counted == [[2], [2, 4]]
     assert checkpoint.checkpoints_of(folder.checkpoints) == [2, 4]
 
 

@@ -38,7 +38,6 @@ def evaluate_once(run: Run) -> str:
     try:
         with closing(loop.writer):
             loop.evaluate()
-            loop.write_files()
             loop.find_verdicts()
     except Diverged as error:
         raise RecipeError(f"{run.recipe.file}: after tiny steps: {error}") from None

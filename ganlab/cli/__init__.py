@@ -5,7 +5,6 @@ respond at once.
 """
 
 import gc
-import io
 import os
 import sys
 
@@ -29,7 +28,7 @@ def main() -> None:
     # the processes of a comparison import nothing from the current folder
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file name need not be text in any encoding
+        if hasattr(stream, "reconfigure"):  # a file name need not be text in any encoding
             stream.reconfigure(errors="backslashreplace")
 
 

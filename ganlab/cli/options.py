@@ -12,8 +12,10 @@ from typing import Any
 
 import click
 
+from ganlab.cli.output import lasting_output, lost_output
 from ganlab.errors import GanlabError
 from ganlab.files import finite
+from ganlab.stopping import Stopped, heeding
 
 OURS = """\
 this is a fault of ganlab itself, not of yours: report the lines above, with the command and what
@@ -25,7 +27,24 @@ recipe and what `ganlab doctor` prints"""
 
 
 class Group(click.Group):
-    """Click group that turns every error into one message and an exit code."""
+    """Click group that turns every error into one message and an exit code.
+
+    So do the signals that ask a command to end, wherever it is.
+    """
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        with lasting_output():
+            try:
+                with heeding():
+                    return super().main(*arguments, **options)
+            except Stopped as stopped:
+                print(stopped, file=sys.stderr)
+                sys.exit(stopped.exit_code)
+            except SystemExit as end:
+                if lost := lost_output():
+                    print(lost, file=sys.stderr)
+                    sys.exit(end.code or 1)
+                raise
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -83,7 +102,7 @@ def told(error: BaseException, whole: bool) -> int:
     return 1
 
 
-_ENDINGS = (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit)
+_ENDINGS = (Stopped, click.ClickException, click.exceptions.Exit, click.Abort, SystemExit)
 """How click, or a command, ends on purpose."""
 
 

@@ -235,9 +235,10 @@ def _refuse_idle(resumed: str | None, name: str | None, continues: bool, accepts
 def _report(folder: Any, code: int) -> None:
     """Print the result of a run and the next command to type, and exit."""
     from ganlab import session
+    from ganlab.stopping import INTERRUPTED, SIGTERMED
 
     click.echo(session.summary(folder))
-    resumable = code in (session.SIGTERMED, session.INTERRUPTED)
+    resumable = code in (SIGTERMED, INTERRUPTED)
     if resumable or folder.read_status()["state"] == "stopped":
         next_is("resume", folder.path)
     elif code == session.DONE and session.enlarges(folder):

@@ -6,11 +6,13 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,14 +31,14 @@ from ganlab.session import (
     DIVERGED,
     DONE,
     FAILED,
-    SIGTERMED,
     UNHEALTHY,
     Limits,
     resume,
     start,
 )
 from ganlab.speed.device import devices, pick_device, release_memory
-from ganlab.system import STOP_SIGNALS
+from ganlab.stopping import SIGTERMED, Stopped, exit_code, heard, heeding, held
+from ganlab.system import interrupt
 
 # a diverged run is a result too; a failed run is tried again by the next command
 _FINISHED = ("done", "diverged")
@@ -146,6 +148,9 @@ def _finished(folder: RunFolder) -> bool:
     return status.get("state") in _FINISHED or status.get("exit_code") == UNHEALTHY
 
 
+SAVING = "saving the runs in progress"
+
+
 class Interrupted(GanlabError):  # noqa: N818  # it names an outcome
     """A signal stopped the comparison; the runs in progress are saved."""
 
@@ -164,7 +169,7 @@ def carry_out(
 
     :param workers: processes that train at a time. They are spread over the devices that `device`
         allows.
-    :raises Interrupted: at SIGINT or SIGTERM, after the runs in progress are saved.
+    :raises Interrupted: at a signal that asks to end, after the runs in progress are saved.
     :raises RecipeError: when a run cannot begin.
     """
     if any(job.finished for job in jobs):
@@ -172,7 +177,7 @@ def carry_out(
     waiting = [job for job in jobs if not job.finished]
     done: dict[tuple[str, int], Job] = {}
     work = _one_by_one if workers == 1 else _side_by_side
-    with closing(work(waiting, parent, device, workers, say)) as results:
+    with closing(work(waiting, parent, device, workers, say)) as results, _ending_saved():
         for number, (job, code, fault) in enumerate(results, 1):
             if code not in (DONE, DIVERGED, UNHEALTHY, FAILED):
                 raise Interrupted(code)
@@ -181,6 +186,15 @@ def carry_out(
             what = f"failed: {fault}" if code == FAILED else str(state)
             say(f"{number} of {len(waiting)}: {job}: {what}, {job.folder}")
     return [done.get((job.variant.name, job.seed), job) for job in jobs]
+
+
+@contextmanager
+def _ending_saved() -> Iterator[None]:
+    """Context in which a signal between two runs ends the comparison as within a run."""
+    try:
+        yield
+    except Stopped as stopped:
+        raise Interrupted(stopped.exit_code) from None
 
 
 Result = tuple[Job, int, str]
@@ -202,19 +216,20 @@ def _side_by_side(
 ) -> Generator[Result, None, None]:
     # spawned, because CUDA does not work after a fork
     context = multiprocessing.get_context("spawn")
-    numbers, called_off = context.Queue(), context.Event()
+    numbers = context.Queue()
     for number in range(workers):
         numbers.put(number)
-    beginning = (numbers, called_off, device, workers)
-    pool = ProcessPoolExecutor(workers, context, _begin_worker, beginning)
-    with _calling_off(called_off), pool:
+    # nothing is ever sent: the workers notice that this end is closed, also when a kill closes it
+    theirs, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, _begin_worker, (numbers, theirs, device, workers))
+    with held(SAVING, ours.close), pool:
         say(f"{len(jobs)} runs, {workers} at a time")
         futures = [pool.submit(_train_quietly, job, parent) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
         finally:
-            called_off.set()
+            ours.close()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -225,6 +240,8 @@ def _train(job: Job, parent: Path, device: str, limits: Limits) -> Result:
         else:
             recipe = job.variant.recipe(job.seed)
             folder, code = start(recipe, device, limits, parent, data=job.data)
+    except Stopped as stopped:  # before its training began, or went on
+        return job, stopped.exit_code, ""
     except Exception as error:
         (found,) = make_plan([job.variant], [job.seed], parent, device)
         if found.folder is None:  # it never began, and the others would not either
@@ -242,41 +259,42 @@ def device_of_worker(number: int, name: str) -> str:
 
 
 _device = "cpu"  # the device of this worker process
-_called_off: Any = None
+_idle = threading.Event()
+_life = ExitStack()
 
 
-def _begin_worker(numbers: Any, called_off: Any, device: str, workers: int) -> None:
-    global _device, _called_off
-    number, _called_off = numbers.get(), called_off
-    # a run handles signals itself; between runs only the parent process handles them
-    for one in STOP_SIGNALS:
-        signal.signal(one, signal.SIG_IGN)
-    _device = device_of_worker(number, device)
+def _begin_worker(numbers: Any, lifeline: Connection, device: str, workers: int) -> None:
+    global _device
+    # a run handles signals itself; one that comes between runs is noted, and ends the next
+    _life.enter_context(heeding())
+    _life.enter_context(held())
+    _idle.set()
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    _device = device_of_worker(numbers.get(), device)
     if not _device.startswith("cuda"):
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # no bars of several runs on one line
 
 
-def _train_quietly(job: Job, parent: Path) -> Result:
+def _end_with_parent(lifeline: Connection) -> None:
+    """Stop the run at work when the parent says so or is gone; then end, if it is gone."""
     family = multiprocessing.parent_process()
+    assert family
+    wait([lifeline, family.sentinel])
+    interrupt(signal.SIGTERM)
+    family.join()
+    _idle.wait()
+    os._exit(SIGTERMED)
 
-    def called_off() -> bool:
-        return bool(_called_off.is_set()) or not (family and family.is_alive())
 
-    if called_off():  # the pool gives out one job more than it has workers
-        return job, SIGTERMED, ""
-    return _train(job, parent, _device, Limits(called_off=called_off))
-
-
-@contextmanager
-def _calling_off(called_off: Any) -> Iterator[None]:
-    """Context in which SIGINT and SIGTERM save and end the runs in progress; no others begin."""
-    before = {number: signal.signal(number, lambda *_: called_off.set()) for number in STOP_SIGNALS}
+def _train_quietly(job: Job, parent: Path) -> Result:
+    _idle.clear()
     try:
-        yield
+        if heard() is not None:  # the pool gives out one job more than it has workers
+            return job, exit_code(heard()), ""
+        return _train(job, parent, _device, Limits())
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _idle.set()
 
 
 def cost(jobs: Sequence[Job], device: str) -> tuple[float, str]:

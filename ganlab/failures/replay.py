@@ -21,6 +21,7 @@ from ganlab.monitoring.calls import is_finite
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run
 from ganlab.runs.folder import RunFolder
+from ganlab.stopping import Stopped, released
 
 MOST_AGAIN = 10_000  # iterations; more would take too long for one sentence
 
@@ -51,7 +52,7 @@ def find_cause(
     This takes about as long as training took from there. No file is changed.
 
     :param told: what the run noticed; it is the answer when nothing better is found.
-    :param stop: asked before each iteration; True ends the search.
+    :param stop: asked before each iteration; True ends the search. A signal ends it at once.
     """
     began, last = last_checkpoint(folder.checkpoints) or 0, told.iteration
     known = f"{told.what}; it is not known which step or plugin is the cause"
@@ -62,9 +63,12 @@ def find_cause(
             f"{MOST_AGAIN:,} are taken again; set a smaller checkpoint_every",
         )
     say(f"not finite: taking iterations {began + 1:,} to {last:,} again to find the cause")
+    stopped = Cause(last, f"{known}: the search was stopped")
     try:
-        run = _from_the_checkpoint(folder, device)
-        return _search(run, told, stop) or Cause(last, f"{known}: the search was stopped")
+        with released():
+            return _search(_from_the_checkpoint(folder, device), told, stop) or stopped
+    except Stopped:
+        return stopped
     except Exception as fault:  # the run has diverged anyway; a second error would hide that
         return Cause(last, f"{known}: {type(fault).__name__} when taken again: {fault}")
 

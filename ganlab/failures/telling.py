@@ -10,6 +10,7 @@ from ganlab.errors import GanlabError, OutOfMemory, PluginFailed
 from ganlab.failures.out_of_memory import is_out_of_memory, out_of_memory, release
 from ganlab.failures.place import Place
 from ganlab.runs.folder import RunFolder
+from ganlab.stopping import Stopped
 
 
 @contextmanager
@@ -40,8 +41,8 @@ def explained(error: BaseException, folder: RunFolder | None = None) -> GanlabEr
     """
     if isinstance(error, OutOfMemory | PluginFailed):
         return error
-    if isinstance(error, GanlabError):
-        return None
+    if isinstance(error, GanlabError | Stopped | KeyboardInterrupt):
+        return None  # the user's own word is no plugin's, wherever it comes
     place = Place.of(error)
     told: GanlabError
     if is_out_of_memory(error):

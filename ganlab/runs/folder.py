@@ -37,6 +37,7 @@ class RunFolder:
     scores = property(lambda self: self.path / "scores.jsonl")
     verdicts = property(lambda self: self.path / "verdicts.jsonl")
     pictures = property(lambda self: self.path / "pictures")
+    log = property(lambda self: self.path / "log.txt")
     report = property(lambda self: self.path / "report.html")
     samples = property(lambda self: self.path / "samples")
     checkpoints = property(lambda self: self.path / "checkpoints")

@@ -5,7 +5,9 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 import torch
@@ -45,15 +47,16 @@ class Journal:
         self._first = self._last = 0
         self._seconds_before = 0.0
 
-    def begin(self, iteration: int) -> None:
-        """Drop lines that a killed run wrote after this iteration; start the clock."""
-        for path in (
-            self.folder.stats,
-            self.folder.timing,
-            self.folder.scores,
-            self.folder.verdicts,
-        ):
+    def begin(self, iteration: int, evaluates_again: bool = False) -> None:
+        """Drop lines that a killed run wrote after this iteration; start the clock.
+
+        :param evaluates_again: whether the evaluation of this iteration comes next: its lines are
+            dropped too. A verdict at it stays, since it is not told twice.
+        """
+        for path in (self.folder.timing, self.folder.verdicts):
             _keep_until(path, iteration)
+        _keep_until(self.folder.stats, iteration, 1 if evaluates_again else None)
+        _keep_until(self.folder.scores, iteration, 0 if evaluates_again else None)
         for line in read_lines(self.folder.stats):
             self.history.add(line.pop("iteration"), _without_null(line))
         self.verdicts = {
@@ -79,7 +82,19 @@ class Journal:
             self._progress.stop()
 
     def say(self, line: str) -> None:
-        """Print a line for the user: above the progress bar, or in the log."""
+        """Tell the user a line, above the progress bar if there is one, and write it to the log."""
+        self.log(line)
+        self._show(line)
+
+    def log(self, text: str) -> None:
+        """Write a text to the run's log.txt, with the time. It is lost when the disk is full."""
+        with (
+            suppress(OSError),
+            self.folder.log.open("a", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+
+    def _show(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False)
 
     @property
@@ -179,7 +194,7 @@ class Journal:
             self._spoke = now
             done = max(iteration - self._first, 1)
             left = (self._total - iteration) * (now - self._began) / done
-            self.say(f"{iteration}/{self._total}  {losses}  {speed}  ETA {_clock(left)}")
+            self._show(f"{iteration}/{self._total}  {losses}  {speed}  ETA {_clock(left)}")
 
     def _append(self, path: Any, lines: list[str]) -> None:
         if lines:
@@ -233,14 +248,21 @@ def _whole_lines(path: Any) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def _keep_until(path: Any, iteration: int) -> None:
-    """Cut a .jsonl file after an iteration, or at the first line that a crash has damaged."""
-    kept = []
+def _keep_until(path: Any, iteration: int, most: int | None = None) -> None:
+    """Cut a .jsonl file after an iteration, or at the first line that a crash has damaged.
+
+    :param most: how many lines of this iteration are kept, if not all. In stats.jsonl the losses
+        come first, then an evaluation.
+    """
+    kept: list[str] = []
+    of_it = 0
     for line in _whole_lines(path):
         try:
-            if json.loads(line)["iteration"] > iteration:
-                break
+            number = json.loads(line)["iteration"]
         except ValueError:
+            break
+        of_it += number == iteration
+        if number > iteration or (most is not None and of_it > most):
             break
         kept.append(line)
     write_text(path, "".join(f"{line}\n" for line in kept))

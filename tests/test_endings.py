@@ -1,0 +1,273 @@
+"""A run ends well whenever it ends: signals, closed terminals, commands that are no run."""
+
+import errno
+import io
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from children import Child, _ganlab, wait_until
+from click.testing import CliRunner
+from marks import posix
+from safetensors import safe_open
+
+from ganlab import stopping
+from ganlab.checkpoint import last_checkpoint
+from ganlab.cli import main
+from ganlab.cli.output import lasting_output, lost_output
+from ganlab.stopping import Stopped, heard, heeding, held, released
+
+# it waits at a hook until it is stopped, and says that it is there
+WAITING = '''\
+import time
+from pathlib import Path
+
+from ganlab import Plugin, hookimpl
+
+
+def wait(folder):
+    Path(folder, "there").touch()
+    while True:
+        time.sleep(0.01)
+
+
+class Waiting(Plugin):
+    """Takes for ever."""
+
+    place: str
+    at: str
+
+    @hookimpl
+    def check_recipe(self):
+        if self.at == "check_recipe":
+            wait(self.place)
+
+    @hookimpl
+    def evaluate(self, run):
+        if self.at == "evaluate":
+            wait(self.place)
+        return {"one": 1.0}
+'''
+
+
+def begun(tiny: Path, *words: object, at: str = "", **environment: str) -> Child:
+    """A command at work on the tiny recipe, perhaps waiting at a hook."""
+    if at:
+        (tiny.parent / "waiting.py").write_text(WAITING)
+        plugin = f'waiting = {{ use = "./waiting.py", place = "{tiny.parent}", at = "{at}" }}\n'
+        tiny.write_text(tiny.read_text() + plugin)
+    child = Child(*words, cwd=tiny.parent, **environment)
+    if at:
+        wait_until((tiny.parent / "there").exists, child)
+    return child
+
+
+LONG = ("--set", "iterations=100000", "--set", "checkpoint_every=100000", "--name", "r")
+
+
+def status_of(run: Path) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
+def weights_are_of(run: Path) -> int:
+    with safe_open(run / "generator.safetensors", "pt") as file:
+        return json.loads(file.metadata()["ganlab"])["iteration"]
+
+
+@posix
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGTERM", "SIGINT"])
+def test_a_signal_ends_a_run_saved_and_with_weights_of_where_it_stopped(
+    tiny: Path, name: str
+) -> None:
+    child = begun(tiny, "run", tiny, *LONG, "--set", "report_every=1")
+    run = tiny.parent / "runs" / "r"
+    wait_until(
+        lambda: (run / "stats.jsonl").exists() and (run / "stats.jsonl").stat().st_size, child
+    )
+    child.send_signal(getattr(signal, name))
+    assert child.wait() == (130 if name == "SIGINT" else 75), child.stderr
+    status = status_of(run)
+    assert status["state"] == "stopped"
+    assert status["iteration"] == last_checkpoint(run / "checkpoints") == weights_are_of(run) > 0
+    assert "finishing this iteration, then saving" in child.stderr
+    assert "next: ganlab resume runs/r" in child.stderr
+
+
+@posix
+@pytest.mark.parametrize("words", [["run"], ["check"], ["bench"], ["compare", "other.toml"]])
+def test_a_command_is_left_before_training_begins(tiny: Path, words: list[str]) -> None:
+    (tiny.parent / "other.toml").write_text(f'extends = "{tiny.name}"\nbatch_size = 3\n')
+    words = [*words[:1], str(tiny), *words[1:]]
+    child = begun(tiny, *words, at="check_recipe")
+    child.send_signal(signal.SIGTERM)
+    assert child.wait() == 75, child.stderr
+    assert "Traceback" not in child.stderr
+    assert "stopped by SIGTERM" in child.stderr or "interrupted" in child.stderr
+    assert not list((tiny.parent / "runs").glob("*"))
+
+
+@posix
+def test_an_evaluation_is_left_and_the_run_saved_although_no_checkpoint_was_due(tiny: Path) -> None:
+    child = begun(tiny, "run", tiny, *LONG, "--set", "evaluate_every=3", at="evaluate")
+    child.send_signal(signal.SIGTERM)
+    assert child.wait() == 75, child.stderr
+    run = tiny.parent / "runs" / "r"
+    assert status_of(run)["state"] == "stopped"
+    assert last_checkpoint(run / "checkpoints") == weights_are_of(run) == 3
+    assert "the evaluation was stopped at iteration 3" in (run / "log.txt").read_text()
+
+
+@posix
+def test_a_second_signal_ends_a_run_at_once(tiny: Path) -> None:
+    (tiny.parent / "stuck.py").write_text(
+        "import time\nfrom pathlib import Path\nfrom ganlab import Plugin, hookimpl\n\n\n"
+        "class Stuck(Plugin):\n    @hookimpl\n    def iteration_end(self, run):\n"
+        "        while run.iteration == 1:\n"
+        f"            Path({str(tiny.parent)!r}, 'there').touch()\n            time.sleep(0.01)\n"
+    )
+    tiny.write_text(tiny.read_text() + 'stuck = { use = "./stuck.py" }\n')
+    child = begun(tiny, "run", tiny, *LONG)
+    wait_until((tiny.parent / "there").exists, child)
+    child.send_signal(signal.SIGTERM)
+    wait_until(lambda: "once more: end now" in child.stderr, child)
+    time.sleep(2 * stopping._AGAIN_SECONDS)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait() == 75, child.stderr
+    status = status_of(tiny.parent / "runs" / "r")
+    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert "nothing was saved" in status["message"]
+
+
+def sent(*numbers: int, apart: float = 1.0, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """Send signals to this process; how many came before it ended, None when it did not."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: apart * next(clock))
+    with heeding(), held():
+        for count, number in enumerate(numbers, 1):
+            try:
+                signal.raise_signal(number)
+            except Stopped:
+                return count
+        assert heard() == numbers[0]
+    return None
+
+
+@posix
+@pytest.mark.parametrize(
+    ("names", "ends"),
+    [
+        (["SIGTERM", "SIGTERM"], 2),
+        (["SIGTERM", "SIGINT"], 2),
+        (["SIGHUP", "SIGHUP", "SIGHUP"], None),  # the system and the shell both send it
+        (["SIGUSR1", "SIGTERM"], None),  # Slurm: soon, and now; it still waits for half a minute
+        (["SIGUSR1", "SIGTERM", "SIGTERM"], 3),
+    ],
+)
+def test_only_a_second_word_of_a_person_is_impatient(
+    names: list[str], ends: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = [getattr(signal, name) for name in names]
+    assert sent(*numbers, monkeypatch=monkeypatch) == ends
+
+
+@posix
+def test_one_signal_that_is_delivered_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = [signal.SIGTERM] * 2
+    assert sent(*twice, apart=0.001, monkeypatch=monkeypatch) is None
+
+
+@posix
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with heeding():
+            signal.raise_signal(signal.SIGHUP)
+            assert heard() is None
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_is_noted_while_held_and_raised_when_released() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    done = []
+    told = held(then=lambda: done.append("told"))
+    with pytest.raises(Stopped, match="stopped by SIGTERM"), heeding(), told:
+        signal.raise_signal(signal.SIGTERM)
+        done.append("went on")
+        with released():
+            done.append("never")
+    assert done == ["told", "went on"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Broken(io.StringIO):
+    """A stream whose reader is gone, or whose disk is full."""
+
+    number = errno.EPIPE
+
+    def write(self, text: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_progress_that_nobody_reads_ends_no_run(
+    tiny: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Broken, "number", number)
+    monkeypatch.setattr(sys, "stderr", Broken())
+    monkeypatch.chdir(tiny.parent)
+    with pytest.raises(SystemExit) as end:
+        main(["run", str(tiny), "--name", "r"])
+    assert end.value.code == 0
+    said = Path("runs/r/log.txt").read_text()
+    assert "writing to runs/r" in said and "seed 0" in said
+
+
+def test_lost_results_are_told_but_not_those_that_nobody_wants(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number, told in ((errno.EPIPE, ""), (errno.ENOSPC, "No space left")):
+        monkeypatch.setattr(Broken, "number", number)
+        monkeypatch.setattr(sys, "stdout", Broken())
+        with lasting_output():
+            print("figures")
+            assert told in lost_output() and bool(told) == bool(lost_output())
+
+
+def _into_nothing(*arguments: str) -> None:
+    """The command with stdout and stderr in one pipe, whose reader goes after the first line."""
+    reader, writer = os.pipe()
+    for number in (1, 2):
+        os.dup2(writer, number)
+    os.close(writer)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # those there are of files
+    if os.fork() == 0:
+        os.close(1)
+        os.close(2)
+        os.read(reader, 1)
+        os._exit(0)
+    os.close(reader)
+    _ganlab(*arguments)
+
+
+@posix
+def test_a_run_whose_output_ends_in_head_trains_to_its_end(tiny: Path) -> None:
+    child = Child("run", tiny, "--name", "r", cwd=tiny.parent, function=_into_nothing)
+    assert child.wait() == 0
+    assert status_of(tiny.parent / "runs" / "r")["state"] == "done"
+
+
+def test_what_a_failed_run_said_is_in_its_log_with_the_traceback(tiny: Path) -> None:
+    (tiny.parent / "bad.py").write_text(
+        "from ganlab import Plugin, hookimpl\n\n\nclass Bad(Plugin):\n    @hookimpl\n"
+        "    def iteration_end(self, run):\n        {}['nothing']\n"
+    )
+    tiny.write_text(tiny.read_text() + 'bad = { use = "./bad.py" }\n')
+    CliRunner().invoke(main, ["run", str(tiny), "--runs", str(tiny.parent / "runs"), "--name", "r"])
+    said = (tiny.parent / "runs" / "r" / "log.txt").read_text()
+    assert "Traceback" in said and "KeyError: 'nothing'" in said and "bad.py" in said
