@@ -12,6 +12,7 @@ from .images.listing import (
     Listing as Listing,
     images_of as images_of,
     list_images as list_images,
+    told_remarks as told_remarks,
 )
 from .images.metrics import (
     high_frequency_ratio as high_frequency_ratio,

@@ -19,7 +19,7 @@ from ganlab import (
     split_alpha,
     write_png,
 )
-from ganlab.images.files import loses_16_bits
+from ganlab.images.files import read_picture
 from ganlab.images.resampling import to_float, to_uint16
 
 ORIENTATION = 0x0112
@@ -170,7 +170,7 @@ def test_a_truncated_file_is_named(tmp_path, suffix, part):
 def test_animations_and_pages_are_refused(tmp_path, suffix):
     frames = [Image.fromarray(noise(8, 8) // (1 + i)) for i in range(2)]
     path = save(tmp_path / f"a.{suffix}", frames[0], save_all=True, append_images=frames[1:])
-    with pytest.raises(ImageError, match=r"holds 2 frames"):
+    with pytest.raises(ImageError, match=r"holds 2 (or more )?frames"):
         read_image(path)
 
 
@@ -297,29 +297,72 @@ def test_16_grey_bits_survive_writing_and_reading(tmp_path):
 
 
 def png(values: np.ndarray) -> bytes:
-    """A PNG of 16-bit colours [H, W, 3], which Pillow does not write."""
+    """A PNG of 16-bit values [H, W, 2 to 4], which Pillow does not write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(kind + data))
         return struct.pack(">I", len(data)) + kind + data + check
 
-    height, width, _ = values.shape
-    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    height, width, channels = values.shape
+    kind = {2: 4, 3: 2, 4: 6}[channels]
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
     )
 
 
-def test_colours_of_16_bits_are_known_to_lose_their_low_byte(tmp_path):
-    values = np.random.default_rng(0).integers(0, 65536, (3, 4, 3), np.uint16)
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_16_bits_are_read_whole_or_told(tmp_path, channels):
+    values = np.random.default_rng(0).integers(0, 65536, (3, 4, channels), np.uint16)
     (tmp_path / "wide.png").write_bytes(png(values))
-    assert loses_16_bits(tmp_path / "wide.png")
-    assert torch.equal(read_image(tmp_path / "wide.png"), chw((values >> 8).astype(np.uint8)))
-    write_png(torch.zeros(1, 3, 4, dtype=torch.uint16), tmp_path / "grey.png")
-    write_png(torch.zeros(3, 3, 4, dtype=torch.uint8), tmp_path / "narrow.png")
-    for name in ("grey", "narrow"):
-        assert not loses_16_bits(tmp_path / f"{name}.png")
+    colour, alpha = split_alpha(tmp_path / "wide.png", keep_grey=True, keep_16_bits=True)
+    planes = chw(values.astype(np.int32))
+    number = channels if channels == 3 else channels - 1
+    assert colour.dtype == torch.uint16
+    assert torch.equal(colour.int(), planes[:number])
+    assert alpha is None if channels == 3 else torch.equal(alpha.int(), planes[number:])
+    remarks = []
+    read_image(tmp_path / "wide.png", alpha="black", remarks=remarks)
+    assert remarks == ["16 bits a channel read as 8"]
+    if channels == 3:
+        assert torch.equal(read_image(tmp_path / "wide.png"), (planes >> 8).byte())
+
+
+@pytest.mark.parametrize("layout", [{}, {"compression": "zlib"}, {"byteorder": ">"},
+                                    {"compression": "zlib", "predictor": True},
+                                    {"tile": (16, 16)}])  # fmt: skip
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_tiff_of_16_bits_is_read_whole(tmp_path, layout, channels):
+    tifffile = pytest.importorskip("tifffile")
+    values = np.random.default_rng(0).integers(0, 65536, (20, 33, channels), np.uint16)
+    extra = ["unassalpha"] if channels == 4 else None
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=extra, **layout)
+    colour, alpha = split_alpha(tmp_path / "a.tif", keep_16_bits=True)
+    assert torch.equal(colour.int(), chw(values.astype(np.int32))[:3])
+    assert (alpha is None) == (channels == 3)
+    if alpha is not None:
+        assert torch.equal(alpha.int(), chw(values.astype(np.int32))[3:])
+
+
+def test_16_bits_and_orientation_go_together(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    values = np.random.default_rng(0).integers(0, 65536, (2, 3, 3), np.uint16)
+    orientation = [(ORIENTATION, "H", 1, 6, False)]
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extratags=orientation)
+    colour, _ = split_alpha(tmp_path / "a.tif", keep_16_bits=True)
+    assert torch.equal(colour.int(), chw(np.rot90(values, -1).astype(np.int32)))
+
+
+def test_layouts_that_pillow_cannot_read_whole_are_read_with_8_bits_and_told(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (3, 4, 3), np.uint16)
+    data = png(values)
+    key = struct.pack(">HHH", *map(int, values[0, 0]))  # one colour is transparent
+    chunk = struct.pack(">I", 6) + b"tRNS" + key + struct.pack(">I", zlib.crc32(b"tRNS" + key))
+    (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])
+    picture = read_picture(tmp_path / "a.png", keep_16_bits=True)
+    assert picture.colour.dtype == torch.uint8
+    assert picture.remark == "16 bits a channel read as 8"
 
 
 def test_every_16_bit_level_comes_back_from_its_float():

@@ -115,7 +115,7 @@ def score(
 @click.option(
     "--bits",
     type=click.Choice(["8", "16"]),
-    help="Of each value; default: 16 for a grey image of 16 bits, else 8. 16 is for grey images.",
+    help="Of each value; default: as many as the image has.",
 )
 @weights_option
 @device_option
@@ -135,8 +135,7 @@ def upscale(
     An IMAGE is a file or a folder. A picture that cannot be read stops none of the others; it is
     named at the end, with exit code 1. Give the command again to go on after an interruption.
 
-    A grey image stays grey, and a grey image of 16 bits keeps them. Colours of 16 bits are read
-    and written with 8.
+    A grey image stays grey, 16 bits stay 16 bits, and a colour profile is kept. CMYK becomes sRGB.
 
     Example: ganlab upscale runs/wgan_gp-1 photo.jpg
     """

@@ -13,10 +13,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ganlab.commands.generator import load_for_use
-from ganlab.commands.many import all_sound, beside, listed, or_fault
+from ganlab.commands.many import all_sound, beside, listed, or_fault, read_noting, tell
 from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import evaluate_images, means
-from ganlab.images.files import read_image
 from ganlab.images.metrics import WINDOW
 from ganlab.plugin import EvaluatedImage
 from ganlab.run import Run, merged
@@ -36,8 +35,10 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
     loaded, generator, _ = load_for_use(run, weights, device, judging=True)
     of_sets = [impl for impl in loaded.hook.evaluate.get_hookimpls() if "images" in impl.argnames]
 
+    remarks: dict[str, str] = {}
+
     def read(path: Path) -> tuple[str, Tensor]:
-        image = read_image(path, keep_grey=True)
+        image = read_noting(path, remarks)
         if min(image.shape[-2:]) < WINDOW + 3 * loaded.scale:
             raise RecipeError(f"{path}: too small to score at x{loaded.scale}; leave it out")
         return str(path.relative_to(data)), image
@@ -48,6 +49,7 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
     for image in evaluate_images(images, generator, loaded):
         rows[image.name] = {"generator": image.scores, "bicubic": image.bicubic_scores}
         kept += [image] if of_sets else []  # keeps a whole folder of images in memory
+    tell(remarks)
     mean = {who: means([row[who] for row in rows.values()]) for who in ("generator", "bicubic")}
     by_bicubic = [replace(item, sr=item.bicubic) for item in kept]
     figures = {

@@ -3,13 +3,16 @@
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from torch import Tensor
+
 from ganlab.errors import GanlabError
-from ganlab.images.listing import images_of
+from ganlab.images.files import read_image
+from ganlab.images.listing import images_of, told_remarks
 
 AHEAD = 2  # images that are read in threads during the computation
 Item = TypeVar("Item")
@@ -21,6 +24,23 @@ def listed(folder: Path) -> list[Path]:
     found = images_of(folder)
     print(f"note: {found.told()}", file=sys.stderr)
     return found.images
+
+
+def read_noting(path: Path, remarks: dict[str, str]) -> Tensor:
+    """Read an image, and note under its path what a user must know about its pixels.
+
+    :returns: uint8 [3 or 1, H, W].
+    """
+    found: list[str] = []
+    image = read_image(path, keep_grey=True, remarks=found)
+    remarks |= {str(path): "; ".join(found)} if found else {}
+    return image
+
+
+def tell(remarks: Mapping[str, str]) -> None:
+    """Print the remarks on pictures on stderr."""
+    for sentence in told_remarks(dict(sorted(remarks.items()))):
+        print(f"note: {sentence}", file=sys.stderr)
 
 
 def beside(

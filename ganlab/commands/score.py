@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ganlab.assembly import open_run
 from ganlab.commands.apply import show_tables
-from ganlab.commands.many import all_sound, beside, listed, or_fault
+from ganlab.commands.many import all_sound, beside, listed, or_fault, read_noting, tell
 from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import SCORES, grey_plane, means, numbers, reference_scores
 from ganlab.images.files import ImageError, read_image
@@ -83,9 +83,11 @@ def score_files(
         )
     protocol = Protocol(scale, scale or 0 if shave is None else shave, _run(recipe, scale, lr))
     rows: dict[str, Any] = {}
-    scored = beside(or_fault(lambda trio: _scored(trio, protocol)), trios)
+    remarks: dict[str, str] = {}
+    scored = beside(or_fault(lambda trio: _scored(trio, protocol, remarks)), trios)
     for trio, row in zip(trios, all_sound(scored, "pictures"), strict=True):
         rows[trio.name] = row
+    tell(remarks)
     mean = {who: means([row[who] for row in rows.values()]) for who in next(iter(rows.values()))}
     wanted = _wanted(metrics, list(mean["SR"]))
     for row in (*rows.values(), mean):
@@ -116,9 +118,9 @@ def show_scores(found: dict[str, Any]) -> None:
         console.print("lr_psnr: PSNR of the SR, shrunk by bicubic, against the LR", soft_wrap=True)
 
 
-def _scored(trio: Trio, protocol: Protocol) -> dict[str, dict[str, float]]:
+def _scored(trio: Trio, protocol: Protocol, remarks: dict[str, str]) -> dict[str, dict[str, float]]:
     """The scores of a picture, and of bicubic enlargement when there is an LR."""
-    sr, hr = (read_image(path, keep_grey=True)[None] for path in (trio.sr, trio.hr))
+    sr, hr = (read_noting(path, remarks)[None] for path in (trio.sr, trio.hr))
     if protocol.scale:
         height, width = (side - side % protocol.scale for side in hr.shape[-2:])
         hr = hr if sr.shape[-2:] == hr.shape[-2:] else hr[..., :height, :width]

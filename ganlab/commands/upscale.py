@@ -17,7 +17,7 @@ from ganlab.errors import GanlabError, OutOfMemory, RecipeError
 from ganlab.evaluation.scores import TOGETHER, grey_plane
 from ganlab.failures.telling import explained
 from ganlab.files import remove_stale
-from ganlab.images.files import ImageError, loses_16_bits, split_alpha
+from ganlab.images.files import ImageError, Picture, read_picture
 from ganlab.images.png import Strip, pack, strips, write_strips
 from ganlab.images.resampling import passing_matrices, to_float, to_uint8, to_uint16
 from ganlab.images.upscaling import MULTIPLE, bands, bicubic_generator, of_one_size
@@ -43,10 +43,7 @@ class Photograph:
     """An image to enlarge."""
 
     target: Path
-    colour: Tensor
-    """uint8 or uint16, [3 or 1, h, w]."""
-    alpha: Tensor | None
-    note: str
+    picture: Picture
 
 
 def upscale_files(
@@ -61,13 +58,13 @@ def upscale_files(
 ) -> Iterator[str]:
     """Enlarge image files and write them to a folder as PNG files; yields a line of text for each.
 
-    A grey image stays grey; the generator is shown its plane three times, and the mean of its
-    answer is the result. A file that is there already is passed over, so an interrupted batch goes
-    on where it was. An image that cannot be read stops none of the others.
+    A file keeps the colour profile of its image; CMYK becomes sRGB. A grey image stays grey; the
+    generator is shown its plane three times, and the mean of its answer is the result. A file that
+    is there already is passed over, so an interrupted batch goes on where it was. An image that
+    cannot be read stops none of the others.
 
     :param images: files, or folders of images, whose subfolders are kept.
-    :param bits: 8 or 16 for each value of the files; by default 16 for a grey image of 16 bits,
-        else 8. Only grey images without alpha can be written with 16.
+    :param bits: 8 or 16 for each value of the files; by default as many as the image has.
     :param overwrite: make files again that are there already.
     :raises RecipeError: when two images would be written to one file, or an image to its own place.
     :raises GanlabError: after all others, when images could not be read; it names each.
@@ -160,21 +157,13 @@ def _placed(job: Job) -> Job:
 
 
 def _read(job: Job, bits: int | None) -> Photograph:
-    file = job.file
-    colour, alpha = split_alpha(file, keep_grey=True, keep_16_bits=bits != 8)
-    if bits == 16 and (len(colour) == 3 or alpha is not None):
-        what = "an alpha channel" if len(colour) == 1 else "colours"
-        raise RecipeError(
-            f"{file}: has {what}; only grey images without alpha can be written with 16 bits; "
-            "leave out --bits 16"
-        )
-    note = " (its colours have 16 bits; read and written with 8)" if loses_16_bits(file) else ""
-    return Photograph(job.target, colour, alpha, note)
+    picture = read_picture(job.file, keep_16_bits=bits != 8, keep_profile=True)
+    return Photograph(job.target, picture)
 
 
 def _kind(photograph: Photograph) -> tuple[int, ...]:
     """What photographs must share to be enlarged together: depth, channels, height, width."""
-    return photograph.colour.dtype.itemsize, *photograph.colour.shape
+    return photograph.picture.colour.dtype.itemsize, *photograph.picture.colour.shape
 
 
 def _enlarged(
@@ -184,14 +173,14 @@ def _enlarged(
 
     Of one photograph a band is held at a time. Several are held whole, as they have few pixels.
     """
-    colours = [photograph.colour for photograph in group]
+    colours = [photograph.picture.colour for photograph in group]
     is_deep = 16 in (bits, 8 * colours[0].dtype.itemsize)
     with passing_matrices():
         made: Iterable[Tensor] = bands(_rounded(generator, run, is_deep), colours, run.scale, tile)
         if len(group) > 1:
             made = list(made)
         for number, photograph in enumerate(group):
-            for strip in strips(_with_alpha(made, number, photograph, run.scale, tile)):
+            for strip in strips(_with_alpha(made, number, photograph, run.scale, tile, is_deep)):
                 yield photograph, strip
 
 
@@ -200,22 +189,30 @@ def _rounded(generator: nn.Module, run: Run, is_deep: bool) -> Callable[[Tensor]
 
     def enlarge(tiles: Tensor) -> Tensor:
         made = generator(to_float(tiles).to(run.device, run.dtype).expand(-1, 3, -1, -1))
+        is_grey = tiles.shape[1] == 1
         if is_deep:
-            return to_uint16(made.cpu().clamp(0, 1).mean(1, keepdim=True))
+            exact = made.cpu().clamp(0, 1)
+            return to_uint16(exact.mean(1, keepdim=True) if is_grey else exact)
         levels = to_uint8(made).cpu()
-        return grey_plane(levels) if tiles.shape[1] == 1 else levels
+        return grey_plane(levels) if is_grey else levels
 
     return enlarge
 
 
 def _with_alpha(
-    colours: Iterable[Tensor], number: int, photograph: Photograph, scale: int, tile: int
+    colours: Iterable[Tensor],
+    number: int,
+    photograph: Photograph,
+    scale: int,
+    tile: int,
+    is_deep: bool,
 ) -> Iterator[Tensor]:
     """The bands [C, rows, W] of one photograph of a group; alpha is enlarged by bicubic."""
-    if photograph.alpha is None:
+    if photograph.picture.alpha is None:
         yield from (band[number] for band in colours)
         return
-    alphas = bands(bicubic_generator(scale), [photograph.alpha], scale, tile)
+    enlarge = bicubic_generator(scale, is_deep)
+    alphas = bands(enlarge, [photograph.picture.alpha], scale, tile)
     for colour, alpha in zip(colours, alphas, strict=True):
         yield torch.cat([colour[number], alpha[0]])
 
@@ -224,8 +221,9 @@ def _written(parts: Iterable[tuple[Photograph, Strip]], scale: int) -> Iterator[
     """Write the files; strips are compressed in threads. Yields a line of text for each."""
     packed = beside(lambda part: (part[0], pack(part[1])), parts, STRIPS_AHEAD)
     for photograph, first in packed:
-        height, width = photograph.colour.shape[-2:]
+        picture = photograph.picture
+        height, width = picture.colour.shape[-2:]
         rest = (strip for _, strip in packed)
-        write_strips(photograph.target, scale * height, chain([first], rest))
+        write_strips(photograph.target, scale * height, chain([first], rest), picture.profile)
         size = f"{width}x{height} -> {scale * width}x{scale * height}"
-        yield f"{photograph.target}: {size}{photograph.note}"
+        yield f"{photograph.target}: {size}" + (f" ({picture.remark})" if picture.remark else "")

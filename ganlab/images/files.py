@@ -6,8 +6,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import numpy as np
 import platformdirs
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from ganlab.errors import GanlabError
 from ganlab.files import whole
+from ganlab.images.colour import Conversion, ProfileError, conversion, profile_of
+from ganlab.images.deep import bytes_of, has_16_bits, is_grey_and_alpha, low_bytes, turn_bytes
+from ganlab.images.unfit import unfit
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".dib", ".tif", ".tiff"}
@@ -25,6 +29,7 @@ SUFFIXES = frozenset(
 # a closed list, so that no file can start Ghostscript or a rarely tested decoder
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 AlphaPolicy = Literal["white", "black", "refuse"]
 
 # errors that Pillow raises for damaged files, as found by its own fuzzer and in its decoders
@@ -46,6 +51,9 @@ _PILLOW_FAULTS = (
 )
 
 
+_BAND = 2**21  # pixels that are converted at a time
+
+
 class ImageError(GanlabError):
     """An image or a folder of images cannot be read or written."""
 
@@ -59,58 +67,92 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("ganlab"))
 
 
-def read_image(path: Path, keep_grey: bool = False, alpha: AlphaPolicy = "white") -> Tensor:
-    """Read one image file as 8-bit RGB.
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as it was read."""
 
-    EXIF orientation is applied. Palettes are looked up; CMYK is converted without colour
-    management; 16 bits become 8 by dividing by 257 and rounding (grey; Pillow itself keeps the
-    high byte of 16-bit RGB). Refused: animations and pages, float or 32-bit pixels, files above
-    Pillow's limit of decoded pixels.
+    colour: Tensor
+    """uint8 or uint16, [1 or 3, H, W], as stored, also under transparent pixels."""
+    alpha: Tensor | None
+    """[1, H, W], of the same type, the largest value = opaque; None: opaque everywhere."""
+    profile: bytes | None
+    """The ICC profile of the colours; None: sRGB."""
+    remark: str
+    """What a user must know about the pixels, such as a conversion; "" in most cases."""
+
+
+def read_image(
+    path: Path,
+    keep_grey: bool = False,
+    alpha: AlphaPolicy = "white",
+    remarks: list[str] | None = None,
+) -> Tensor:
+    """Read one image file as 8-bit sRGB.
+
+    EXIF orientation is applied. Palettes are looked up. Colours with a profile become sRGB, CMYK
+    without one by a simple formula. 16 bits become 8 by dividing by 257 and rounding (grey; of
+    16-bit colours the high byte is taken). Refused: animations and pages, float or 32-bit pixels,
+    files above Pillow's limit of decoded pixels.
 
     :param keep_grey: return one channel when the file is grey.
     :param alpha: the colour behind transparent pixels; "refuse" raises an error for images that
         have such pixels. An alpha channel that is opaque everywhere is always dropped.
+    :param remarks: a list that gets what a user must know about the pixels, such as a conversion.
     :returns: uint8 [3, H, W], or [1, H, W] for a grey file when `keep_grey`.
     :raises ImageError: with file, fault and remedy.
     """
-    colour, opacity = _decode(path)
-    if opacity is not None:
+    picture = read_picture(path)
+    colour = picture.colour
+    if picture.alpha is not None:
         if alpha == "refuse":
             raise ImageError(
                 f"{path}: has transparent pixels; remove its alpha channel, or choose the colour "
                 'behind it: alpha = "white" or "black".'
             )
-        colour = _composite(colour, opacity, 255 if alpha == "white" else 0)
-    if colour.shape[2] == 1 and not keep_grey:
-        colour = colour.repeat(3, axis=2)
-    return _to_tensor(colour)
+        colour = _composite(colour, picture.alpha, 255 if alpha == "white" else 0)
+    if remarks is not None and picture.remark:
+        remarks.append(picture.remark)
+    return colour if keep_grey or len(colour) == 3 else colour.repeat(3, 1, 1)
 
 
 def split_alpha(
     path: Path, keep_grey: bool = False, keep_16_bits: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Read one image file as colour and alpha, for callers that keep the transparency.
+    """Read one image file as sRGB colour and alpha, for callers that keep the transparency.
 
     :param keep_grey: return one channel when the file is grey.
-    :param keep_16_bits: return a grey file of 16 bits as uint16, in 0..65535.
+    :param keep_16_bits: return a file of 16 bits as uint16, in 0..65535, unless its colours must be
+        converted.
     :returns: uint8 [3, H, W], the colours as stored, also under transparent pixels; and alpha,
         uint8 [1, H, W], 255 = opaque, or None when there is no alpha or it is opaque everywhere.
     :raises ImageError: as `read_image`.
     """
-    colour, opacity = _decode(path, keep_16_bits)
-    if colour.shape[2] == 1 and not keep_grey:
-        colour = colour.repeat(3, axis=2)
-    return _to_tensor(colour), None if opacity is None else _to_tensor(opacity)
+    picture = read_picture(path, keep_16_bits=keep_16_bits)
+    colour = picture.colour
+    return colour if keep_grey or len(colour) == 3 else colour.repeat(3, 1, 1), picture.alpha
 
 
-def loses_16_bits(path: Path) -> bool:
-    """Whether a file has colours of 16 bits, of which Pillow keeps the high byte only.
+def read_picture(path: Path, keep_16_bits: bool = False, keep_profile: bool = False) -> Picture:
+    """Read one image file as it is: grey or colour, with alpha.
 
-    :raises ImageError: when the file cannot be read as an image.
+    :param keep_16_bits: return a file of 16 bits as uint16, unless its colours must be converted.
+    :param keep_profile: return grey and RGB colours as stored, with their profile. CMYK becomes
+        sRGB all the same.
+    :raises ImageError: as `read_image`.
     """
     with _opened(path) as image:
-        parts: list[Any] = getattr(image, "tile", [])
-        return not image.mode.startswith("I") and any(";16" in str(p[3]) for p in parts)
+        if reason := unfit(image, path):
+            raise ImageError(f"{path}: {reason}")
+        found = _meaning(image, path, keep_profile)
+        is_wide, is_grey = has_16_bits(image), image.mode.startswith("I")
+        keep_16_bits = keep_16_bits and is_wide and found.convert is None
+        is_deep = keep_16_bits and not is_grey and low_bytes(image) is not None
+        if not is_deep:
+            colour, alpha = _pixels_of(image, path, keep_16_bits, found.convert)
+    if is_deep:
+        colour, alpha = _deep_pixels(path)
+    told = "16 bits a channel read as 8" if is_wide and colour.dtype == torch.uint8 else ""
+    return Picture(colour, alpha, found.profile, "; ".join(filter(None, (found.remark, told))))
 
 
 def write_png(image: Tensor, path: Path) -> None:
@@ -147,17 +189,6 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         ) from None
 
 
-Pixels = NDArray[np.uint8] | NDArray[np.uint16]
-
-
-def _decode(path: Path, keep_16_bits: bool = False) -> tuple[Pixels, NDArray[np.uint8] | None]:
-    """Colour [H, W, 1 or 3], and alpha [H, W, 1] when some pixel is not opaque."""
-    with _opened(path) as image:
-        _refuse_unfit(image, path)
-        ImageOps.exif_transpose(image, in_place=True)  # else a second copy of the picture
-        return _to_pixels(image, path, keep_16_bits)
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Context with an open image file, in which Pillow's errors become one `ImageError`."""
@@ -178,25 +209,102 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         ) from None
 
 
-def _refuse_unfit(image: Image.Image, path: Path) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit and image.width * image.height > limit:
-        # checked here too: Pillow only warns up to twice its limit
-        raise ImageError(
-            f"{path}: {image.width} x {image.height} pixels are more than {limit:,}; "
-            "cut it into smaller images."
-        )
-    # in a JPEG with more than one picture (MPO) the first is the photo, the second depth or preview
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise ImageError(
-            f"{path}: holds {frames} frames or pages; save the one to use as its own file."
-        )
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    """What the colours of a picture are, and what becomes of them."""
+
+    convert: Conversion | None
+    """Applied to the pixels; None: they stay as they are."""
+    profile: bytes | None
+    remark: str
 
 
-def _to_pixels(
-    image: Image.Image, path: Path, keep_16_bits: bool
+def _meaning(image: Image.Image, path: Path, keep_profile: bool) -> _Meaning:
+    is_cmyk = image.mode == "CMYK"
+    is_grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+    guess = "CMYK without a colour profile, converted by a simple formula" if is_cmyk else ""
+    try:
+        profile = profile_of(image, path)
+        if profile is None:
+            return _Meaning(None, None, guess)
+        found = conversion(profile, 4 if is_cmyk else 1 if is_grey else 3)
+    except ProfileError as fault:
+        return _Meaning(None, None, f"its colour profile cannot be used and is left out ({fault})")
+    except ImportError:
+        raise ImageError(
+            f"{path}: has a colour profile, and this Pillow was built without LittleCMS; install "
+            "Pillow from its wheels, or save the picture as sRGB without a profile."
+        ) from None
+    if keep_profile and found.may_stay and not is_cmyk:
+        return _Meaning(None, profile, "")
+    if found.transform is None:
+        return _Meaning(None, None, "")
+    return _Meaning(found, None, f"colours converted from {found.name!r} to sRGB")
+
+
+def _pixels_of(
+    image: Image.Image, path: Path, keep_16_bits: bool, convert: Conversion | None
+) -> tuple[Tensor, Tensor | None]:
+    """Colour [1 or 3, H, W], and alpha [1, H, W] when some pixel is not opaque."""
+    colour: Tensor | None = None
+    alpha: Tensor | None = None
+    for top, part in _bands(image):
+        pixels, opacity = _narrowed(part, path, keep_16_bits, convert is not None)
+        if convert:
+            pixels = convert(pixels.astype(np.uint8, copy=False))
+        if colour is None:
+            colour = _empty(image, pixels)
+            alpha = None if opacity is None else _empty(image, opacity)
+        _fill(colour, top, pixels)
+        if alpha is not None and opacity is not None:
+            _fill(alpha, top, opacity)
+    assert colour is not None
+    return colour, None if alpha is None or int(alpha.min()) == 255 else alpha
+
+
+def _deep_pixels(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Colour and alpha, uint16, of a file whose low bytes Pillow can read too."""
+    values: Tensor | None = None
+    for is_low in (False, True):
+        with _opened(path) as image:
+            is_grey = is_grey_and_alpha(image)
+            if is_low:
+                turn_bytes(image)
+            for top, part in _bands(image):
+                pixels = bytes_of(part, is_grey, is_low)
+                values = _empty(image, pixels) if values is None else values
+                rows = values[:, top : top + len(pixels)].numpy()
+                rows |= pixels.transpose(2, 0, 1)
+    assert values is not None
+    if len(values) == 3:
+        return values, None
+    colour, alpha = values[:-1], values[-1:]
+    return colour, None if int(alpha.int().min()) == 65535 else alpha
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The picture in pieces of whole rows, so that no second copy of it is made."""
+    ImageOps.exif_transpose(image, in_place=True)
+    image.load()
+    step = max(1, _BAND // image.width)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        yield top, image.crop((0, top, image.width, bottom))
+
+
+def _empty(image: Image.Image, pixels: Pixels) -> Tensor:
+    kind = torch.uint16 if pixels.dtype == np.uint16 else torch.uint8
+    return torch.zeros(pixels.shape[2], image.height, image.width, dtype=kind)
+
+
+def _fill(picture: Tensor, top: int, pixels: Pixels) -> None:
+    picture[:, top : top + len(pixels)].numpy()[:] = pixels.transpose(2, 0, 1)
+
+
+def _narrowed(
+    image: Image.Image, path: Path, keep_16_bits: bool, keep_cmyk: bool
 ) -> tuple[Pixels, NDArray[np.uint8] | None]:
+    """Colour [h, W, 1, 3 or 4 (CMYK)], and alpha [h, W, 1] when the file has any."""
     # Pillow may open a 16-bit file in mode I, which has 32 bits
     if image.mode == "F" or (image.mode == "I" and not _fits_16_bits(image)):
         raise ImageError(
@@ -204,15 +312,19 @@ def _to_pixels(
             "white; save it with 8 or 16 bits per channel."
         )
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.uint32)[:, :, None]
-        if keep_16_bits:
-            return wide.astype(np.uint16), None
-        return ((wide + 128) // 257).astype(np.uint8), None
+        wide = np.asarray(image).astype(np.uint16)[:, :, None]
+        return wide if keep_16_bits else ((wide.astype(np.uint32) + 128) // 257).astype(
+            np.uint8
+        ), None
     if image.has_transparency_data:
-        return _split(np.asarray(image.convert("RGBA")), grey=image.mode in ("1", "L", "LA", "La"))
+        rgba = np.asarray(image.convert("RGBA"))
+        is_grey = image.mode in ("1", "L", "LA", "La")
+        return rgba[:, :, : 1 if is_grey else 3], rgba[:, :, 3:]
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))[:, :, None], None
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), None
+    if image.mode == "RGB" or (image.mode == "CMYK" and keep_cmyk):
+        return np.asarray(image), None
+    return np.asarray(image.convert("RGB")), None
 
 
 def _fits_16_bits(image: Image.Image) -> bool:
@@ -220,19 +332,14 @@ def _fits_16_bits(image: Image.Image) -> bool:
     return bool(values.min() >= 0 and values.max() <= 65535)
 
 
-def _split(
-    rgba: NDArray[np.uint8], grey: bool
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    colour, alpha = rgba[:, :, : 1 if grey else 3], rgba[:, :, 3:]
-    return colour, None if alpha.min() == 255 else alpha
-
-
-def _composite(colour: Pixels, alpha: Pixels, behind: int) -> Pixels:
-    opacity = alpha.astype(np.uint16)
-    # at most 255 * 255 + 127, which still fits 16 bits
-    mixed = colour * opacity + behind * (255 - opacity) + np.uint16(127)
-    return (mixed // 255).astype(np.uint8)
-
-
-def _to_tensor(pixels: Pixels) -> Tensor:
-    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+def _composite(colour: Tensor, alpha: Tensor, behind: int) -> Tensor:
+    """Colours over a background, rounded."""
+    mixed = torch.empty_like(colour)
+    for made, part, opacity in zip(
+        *(t.split(max(1, _BAND // t.shape[2]), 1) for t in (mixed, colour, alpha)), strict=True
+    ):
+        wide = opacity.numpy().astype(np.uint16)
+        # at most 255 * 255 + 127, which still fits 16 bits
+        sums = part.numpy() * wide + np.uint16(behind) * (255 - wide) + np.uint16(127)
+        made.numpy()[:] = sums // 255
+    return mixed

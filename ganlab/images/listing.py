@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ganlab.images.files import SUFFIXES, ImageError
 MANIFEST = "SHA256SUMS"
 """The name of a file of digests, which `ganlab data verify` writes into a folder of images."""
 _SHOWN = 8  # reasons in a sentence
+_NAMES = 3
 
 Identity = tuple[int, int] | str
 
@@ -37,6 +38,20 @@ class Listing:
             parts.append(f"{rest:,} for other reasons")
         text += f"; left out: {', '.join(parts)}" if parts else ""
         return text.encode(errors="backslashreplace").decode()  # a name need not be text
+
+
+def told_remarks(remarks: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each kind of remark on pictures: `2 images: CMYK ... (a.jpg, b.jpg)`.
+
+    :param remarks: name of a picture -> what a user must know about its pixels.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name, remark in remarks.items():
+        kinds.setdefault(remark, []).append(name)
+    for remark, names in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+        number = f"{len(names):,} image{'' if len(names) == 1 else 's'}"
+        shown = ", ".join(names[:_NAMES]) + (" ..." if len(names) > _NAMES else "")
+        yield f"{number}: {remark} ({shown})".encode(errors="backslashreplace").decode()
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -72,11 +72,14 @@ def pack(strip: Strip) -> Packed:
     return Packed((channels, height, width), 8 * strip.rows.dtype.itemsize, filtered, deflated)
 
 
-def write_strips(path: Path, height: int, packed: Iterable[Packed]) -> None:
+def write_strips(
+    path: Path, height: int, packed: Iterable[Packed], profile: bytes | None = None
+) -> None:
     """Write a PNG file, completely or not at all.
 
     :param height: of the picture.
     :param packed: the picture's strips from top to bottom; no strip is taken beyond its last row.
+    :param profile: the ICC profile of the colours.
     :raises ImageError: when the file cannot be written; an older file at `path` is then kept.
     :raises ValueError: when the strips have too few rows.
     """
@@ -84,7 +87,7 @@ def write_strips(path: Path, height: int, packed: Iterable[Packed]) -> None:
     with replacing(path) as file:
         for strip in packed:
             if missing == height:
-                file.write(_head(strip, height))
+                file.write(_head(strip, height, profile))
             file.write(_chunk(b"IDAT", strip.deflated))
             check = zlib.adler32(strip.filtered, check)
             missing -= strip.shape[1]
@@ -97,11 +100,13 @@ def write_strips(path: Path, height: int, packed: Iterable[Packed]) -> None:
         file.write(_chunk(b"IEND", b""))
 
 
-def _head(strip: Packed, height: int) -> bytes:
+def _head(strip: Packed, height: int, profile: bytes | None) -> bytes:
     channels, _, width = strip.shape
     sizes = struct.pack(">IIBBBBB", width, height, strip.bits, COLOUR_TYPE[channels], 0, 0, 0)
+    named = b"ICC profile\0\0" + zlib.compress(profile) if profile else b""
+    meaning = _chunk(b"iCCP", named) if profile else b""
     stream = b"\x78\x9c"  # the head of a zlib stream
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", sizes) + _chunk(b"IDAT", stream)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", sizes) + meaning + _chunk(b"IDAT", stream)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

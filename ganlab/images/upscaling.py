@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ganlab.images.resampling import resize, to_float, to_uint8
+from ganlab.images.resampling import resize, to_float, to_uint8, to_uint16
 
 Item = TypeVar("Item")
 Images = Tensor | Sequence[Tensor]
@@ -81,12 +81,16 @@ def bicubic(images: Tensor, scale: int) -> Tensor:
     return upscale(bicubic_generator(scale), images, scale, BICUBIC_SIDE // scale, multiple=1)
 
 
-def bicubic_generator(scale: int) -> Callable[[Tensor], Tensor]:
-    """Bicubic enlargement as a generator: float or uint8 [N, C, h, w] to uint8."""
+def bicubic_generator(scale: int, is_deep: bool = False) -> Callable[[Tensor], Tensor]:
+    """Bicubic enlargement as a generator: float or integers [N, C, h, w] to uint8.
+
+    :param is_deep: to uint16.
+    """
+    rounded = to_uint16 if is_deep else to_uint8
 
     def enlarge(images: Tensor) -> Tensor:
         size = (scale * images.shape[-2], scale * images.shape[-1])
-        return to_uint8(resize(images if images.is_floating_point() else to_float(images), size))
+        return rounded(resize(images if images.is_floating_point() else to_float(images), size))
 
     return enlarge
 

@@ -28,6 +28,7 @@ from ganlab import (
     hookimpl,
     images_of,
     read_image,
+    told_remarks,
 )
 
 
@@ -39,7 +40,8 @@ class ImageFolder(Plugin):
     into memory, not loaded, and used again while the folder's files keep their sizes and times.
     A digest of each image's pixels is kept with it.
 
-    Reads PNG, JPEG, WebP, BMP and TIFF; grey images become RGB. Nothing is read before the first
+    Reads PNG, JPEG, WebP, BMP and TIFF; grey images become RGB, and colours with another profile
+    become sRGB. Nothing is read before the first
     crop, so that a finished run can be used without its data.
     """
 
@@ -68,6 +70,7 @@ class ImageFolder(Plugin):
     images when another one is left out. `ganlab data verify` finds all such images beforehand."""
 
     _store: ImageStore | None = PrivateAttr(None)
+    _remarks: dict[str, str] = PrivateAttr(default_factory=dict)  # on held-out images
     _listings: dict[Path, Listing] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
@@ -81,7 +84,9 @@ class ImageFolder(Plugin):
 
     @hookimpl
     def run_start(self, run: Run) -> None:
-        run.notes += [f"{self.name}: {listing.told()}" for listing in self._listings.values()]
+        told = [listing.told() for listing in self._listings.values()]
+        told += told_remarks((self._store.remarks if self._store else {}) | self._remarks)
+        run.notes += [f"{self.name}: {sentence}" for sentence in told]
 
     @hookimpl
     def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
@@ -114,6 +119,7 @@ class ImageFolder(Plugin):
                 self.left_out[name] = entry.remark
             else:
                 images[name] = entry.image
+                self._remarks |= {name: entry.remark} if entry.remark else {}
         if chosen and not images:
             raise self.error(f"no held-out image can be read: {', '.join(names[:4])}", "on_broken")
         return images
@@ -224,8 +230,10 @@ class ImageFolder(Plugin):
             raise self.error(str(fault), option) from None
 
     def _entry(self, name: str, file: Path, keep_grey: bool = False) -> Entry:
+        remarks: list[str] = []
         try:
-            return Entry(name, read_image(file, keep_grey, self.alpha))
+            image = read_image(file, keep_grey, self.alpha, remarks)
+            return Entry(name, image, "; ".join(remarks))
         except ImageError as fault:
             if self.on_broken == "stop":
                 raise self.error(str(fault)) from None
