@@ -7,25 +7,34 @@ half written is never read, and neither are flipped bits, which torch.load does 
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from ganlab.errors import GanlabError
+from ganlab.errors import GanlabError, printable
 from ganlab.files import whole, write_text
 from ganlab.recipe.model import resolved
 from ganlab.run import Progress, Run
+from ganlab.tensor_files import (
+    OddFile,
+    check_parts,
+    check_weights,
+    read_pickle,
+    read_safetensors,
+    shapes_in,
+)
 
 
 class Keep(NamedTuple):
@@ -43,6 +52,10 @@ class Keep(NamedTuple):
 
 
 KEEP = Keep()
+_NUMBER = re.compile(r"[0-9]{1,15}")
+_MOST_DIGEST = 200  # bytes that are read of a file of a digest
+_PROGRESS = TypeAdapter(Progress)
+_PROGRESS_FIELDS = {field.name for field in fields(Progress)}
 
 
 def write_checkpoint(
@@ -91,7 +104,7 @@ def _save(state: dict[str, Any], file: IO[bytes]) -> None:
 
 def checkpoints_of(folder: Path) -> list[int]:
     """The iterations of the complete checkpoints, sound or damaged, the oldest first."""
-    return sorted(int(m.stem) for m in folder.glob("*.sha256") if m.stem.isdigit())
+    return sorted(int(m.stem) for m in folder.glob("*.sha256") if _NUMBER.fullmatch(m.stem))
 
 
 def checkpoint_file(folder: Path, iteration: int) -> Path:
@@ -102,8 +115,10 @@ def checkpoint_file(folder: Path, iteration: int) -> Path:
 def is_sound(path: Path) -> bool:
     """Whether a checkpoint's file is as it was written, by its digest."""
     try:
-        return path.with_suffix(".sha256").read_text().split()[:1] == [_sha256(path)]
-    except (FileNotFoundError, UnicodeDecodeError):
+        with path.with_suffix(".sha256").open("rb") as file:
+            digest = file.read(_MOST_DIGEST).split()[:1]
+        return digest == [_sha256(path).encode()]
+    except FileNotFoundError:
         return False
 
 
@@ -112,14 +127,55 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     :raises GanlabError: when it holds other things than a checkpoint does, such as code.
     """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise GanlabError(
-            f"{path}: cannot be read: it is not a checkpoint that ganlab wrote ({reason})"
-        ) from None
+    with _of_ganlab(path):
+        state = read_pickle(path)
+        check_parts(state)
+        return cast(dict[str, Any], state)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a sound checkpoint's state, which has the form of what `state_of` returns.
+
+    :raises GanlabError: when it has another form, or weights that are not finite.
+    """
+    state = read_checkpoint(path)
+    with _of_ganlab(path):
+        _check_form(state, int(path.stem))
     return state
+
+
+@contextmanager
+def _of_ganlab(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OddFile as error:
+        raise GanlabError(
+            f"{path}: cannot be read: it is not a checkpoint that ganlab wrote ({error})"
+        ) from None
+
+
+def _check_form(state: Any, iteration: int) -> None:
+    """Refuse what has not the form of `state_of`.
+
+    :raises OddFile: saying what is wrong.
+    """
+    if not isinstance(state, dict) or state.get("iteration") != iteration:
+        raise OddFile(f"it is no state of iteration {iteration}")
+    for part in ("networks", "plugins"):
+        held = state.get(part)
+        if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
+            raise OddFile(f"its {part} are missing")
+    for name, held in state["networks"].items():
+        if not isinstance(held, dict):
+            raise OddFile(f"its {name} is no state")
+        if not name.endswith("_optimizer"):
+            check_weights(held)
+    try:
+        _PROGRESS.validate_python({n: v for n, v in state.items() if n in _PROGRESS_FIELDS})
+    except ValidationError as error:
+        raise OddFile(f"its {error.errors()[0]['loc'][0]} is wrong") from None
+    if not isinstance(state.get("threads"), int):
+        raise OddFile("it does not say its threads")
 
 
 def delete_checkpoint(folder: Path, iteration: int) -> None:
@@ -143,7 +199,7 @@ def load_checkpoint(run: Run, folder: Path) -> int:
     for number in reversed(kept):
         path = checkpoint_file(folder, number)
         if is_sound(path):
-            restore(run, read_checkpoint(path), path)
+            restore(run, read_state(path), path)
             return run.iteration
         print(f"{path}: damaged (its sha256 differs); trying the one before it", file=sys.stderr)
     raise GanlabError(f"{folder}: no undamaged checkpoint to resume from; start a new run")
@@ -202,11 +258,26 @@ def load_generator(generator: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise GanlabError(f"{path}: no such file; the run has not written weights yet")
     try:
-        generator.load_state_dict(load_file(path))
-    except SafetensorError as error:
-        raise GanlabError(f"{path}: damaged: {error}") from None
+        _check_shapes(generator, path)  # first, so that no more is read than the network holds
+        tensors, _ = read_safetensors(path)
+        check_weights(tensors)
+        generator.load_state_dict(tensors)
+    except OddFile as error:
+        raise GanlabError(f"{path}: damaged: {error}; choose other weights") from None
     except RuntimeError as error:
         raise GanlabError(f"{path}: these are the weights of another network: {error}") from None
+
+
+def _check_shapes(network: nn.Module, path: Path) -> None:
+    """:raises GanlabError: when names or shapes of the tensors are not those of the network."""
+    there, wanted = shapes_in(path), {n: tuple(v.shape) for n, v in network.state_dict().items()}
+    for name in [*wanted, *there]:
+        one, other = wanted.get(name, "none"), there.get(name, "none")
+        if one != other:
+            raise GanlabError(
+                f"{path}: these are the weights of another network: {printable(name)} has the "
+                f"shape {other} in the file, and {one} in the network"
+            )
 
 
 def state_of(run: Run) -> dict[str, Any]:
@@ -280,7 +351,7 @@ def restore(run: Run, state: dict[str, Any], source: Path | str) -> None:
     for name, values in state["networks"].items():
         try:
             getattr(run, name).load_state_dict(values)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # of all kinds, since the state may be a stranger's
             raise GanlabError(f"{source}: its {name} is of another network: {error}") from None
     for optimizer in run.optimizers.values():
         _lay_out(optimizer)

@@ -34,7 +34,7 @@ FLOORS = """
     plugin
     schedule streams images degradation speed.device
     stopping
-    errors system option files
+    errors system option files tensor_files
 """
 LEVEL = {name: number for number, line in enumerate(FLOORS.split("\n")) for name in line.split()}
 

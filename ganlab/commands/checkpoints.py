@@ -16,7 +16,7 @@ from ganlab.checkpoint import (
     checkpoints_of,
     delete_checkpoint,
     is_sound,
-    read_checkpoint,
+    read_state,
 )
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import load_part
@@ -76,7 +76,7 @@ def inspect_checkpoint(run: str, iteration: int) -> dict[str, Any]:
     found = _described(folder, iteration)
     if not found["sound"]:
         raise GanlabError(f"{found['file']}: damaged (its sha256 differs); choose another one")
-    state = read_checkpoint(Path(found["file"]))
+    state = read_state(Path(found["file"]))
     networks, plugins = state.pop("networks"), state.pop("plugins")
     optimizers = [name for name in networks if name.endswith("_optimizer")]
     return found | {

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import tomlkit
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from ganlab.runs.folder import (
     read_tables,
     recorded_paths,
 )
+from ganlab.tensor_files import OddFile, check_weights, iteration_in, read_safetensors
 
 _WEIGHTS = ("last", "best")
 
@@ -87,10 +87,10 @@ def weights_record(file: Path) -> WeightsRecord | None:
     if not file.is_file():
         return None
     try:
-        with safe_open(file, "pt") as opened:
-            about = json.loads((opened.metadata() or {}).get("ganlab", "{}"))
-        return WeightsRecord(iteration=int(about["iteration"]), sha256=_digest(load_file(file)))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        tensors, about = read_safetensors(file)
+        check_weights(tensors)
+        return WeightsRecord(iteration=iteration_in(about), sha256=_digest(tensors))
+    except OddFile as error:
         raise GanlabError(f"{file}: damaged: {error}") from None
 
 

@@ -1,31 +1,19 @@
 """Published weights of other networks: a local file with a known digest, never a download."""
 
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ganlab.images.files import cache_folder
 from ganlab.plugin import Plugin
 from ganlab.runs.data import file_sha256
+from ganlab.tensor_files import OddFile, check_weights, read_arrays, read_pickle, read_safetensors
 
 _WRAPPERS = ("params_ema", "params", "state_dict")
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    EOFError,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
 
 
 _left_out = ContextVar("left out", default=False)
@@ -90,22 +78,26 @@ def read_weights(plugin: Plugin, file: Path) -> dict[str, Tensor]:
     """
     try:
         plugin.files_read[file.name] = file_sha256(file)
-        if file.suffix == ".safetensors":
-            return dict(load_file(file))
-        if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(array) for name, array in arrays.items()}
-        state: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        first = str(error).partition("\n")[0]
-        raise plugin.error(f"{file} cannot be read as a file of weights: {first}") from None
+        state = _read(file)
+    except (OSError, OddFile) as error:
+        raise plugin.error(f"{file} cannot be read as a file of weights: {error}") from None
     for name in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
             break
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise plugin.error(f"{file} holds something other than the weights of one network")
+    try:
+        check_weights(state)
+    except OddFile as error:
+        raise plugin.error(f"{file} holds no sound weights: {error}") from None
     return state
+
+
+def _read(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        return read_safetensors(file)[0]
+    return read_arrays(file) if file.suffix == ".npz" else read_pickle(file)
 
 
 def fill_network(plugin: Plugin, network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
