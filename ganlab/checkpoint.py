@@ -370,6 +370,7 @@ def restore(run: Run, state: dict[str, Any], source: Path | str) -> None:
             "devices round differently, so its numbers will differ",
             file=sys.stderr,
         )
+    # a checkpoint of an older version lacks the newer ones
     run.progress = Progress(**{name: state[name] for name in _progress(run) if name in state})
 
 

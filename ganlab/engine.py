@@ -359,6 +359,7 @@ class Loop:
         self.settle()  # one at a time: waiting states would fill the memory
         recipe, folder = self.run.recipe, self.run.folder.checkpoints
         keep = Keep(recipe.keep, recipe.keep_every)
+        self.run.progress.logs = self.journal.written()
         state, others = state_of(self.run), [self.journal.sync]
         self.saving = self.writer.later(write_checkpoint, state, folder, keep, others)
         self.saved = self.run.iteration

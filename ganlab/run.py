@@ -15,6 +15,7 @@ from ganlab.plugin import Batch, Losses, Plugin
 from ganlab.recipe.model import Recipe
 from ganlab.runs.data import Data
 from ganlab.runs.folder import RunFolder
+from ganlab.runs.reading import Written
 from ganlab.shared_forward import Cut, Pass
 from ganlab.speed.device import autocast
 from ganlab.streams import Streams
@@ -56,6 +57,8 @@ class Progress:
     """The same figures of bicubic enlargement, once evaluated."""
     game_began: int | None = None
     """The iteration of D's first step."""
+    logs: Written = field(default_factory=dict)
+    """How far the logs were written, for checking them when the run is resumed."""
 
 
 @dataclass(slots=True)

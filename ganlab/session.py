@@ -32,9 +32,9 @@ from ganlab.runs.folder import (
     new_run_folder,
     open_run_folder,
     plugin_record,
-    read_json,
 )
 from ganlab.runs.journal import Journal
+from ganlab.runs.reading import read_json
 from ganlab.runs.writer import Writer
 from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
 from ganlab.stopping import (
@@ -192,7 +192,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
 
     ending = Ending("failed", FAILED)
     begin_peak_memory(run.device)
-    journal.begin(run.iteration, owes_evaluation(run))
+    journal.begin(run.iteration, owes_evaluation(run), run.progress.logs)
     folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
     try:
         with telling(folder):
@@ -273,6 +273,7 @@ def _so_far(run: Run, journal: Journal) -> dict[str, Any]:
         "bicubic": run.progress.bicubic,
         "scores": run.progress.scores,
         "verdicts": list(journal.verdicts.values()),
+        "logs": journal.written(),
     }
 
 
@@ -337,9 +338,10 @@ def _count(module: torch.nn.Module) -> int:
 def summary(folder: RunFolder) -> str:
     """The text that a sitting prints on stdout at its end: scores beside bicubic, run folder."""
     status = folder.read_status()
-    lines = [f"{status['state']} at iteration {status['iteration']} of {status['of']}"]
-    if status["state"] == "done" and status["message"]:
-        lines.append(status["message"])
+    state, message = status.get("state", "unknown"), status.get("message", "")
+    lines = [f"{state} at iteration {status.get('iteration')} of {status.get('of')}"]
+    if state == "done" and message:
+        lines.append(message)
     scores, bicubic = status.get("scores") or {}, status.get("bicubic") or {}
     if scores:
         title, rival = ("held-out images", "bicubic") if bicubic else ("scores", "")
@@ -352,8 +354,8 @@ def summary(folder: RunFolder) -> str:
         lines.append("no scores and no pictures: no image was held out, and no plugin evaluates")
     verdicts = status.get("verdicts") or []
     lines += [f"verdict: {sentence}" for sentence in verdicts]
-    if status["state"] == "diverged" and not any(status["message"] in one for one in verdicts):
-        lines.append(f"diverged: {status['message']}")  # exploded had been told before
+    if state == "diverged" and not any(message in one for one in verdicts):
+        lines.append(f"diverged: {message}")  # exploded had been told before
     lines.append(f"run folder: {folder.path}")
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from ganlab.cli import main
 from ganlab.images.files import read_image, split_alpha, write_png
-from ganlab.runs.journal import read_lines
+from ganlab.runs.reading import Log
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -72,7 +72,7 @@ def test_a_run_leaves_its_folder(trained: Path) -> None:
         "pictures", "scores.jsonl", "verdicts.jsonl", "report.html", "log.txt",
     }  # fmt: skip
     assert {p.name for p in (trained / "samples").iterdir()} == {"0000003.png", "0000006.png"}
-    lines = read_lines(trained / "stats.jsonl")
+    lines = [*Log(trained / "stats.jsonl")]
     assert [line["iteration"] for line in lines] == [1, 2, 3, 3, 4, 5, 6, 6]
     assert "evaluation/psnr_y" in lines[3]
     manifest = json.loads((trained / "manifest.json").read_text())
@@ -115,7 +115,7 @@ def test_max_time_stops_resumably(tiny: Path) -> None:
     again = invoke("resume", runs / "tiny-1", "--max-time", "0.1s")
     assert again.exit_code == 0
     assert "resuming at iteration" in again.stderr
-    assert read_lines(runs / "tiny-1" / "stats.jsonl")
+    assert [*Log(runs / "tiny-1" / "stats.jsonl")]
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_anew(tiny: Path) -> None:

@@ -28,7 +28,7 @@ from ganlab.images.files import read_image, write_png
 from ganlab.recipe.discovery import find_plugin
 from ganlab.recipe.file import Origin, read_recipe
 from ganlab.recipe.model import load_recipe
-from ganlab.runs.journal import read_lines
+from ganlab.runs.reading import Log
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.name: page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
@@ -115,7 +115,7 @@ def test_the_plugin_of_the_readme_trains(folder: Path) -> None:
     (folder / "edges.toml").write_text(GAME.replace("= 20", "= 1") + line[1] + "\n")
     done = invoke("run", folder / "edges.toml", "--runs", folder / "runs")
     assert done.exit_code == 0, done.output
-    (first, *_) = read_lines(folder / "runs" / "edges-1" / "stats.jsonl")
+    (first, *_) = [*Log(folder / "runs" / "edges-1" / "stats.jsonl")]
     assert first["G/edges"] > 0
     assert re.search(r"edges\.py, sha256 [0-9a-f]{64}", done.stderr)
     assert (folder / "runs" / "edges-1" / "edges.py").is_file()
@@ -229,7 +229,7 @@ def test_the_best_may_be_the_lowest(folder: Path) -> None:
     at = folder / "lowest" / "game-1"
     figures = {
         line["iteration"]: line["evaluation/hf_ratio"]
-        for line in read_lines(at / "stats.jsonl")
+        for line in [*Log(at / "stats.jsonl")]
         if "evaluation/hf_ratio" in line
     }
     iteration, figure = json.loads((at / "status.json").read_text())["best"]
@@ -238,7 +238,7 @@ def test_the_best_may_be_the_lowest(folder: Path) -> None:
 
 
 def test_losses_are_read_from_the_device_when_a_report_is_due(run: Path) -> None:
-    read = [line["iteration"] for line in read_lines(run / "timing.jsonl")]
+    read = [line["iteration"] for line in [*Log(run / "timing.jsonl")]]
     # every six iterations, and before the evaluations and checkpoints after 8, 16 and 20
     assert read == [6, 8, 14, 16, 20]
 
@@ -344,7 +344,7 @@ def test_every_figure_of_the_table_is_logged(run: Path) -> None:
         prefix = first.partition("/")[0]
         names += [first, *(f"{prefix}/{other}" for other in others)]
     assert len(names) > 12
-    logged = {name for line in read_lines(run / "stats.jsonl") for name in line}
+    logged = {name for line in [*Log(run / "stats.jsonl")] for name in line}
     for name in names:
         # gradient/<loss>: the name of any loss
         pattern = re.escape(name).replace("<loss>", ".+").replace("<a>,<b>", ".+,.+")
@@ -352,7 +352,7 @@ def test_every_figure_of_the_table_is_logged(run: Path) -> None:
 
 
 def test_steps_are_watched_early_and_then_at_the_interval(run: Path) -> None:
-    lines = read_lines(run / "stats.jsonl")
+    lines = [*Log(run / "stats.jsonl")]
     watched = [line["iteration"] for line in lines if "gradient/G/pixel_loss" in line]
     # 1, 2, 4, 8 and 16 iterations after the first, and every seventh
     assert watched == [2, 3, 5, 7, 9, 14, 17]
@@ -362,7 +362,7 @@ def test_without_watching_health_is_measured_at_evaluations_only(folder: Path) -
     options = ["--set", "watch_every=0", "--set", "iterations=16"]
     done = invoke("run", folder / "game.toml", "--runs", folder / "unwatched", *options)
     assert done.exit_code == 0
-    lines = read_lines(folder / "unwatched" / "game-1" / "stats.jsonl")
+    lines = [*Log(folder / "unwatched" / "game-1" / "stats.jsonl")]
     assert not any(name.startswith("gradient/") for line in lines for name in line)
     healthy = [line["iteration"] for line in lines if "health/spread" in line]
     assert healthy == [8, 16]

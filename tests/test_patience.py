@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from ganlab.cli import main
-from ganlab.runs.journal import read_lines
+from ganlab.runs.reading import Log
 
 # the figure of each evaluation, in order
 SCRIPT = """\
@@ -166,7 +166,7 @@ def test_a_figure_that_no_evaluation_has_is_named_at_the_first_one(folder: Path)
     Path("r.toml").write_text(Path("r.toml").read_text().replace("'mine'", "'mein'"))
     said = ganlab("run", "r.toml", code=2)
     assert "r.toml: patience = 2 waits for a better mein, but the evaluation has mine, " in said
-    assert read_lines(Path("runs/r-1/stats.jsonl"))  # what was measured until then is kept
+    assert [*Log(Path("runs/r-1/stats.jsonl"))]  # what was measured until then is kept
 
 
 def test_patience_that_is_longer_than_the_run_is_told_and_less_than_none_is_refused(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ganlab.runs.journal import read_lines
+from ganlab.runs.reading import Log
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "example_plugin"
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -47,7 +47,7 @@ def test_an_installed_distribution_adds_a_plugin(
     assert "ganlab-gradient-difference 0.1.0" in shown.stdout
     done = ganlab("run", tiny.name, cwd=tiny.parent, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
-    lines = read_lines(tiny.parent / "runs" / "tiny-1" / "stats.jsonl")
+    lines = [*Log(tiny.parent / "runs" / "tiny-1" / "stats.jsonl")]
     assert lines[0]["G/gradient_difference"] > 0
     manifest = (tiny.parent / "runs" / "tiny-1" / "manifest.json").read_text()
     assert "ganlab-gradient-difference" in manifest
@@ -59,7 +59,7 @@ def test_a_single_file_beside_the_recipe_is_a_plugin(tiny: Path, ganlab: Command
     done = ganlab("run", tiny.name, cwd=tiny.parent)
     assert done.returncode == 0, done.stderr
     run = tiny.parent / "runs" / "tiny-1"
-    assert read_lines(run / "stats.jsonl")[0]["G/smooth"] > 0
+    assert next(iter(Log(run / "stats.jsonl")))["G/smooth"] > 0
     assert "runs code from" in done.stderr
     assert "sha256" in done.stderr
     assert (run / "smooth.py").read_bytes() == (tiny.parent / "my_loss.py").read_bytes()

@@ -239,7 +239,7 @@ def _report(folder: Any, code: int) -> None:
 
     click.echo(session.summary(folder))
     resumable = code in (SIGTERMED, INTERRUPTED)
-    if resumable or folder.read_status()["state"] == "stopped":
+    if resumable or folder.read_status().get("state") == "stopped":
         next_is("resume", folder.path)
     elif code == session.DONE and session.enlarges(folder):
         next_is("upscale", folder.path, "IMAGE")

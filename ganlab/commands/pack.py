@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ganlab.errors import GanlabError, RecipeError
+from ganlab.errors import GanlabError, RecipeError, printable
 from ganlab.recipe.model import Recipe
 from ganlab.runs.archive import FORMAT, Contents, WeightsRecord, write_archive
 from ganlab.runs.data import file_sha256
@@ -20,10 +20,10 @@ from ganlab.runs.folder import (
     open_run_folder,
     paths_in,
     read_data,
-    read_json,
     read_tables,
     recorded_paths,
 )
+from ganlab.runs.reading import Log, read_json
 from ganlab.tensor_files import OddFile, check_weights, iteration_in, read_safetensors
 
 _WEIGHTS = ("last", "best")
@@ -106,7 +106,7 @@ def _files(folder: RunFolder) -> dict[str, bytes]:
     manifest = read_json(folder.manifest)
     if not manifest:
         raise GanlabError(f"{folder.manifest}: damaged or absent; this run cannot be verified")
-    stats = _whole_lines(folder.stats)
+    stats = _sound_lines(folder.stats)
     if not stats:
         raise RecipeError(
             f"{folder.path}: the run has logged nothing yet, so nothing could be verified; "
@@ -118,7 +118,7 @@ def _files(folder: RunFolder) -> dict[str, bytes]:
         "stats.jsonl": stats,
     }
     for file in (folder.scores, folder.timing, folder.verdicts):
-        files |= {file.name: _whole_lines(file)} if file.is_file() else {}
+        files |= {file.name: _sound_lines(file)} if file.is_file() else {}
     if read_data(folder):
         files["data.json"] = folder.data.read_bytes()
     for name, options in read_tables(folder)["plugins"].items():
@@ -168,16 +168,13 @@ def _code(file: Path, name: str, manifest: dict[str, Any]) -> bytes:
     return code
 
 
-def _whole_lines(file: Path) -> bytes:
-    """The lines of a .jsonl file up to the first that is damaged or half written."""
-    kept = []
-    for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else []:
-        try:
-            json.loads(line)
-        except ValueError:
-            break
-        kept += [line] if line.endswith(b"\n") else []
-    return b"".join(kept)
+def _sound_lines(file: Path) -> bytes:
+    """The lines of a log. Damaged ones are told and left out, and so is a half written last one."""
+    log = Log(file)
+    content = b"".join(line for _, line in log.pairs())
+    if fault := log.fault:
+        print(f"{printable(str(file.parent))}: {fault} of the file", file=sys.stderr)
+    return content
 
 
 def _json(value: Any) -> bytes:

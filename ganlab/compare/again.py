@@ -9,8 +9,9 @@ from ganlab.compare.difference import difference, hashes, side, side_of
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, resolved
 from ganlab.runs.data_changes import check_ended
-from ganlab.runs.folder import RunFolder, open_run_folder, plugin_record, read_json
+from ganlab.runs.folder import RunFolder, open_run_folder, plugin_record
 from ganlab.runs.links import plain_runs
+from ganlab.runs.reading import read_json
 from ganlab.session import UNHEALTHY, Limits, resume, start
 from ganlab.speed.device import pick_device
 

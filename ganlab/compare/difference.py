@@ -20,10 +20,10 @@ from ganlab.runs.folder import (
     open_run_folder,
     plugin_record,
     read_data,
-    read_json,
     read_tables,
     recorded_hooks,
 )
+from ganlab.runs.reading import read_json
 from ganlab.speed.device import pick_device
 
 

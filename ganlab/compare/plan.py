@@ -25,8 +25,9 @@ from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.runs.data import Data, as_opened, differences
 from ganlab.runs.environment import code_digest
-from ganlab.runs.folder import RunFolder, plugin_record, read_data, read_json
+from ganlab.runs.folder import RunFolder, plugin_record, read_data
 from ganlab.runs.links import plain_runs
+from ganlab.runs.reading import read_json
 from ganlab.session import (
     DIVERGED,
     DONE,

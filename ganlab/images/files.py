@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Literal
 
@@ -171,6 +172,23 @@ def write_png(image: Tensor, path: Path) -> None:
     array = image.detach().cpu().permute(1, 2, 0).contiguous().numpy()
     with replacing(path) as file:
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, format="PNG")
+
+
+def png_again(content: bytes, width: int, height: int) -> bytes:
+    """Decode a PNG picture of this size, and encode its pixels anew, without all else in the file.
+
+    :raises ImageError: when it is no PNG picture of this size.
+    """
+    try:
+        with Image.open(BytesIO(content), formats=["PNG"]) as image:
+            if image.size != (width, height) or getattr(image, "n_frames", 1) != 1:
+                raise ImageError(f"not a picture of {width} x {height} pixels")
+            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except _PILLOW_FAULTS as fault:
+        raise ImageError(f"cannot be read as a PNG picture ({type(fault).__name__})") from None
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def curves(
     values = values[np.isfinite(values)]
     if not len(values):
         return None
-    log = bool((values > 0).all() and values.max() / values.min() > 300)
+    log = bool((values > 0).all() and values.max() / 300 > values.min())
     x = Axis([0, *(int(one.iterations[-1]) for one in every)], LEFT, WIDTH - RIGHT)
     y = Axis(values, HEIGHT - BOTTOM, TOP, log)
     lines: list[Line] = []

@@ -18,7 +18,7 @@ from ganlab import __version__
 from ganlab.report.charts import Chart, curves, plane, series_of
 from ganlab.report.model import Comparison, Row, Table
 from ganlab.report.wording import decimals, shown
-from ganlab.runs.pictures import picture
+from ganlab.runs.pictures import read_picture
 from ganlab.runs.records import RunRecord, Scores
 
 MOST_PICTURES = 8
@@ -268,7 +268,8 @@ def _means(scores: Scores) -> dict[str, float]:
 
 
 def _rmse(psnr: float) -> float:
-    return 255 / 10 ** (psnr / 20)
+    # a record may hold any number; beyond these the power is no float
+    return 255 / float(10 ** (min(max(psnr, -6000), 6000) / 20))
 
 
 def _finite(figures: dict[str, Any], name: str) -> bool:
@@ -323,9 +324,8 @@ def _pictures(comparison: Comparison) -> list[Picture]:
 
 
 def _cell(run: RunRecord, number: int, kind: str, title: str, score: str) -> Cell | None:
-    try:
-        data = picture(run.folder.pictures, number, kind).read_bytes()
-    except OSError:
+    data = read_picture(run.folder.pictures, run.crops[number], number, kind)
+    if data is None:
         return None
     return Cell(title, base64.b64encode(data).decode(), score, kind == "lr")
 

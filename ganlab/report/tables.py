@@ -300,6 +300,8 @@ def _notes(arms: Sequence[Arm], tables: Sequence[Table]) -> Iterator[str]:
         yield "Each arm has one seed: there are no intervals, and any difference may be chance."
     for arm in arms:
         yield from _lost_runs(arm)
+        for run in arm.runs:
+            yield from (f"Damaged record: {damage}." for damage in run.damage)
     yield from _differences([run for arm in arms for run in arm.runs])
     compared = sum(bool(row.difference and row.difference.low is not None)
                    for table in tables for row in table.rows)  # fmt: skip
@@ -325,7 +327,9 @@ def _lost_runs(arm: Arm) -> Iterator[str]:
                 f"{arm.name}: {len(lost)} of {len(arm.runs)} runs {state} (seed "
                 f"{', '.join(lost)}) and have no figure{rest}."
             )
-    early = [f"seed {r.seed} at {r.status['iteration']:,}" for r in arm.runs if r.ended_early]
+    early = [
+        f"seed {r.seed} at {r.status.get('iteration', 0):,}" for r in arm.runs if r.ended_early
+    ]
     if early:
         yield (
             f"{arm.name}: patience ended {len(early)} of {len(arm.runs)} runs before the recipe's "

@@ -15,7 +15,8 @@ from ganlab.runs.data import (
     differences,
     digests,
 )
-from ganlab.runs.folder import RunFolder, read_data, read_json
+from ganlab.runs.folder import RunFolder, read_data
+from ganlab.runs.reading import read_json
 
 
 def changes_of_data(

@@ -1,6 +1,5 @@
 """The run folder: created once, never overwritten, used by one process at a time."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,13 +10,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from ganlab.errors import GanlabError, RecipeError
+from ganlab.errors import GanlabError, RecipeError, printable
 from ganlab.files import remove_stale, write_json, write_text
 from ganlab.plugin import Plugin, hooks_of
 from ganlab.recipe.file import read_alone
 from ganlab.recipe.model import Recipe, resolved
 from ganlab.runs.data import Data, digests
 from ganlab.runs.links import FOLDERS, check_plain
+from ganlab.runs.reading import read_json, tell_once
 
 _DATA = TypeAdapter(Data)
 
@@ -79,7 +79,12 @@ class RunFolder:
         write_json(self.status, {"state": state, **figures})
 
     def read_status(self) -> dict[str, Any]:
-        return read_json(self.status)
+        """The contents of status.json, without scores that were not finite."""
+        status = read_json(self.status)
+        for name in ("scores", "bicubic"):
+            if name in status:
+                status[name] = {k: v for k, v in status[name].items() if v is not None}
+        return status
 
 
 @contextmanager
@@ -211,16 +216,13 @@ def read_data(folder: RunFolder) -> Data:
     """
     try:
         found = _DATA.validate_python(read_json(folder.data), strict=True)
+        fault = ""
     except ValidationError:
-        return {}
+        found, fault = {}, "damaged"
     recorded = read_json(folder.manifest).get("data")
-    return found if recorded in (None, digests(found)) else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when the file is missing or holds anything else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if found and recorded not in (None, digests(found)):
+        fault = "it lists other items than those of manifest.json"
+    if fault:
+        tell_once(f"{printable(str(folder.data))}: {fault}; the data of the run are unknown")
         return {}
-    return found if isinstance(found, dict) else {}
+    return found

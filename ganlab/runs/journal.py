@@ -1,13 +1,16 @@
 """The journal of a run: its .jsonl files, and the lines and progress bar on the terminal."""
 
+import hashlib
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +20,10 @@ from rich.text import Text
 from torch import Tensor
 
 from ganlab.errors import Diverged
-from ganlab.files import write_text
+from ganlab.files import append, whole
 from ganlab.monitoring.verdicts import History, Verdict
 from ganlab.runs.folder import RunFolder
+from ganlab.runs.reading import LOGS, Log, Written, as_written
 from ganlab.speed.device import widest_float
 
 PLAIN_SECONDS = 5.0  # between two plain lines, when stderr is not a terminal
@@ -46,22 +50,35 @@ class Journal:
         self._began = self._reported = self._spoke = time.monotonic()
         self._first = self._last = 0
         self._seconds_before = 0.0
+        self._logs = [folder.path / name for name in LOGS]
+        self._written: dict[str, tuple[int, Any]] = {}
+        """By the name of a log: its length in bytes, and a running sha256 of it."""
 
-    def begin(self, iteration: int, evaluates_again: bool = False) -> None:
+    def begin(
+        self, iteration: int, evaluates_again: bool = False, written: Written | None = None
+    ) -> None:
         """Drop lines that a killed run wrote after this iteration; start the clock.
 
         :param evaluates_again: whether the evaluation of this iteration comes next: its lines are
             dropped too. A verdict at it stays, since it is not told twice.
+        :param written: what the checkpoint says of the logs. Damage to them is told.
         """
-        for path in (self.folder.timing, self.folder.verdicts):
-            _keep_until(path, iteration)
-        _keep_until(self.folder.stats, iteration, 1 if evaluates_again else None)
-        _keep_until(self.folder.scores, iteration, 0 if evaluates_again else None)
-        for line in read_lines(self.folder.stats):
+        # in stats.jsonl the losses of an iteration come first, then its evaluation
+        most = {self.folder.stats: 1, self.folder.scores: 0} if evaluates_again else {}
+        for path in self._logs:
+            known = (written or {}).get(path.name)
+            if not known or not as_written(path, *known):
+                content = _repaired(path, iteration, most.get(path), known is not None)
+            elif path == self.folder.verdicts:
+                content, _ = _until(path, iteration)
+            else:
+                content = path.read_bytes()[: known[0]]
+            with whole(path) as file:
+                file.write(content)
+            self._written[path.name] = (len(content), hashlib.sha256(content))
+        for line in Log(self.folder.stats):
             self.history.add(line.pop("iteration"), _without_null(line))
-        self.verdicts = {
-            line["name"]: line["sentence"] for line in read_lines(self.folder.verdicts)
-        }
+        self.verdicts = {line["name"]: line["sentence"] for line in Log(self.folder.verdicts)}
         self._seconds_before = _last_seconds(self.folder)
         self._first = self._last = iteration
         self._began = self._reported = time.monotonic()
@@ -145,8 +162,20 @@ class Journal:
 
     def sync(self) -> None:
         """Put the lines written so far on the disk, before a checkpoint that relies on them."""
-        with self.folder.stats.open("a") as file:
-            os.fsync(file.fileno())
+        for path in self._logs:
+            with append(path) as file:
+                os.fsync(file.fileno())
+
+    def written(self) -> Written:
+        """How much of each log that a resumed run repeats to the byte was written, and its sha256.
+
+        All pending lines must have been written.
+        """
+        return {
+            name: (size, digest.hexdigest())
+            for name, (size, digest) in self._written.items()
+            if name != self.folder.timing.name
+        }
 
     def evaluation(
         self,
@@ -196,10 +225,15 @@ class Journal:
             left = (self._total - iteration) * (now - self._began) / done
             self._show(f"{iteration}/{self._total}  {losses}  {speed}  ETA {_clock(left)}")
 
-    def _append(self, path: Any, lines: list[str]) -> None:
-        if lines:
-            with path.open("a", encoding="utf-8") as file:
-                file.write("\n".join(lines) + "\n")
+    def _append(self, path: Path, lines: list[str]) -> None:
+        if not lines:
+            return
+        content = ("\n".join(lines) + "\n").encode()
+        with append(path) as file:
+            file.write(content)
+        size, digest = self._written.setdefault(path.name, (0, hashlib.sha256()))
+        digest.update(content)
+        self._written[path.name] = (size + len(content), digest)
 
 
 class _Bar(Progress):
@@ -210,11 +244,6 @@ class _Bar(Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
         yield Text(self.losses, style="dim")
-
-
-def read_lines(path: Any) -> list[dict[str, Any]]:
-    """The complete lines of a .jsonl file."""
-    return [json.loads(line) for line in _whole_lines(path)]
 
 
 def _line(iteration: int, figures: dict[str, float]) -> str:
@@ -243,34 +272,49 @@ def _without_null(figures: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _whole_lines(path: Any) -> list[str]:
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return text[: text.rfind("\n") + 1].splitlines()
+def _until(path: Path, iteration: int, most: int | None = None) -> tuple[bytes, list[int]]:
+    """The sound lines of a log up to an iteration, and the numbers of damaged ones among them.
 
-
-def _keep_until(path: Any, iteration: int, most: int | None = None) -> None:
-    """Cut a .jsonl file after an iteration, or at the first line that a crash has damaged.
-
-    :param most: how many lines of this iteration are kept, if not all. In stats.jsonl the losses
-        come first, then an evaluation.
+    :param most: how many lines of this iteration are kept, if not all.
     """
-    kept: list[str] = []
-    of_it = 0
-    for line in _whole_lines(path):
-        try:
-            number = json.loads(line)["iteration"]
-        except ValueError:
+    log, kept = Log(path), []
+    of_it = damaged = 0
+    for line, text in log.pairs():
+        of_it += line["iteration"] == iteration
+        if line["iteration"] > iteration or (most is not None and of_it > most):
             break
-        of_it += number == iteration
-        if number > iteration or (most is not None and of_it > most):
-            break
-        kept.append(line)
-    write_text(path, "".join(f"{line}\n" for line in kept))
+        kept.append(text)
+        damaged = len(log.damaged)  # later ones may be of later iterations
+    return b"".join(kept), log.damaged[:damaged]
+
+
+def _repaired(path: Path, iteration: int, most: int | None, expected: bool) -> bytes:
+    """The sound lines of a log up to an iteration. Damage is told, and the damaged file is kept.
+
+    :param expected: whether the checkpoint says that the file was other than it is now.
+    """
+    content, damaged = _until(path, iteration, most)
+    if not (damaged or expected):
+        return content
+    place = f"{path}:{damaged[0]}: damaged" if damaged else f"{path}: not as the run wrote it"
+    if path.is_file():
+        kept = path.with_name(f"{path.name}.damaged")
+        with whole(kept) as file:
+            file.write(path.read_bytes())
+        place += f" (kept as {kept.name})"
+    else:
+        place = f"{path}: missing"
+    print(
+        f"{place}; the run goes on with the lines of it that can be read, and its report lacks the "
+        "others",
+        file=sys.stderr,
+    )
+    return content
 
 
 def _last_seconds(folder: RunFolder) -> float:
-    lines = read_lines(folder.timing)
-    return float(lines[-1]["seconds"]) if lines else 0.0
+    seconds = [line["seconds"] for line in Log(folder.timing) if line.get("seconds")]
+    return float(seconds[-1]) if seconds else 0.0
 
 
 def _clock(seconds: float) -> str:

@@ -3,18 +3,23 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ganlab.errors import printable
 from ganlab.files import write_text
-from ganlab.images.files import write_png
+from ganlab.images.files import ImageError, png_again, write_png
 from ganlab.plugin import EvaluatedImage
+from ganlab.runs.reading import entry, is_count, is_text, listed, parsed, tell_once
 
 SIDE = 192  # of a crop, in HR pixels
 KEPT = 24  # images; if there are more, those with the lowest bicubic scores
 KINDS = ("lr", "bicubic", "sr", "hr")
+_LARGEST = 2**20  # bytes of the file of a crop: noise of SIDE x SIDE pixels has a tenth of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,19 @@ class Crop:
     height: int
     width: int
     scale: int
+
+
+def _is_crop(value: Any) -> bool:
+    if not _CROP(value) or len(value) != 6:
+        return False
+    scale, sides = value["scale"], (value["height"], value["width"])
+    return scale > 0 and all(scale <= side <= SIDE and side % scale == 0 for side in sides)
+
+
+_CROP = entry(
+    name=is_text, top=is_count, left=is_count, height=is_count, width=is_count, scale=is_count
+)
+_CROPS = listed(_is_crop, KEPT)
 
 
 def keep_pictures(folder: Path, images: Sequence[EvaluatedImage], scale: int) -> None:
@@ -50,11 +68,42 @@ def keep_pictures(folder: Path, images: Sequence[EvaluatedImage], scale: int) ->
 
 
 def read_crops(folder: Path) -> list[Crop]:
-    """The crops that a run has kept; an empty list before its first evaluation."""
+    """The crops that a run has kept; an empty list before its first evaluation.
+
+    A list that is damaged is told on stderr, and taken as absent.
+    """
+    path = folder / "index.json"
+    found, fault = parsed(path)
+    if not fault and (found is not None and not _CROPS(found)):
+        fault = "not a list of crops"
+    if fault:
+        tell_once(f"{printable(str(path))}: damaged: {fault}; the pictures are left out")
+    return [] if fault or found is None else [Crop(**each) for each in found]
+
+
+def read_picture(run: Path, crop: Crop, number: int, kind: str) -> bytes | None:
+    """A kept crop as the bytes of a PNG file that are written here; None when there is none.
+
+    A file that is anything else than this picture is told on stderr, and left out: nothing of it
+    reaches a page but its pixels.
+    """
+    path = picture(run, number, kind)
+    divisor = crop.scale if kind == "lr" else 1
     try:
-        return [Crop(**entry) for entry in json.loads((folder / "index.json").read_text())]
-    except (OSError, ValueError, TypeError):
-        return []
+        if path.stat().st_size > _LARGEST:
+            raise ImageError(f"{path}: more than {_LARGEST // 2**20} MiB.")
+        return _again(path.read_bytes(), crop.width // divisor, crop.height // divisor)
+    except FileNotFoundError:
+        return None
+    except (OSError, ImageError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        tell_once(f"{printable(str(path))}: left out of the page: {reason}")
+        return None
+
+
+@lru_cache(maxsize=256)  # a page is rewritten during training, and three of four stay the same
+def _again(content: bytes, width: int, height: int) -> bytes:
+    return png_again(content, width, height)
 
 
 def picture(folder: Path, number: int, kind: str) -> Path:

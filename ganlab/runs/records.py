@@ -1,8 +1,6 @@
 """Reads the files of a run folder, for tables and pages; no network is built."""
 
-import json
 import math
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ganlab.errors import GanlabError
+from ganlab.errors import RecipeError, printable
 from ganlab.runs.data import Data
-from ganlab.runs.folder import RunFolder, open_run_folder, read_data, read_json
-from ganlab.runs.journal import read_lines
+from ganlab.runs.folder import RunFolder, open_run_folder, read_data, read_tables
 from ganlab.runs.pictures import Crop, read_crops
+from ganlab.runs.reading import (
+    Log,
+    Written,
+    as_written,
+    entry,
+    is_count,
+    is_text,
+    read_json,
+    tell_once,
+)
 
 Scores = dict[str, dict[str, float]]
 
@@ -60,6 +67,8 @@ class RunRecord:
     crops: list[Crop]
     data: Data = field(default_factory=dict)
     """What the run reads, as digests; empty where the run folder does not say it."""
+    damage: tuple[str, ...] = ()
+    """What is wrong with its logs, a sentence each."""
 
     @property
     def seed(self) -> int:
@@ -98,53 +107,81 @@ class RunRecord:
 
 
 def read_run(path: Path | str) -> RunRecord:
-    """Read a run folder, finished or not.
+    """Read a run folder, finished or not. Damaged records are told on stderr and left out.
 
-    :raises RecipeError: when it is not a run folder.
-    :raises GanlabError: when its recipe cannot be read.
+    :raises RecipeError: when it is not a run folder, or its recipe cannot be read.
     """
     folder = open_run_folder(path)
-    try:
-        recipe = tomllib.loads(folder.recipe.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GanlabError(f"{folder.recipe}: cannot be read: {error}") from None
-    seconds = _series(folder.timing).get("seconds", _EMPTY)
-    series = _series(folder.stats)
+    recipe, status = _recipe(folder), folder.read_status()
+    logs = [Log(folder.timing), Log(folder.stats)]
+    timed, series = (_series(log) for log in logs)
+    seconds = timed.get("seconds", _EMPTY)
     evaluated = {name: series.pop(name) for name in list(series) if name.startswith("evaluation/")}
-    scores = read_lines(folder.scores)
+    logs += [Log(folder.scores), Log(folder.verdicts)]
+    scores, verdicts = (list(log) for log in logs[2:])
     return RunRecord(
         folder,
         recipe,
         read_json(folder.manifest),
-        read_json(folder.status),
+        status,
         series,
         seconds,
         list(_evaluations(evaluated, seconds, scores)),
         next((_finite(line["bicubic"]) for line in scores if "bicubic" in line), {}),
-        read_lines(folder.verdicts),
+        verdicts,
         read_crops(folder.pictures),
         read_data(folder),
+        tuple(_damage(folder, logs, status.get("logs", {}))),
     )
 
 
 _EMPTY = Series(np.empty(0, np.int64), np.empty(0))
+_RECIPE = entry(
+    seed=is_count,
+    iterations=is_count,
+    batch_size=is_count,
+    d_steps=is_count,
+    g_steps=is_count,
+    best_metric=is_text,
+    best_is=is_text,
+    precision=is_text,
+)
 
 
-def _series(path: Path) -> dict[str, Series]:
-    """Every figure of a .jsonl file; the file is read line by line, never all in memory."""
+def _recipe(folder: RunFolder) -> dict[str, Any]:
+    recipe = read_tables(folder)
+    if not _RECIPE(recipe):
+        raise RecipeError(
+            f"{printable(str(folder.recipe))}: it is not the recipe of a run: a value is "
+            "absent or wrong; put back the recipe of the run"
+        )
+    return recipe
+
+
+def _damage(folder: RunFolder, logs: list[Log], written: Written) -> Iterator[str]:
+    """What is wrong with the logs, a sentence each; told on stderr too."""
+    for log in logs:
+        fault = log.fault
+        if (
+            not fault
+            and log.path.name in written
+            and not as_written(log.path, *written[log.path.name])
+        ):
+            fault = f"{log.path.name}: not as the run wrote it (its sha256 differs)"
+        if fault:
+            tell_once(f"{printable(str(folder.path))}: {fault}")
+            yield f"{folder.path.name}: {fault}"
+
+
+def _series(log: Log) -> dict[str, Series]:
+    """Every figure of a log; it is read line by line, never all in memory."""
     found: dict[str, tuple[list[int], list[float]]] = {}
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                break  # still being written
-            figures = json.loads(line)
-            iteration = figures.pop("iteration")
-            for name, value in figures.items():
-                iterations, values = found.setdefault(name, ([], []))
-                iterations.append(iteration)
-                values.append(math.nan if value is None else value)
+    for figures in log:
+        iteration = figures.pop("iteration")
+        for name, value in figures.items():
+            iterations, values = found.setdefault(name, ([], []))
+            iterations.append(iteration)
+            values.append(math.nan if value is None else value)
     return {n: Series(np.array(i, np.int64), np.array(v, float)) for n, (i, v) in found.items()}
 
 
@@ -155,7 +192,7 @@ def _evaluations(
     for name, series in evaluated.items():
         for iteration, value in zip(series.iterations, series.values, strict=True):
             figures.setdefault(int(iteration), {})[name.removeprefix("evaluation/")] = float(value)
-    images = {line["iteration"]: _finite(line["images"]) for line in scores}
+    images = {line["iteration"]: _finite(line.get("images", {})) for line in scores}
     for iteration in sorted(figures):
         yield Evaluation(
             iteration, seconds_at(seconds, iteration), figures[iteration], images.get(iteration, {})
