@@ -11,7 +11,7 @@ from ganlab.data import data_of, held_out_images, notes_on_data
 from ganlab.defaults import Defaults
 from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import check_best_metric, check_held_out, eval_mode
-from ganlab.plugin import Plugin
+from ganlab.plugin import Batch, Plugin
 from ganlab.recipe.model import Recipe
 from ganlab.requirements import (
     adversarial,
@@ -26,7 +26,7 @@ from ganlab.runs.folder import RunFolder
 from ganlab.shared_forward import hindrance_to_sharing
 from ganlab.speed.activation_checkpointing import checkpoint_activations
 from ganlab.speed.compiled import Compiled
-from ganlab.speed.device import choose_numerics, wants_channels_last, widest_float
+from ganlab.speed.device import choose_numerics, free_memory, wants_channels_last, widest_float
 from ganlab.speed.graphs import CudaRecorder, Graphs
 from ganlab.steps import Steps
 from ganlab.streams import Streams
@@ -133,6 +133,7 @@ def _build(run: Run) -> tuple[Tensor, Tensor]:
         _tensor(run, "degrade", batch.condition)
         seen = hook.augment(images=batch.real, condition=batch.condition)
         _tensor(run, "augment", seen)
+    _check_batch(run, batch)
     run.condition_shape = tuple(batch.condition.shape[1:])
     run.real_shape = tuple(batch.real.shape[1:])
     if recipe.d_steps:
@@ -146,6 +147,22 @@ def _build(run: Run) -> tuple[Tensor, Tensor]:
     run.G = build_network(run, "make_generator", run.real_shape)
     run.G_optimizer = _optimizer(run, run.G, "generator")
     return batch.condition, seen
+
+
+def _check_batch(run: Run, probe: Batch) -> None:
+    """Refuse a batch whose images alone are more than the device can hold.
+
+    :param probe: a batch of `PROBE` samples.
+    """
+    recipe, tensors = run.recipe, (probe.real, probe.condition)
+    one = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / PROBE
+    needed, free = recipe.batch_size * one / 2**30, free_memory(run.device) / 2**30
+    if needed > free:
+        raise RecipeError(
+            f"{recipe.origin('batch_size')}: batch_size = {recipe.batch_size}: the images of one "
+            f"batch alone take {needed:,.1f} GiB, and {free:,.1f} GiB are free on {run.device}; "
+            "take a smaller batch, or `ganlab bench --fit` to find the largest"
+        )
 
 
 def _tensor(run: Run, hook: str, answer: object) -> Tensor:

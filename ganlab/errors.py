@@ -44,10 +44,21 @@ def first_line(error: BaseException) -> str:
         text = str(error).strip()
     except Exception:  # the class is a stranger's
         text = "(its text cannot be made)"
-    line = next(iter(text.splitlines()), type(error).__name__).rstrip(".")
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+    return clipped(next(iter(text.splitlines()), type(error).__name__).rstrip("."))
+
+
+def clipped(text: str, longest: int = LONGEST) -> str:
+    """A text, or its beginning when it is longer than a message should quote."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def printable(text: str) -> str:
-    """Text of a stranger without control characters, which a terminal might obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    """Text of a stranger with its control characters escaped: a terminal might obey them."""
+    return "".join(c if c.isprintable() or c in _SPACES else _escaped(c) for c in text)
+
+
+_SPACES = "\u00a0\u3000"  # as they are typed in some languages
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

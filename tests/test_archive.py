@@ -222,7 +222,7 @@ def test_a_terminal_obeys_nothing_in_a_file(packed: Path, tmp_path: Path) -> Non
     odd = forged(packed, tmp_path / "a.zip", "status.json", changed_json("state", "\x1b[2J"))
     result = CliRunner().invoke(main, ["verify", str(odd)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("run r: ?[2J at iteration 4 of 4")
+    assert result.stdout.startswith(r"run r: \x1b[2J at iteration 4 of 4")
 
 
 def test_another_format_is_named(packed: Path, tmp_path: Path) -> None:

@@ -239,20 +239,19 @@ def test_a_step_may_need_less_memory_when_the_run_goes_on(here: Path) -> None:
     assert stats[0].read_bytes() == stats[1].read_bytes()
 
 
-def test_a_batch_that_no_machine_holds_is_told_with_its_size(here: Path) -> None:
+def test_a_batch_that_no_machine_holds_is_refused_before_anything_is_allocated(here: Path) -> None:
     result = train("nowhere", "--set", "batch_size=1_000_000_000_000", "--set", "accumulate=4")
-    first, *lines = message(result)
+    assert result.exit_code == 2
     found = re.fullmatch(
-        r"out of memory in iteration 1 \(sampling\), in sample_real of plugin dead_leaves .*: "
-        r"([\d.]+) GiB asked for, ([\d.]+) GiB free on cpu", first
-    )  # fmt: skip
-    assert found and float(found[1]) > 8e12 / 2**30 - 1
-    assert float(found[2]) * 2**30 < 1e12
-    assert "  batch_size = 500000000000  # half the batch, which --fit tries first" in lines
-    assert "  accumulate = 8  # the same batch, taken in 8 parts" in lines
-    assert lines[-1].startswith(
-        "this run goes on from the start, iteration 1: ganlab resume runs/run "
+        r"--set batch_size=1_000_000_000_000: batch_size = 1000000000000: the images of one batch "
+        r"alone take ([\d,.]+) GiB, and ([\d,.]+) GiB are free on cpu; .*--fit.*",
+        result.stderr.splitlines()[-1],
     )
+    needed, free = (
+        (float(number.replace(",", "")) for number in found.groups()) if found else (0, 0)
+    )
+    assert abs(needed - 1e12 * 3 * (16 * 16 + 4 * 4) * 4 / 2**30) < 1 < free < needed
+    assert not (here / "runs" / "run").exists()
 
 
 @pytest.mark.parametrize(

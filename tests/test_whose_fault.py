@@ -312,7 +312,7 @@ def test_ctrl_c_is_nobodys_fault(here: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Path, "read_text", press)
     result = ganlab("run", "t.toml", "--dry-run")
-    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "stopped by SIGINT")
 
 
 class Outer(Plugin):

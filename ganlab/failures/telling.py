@@ -41,7 +41,7 @@ def explained(error: BaseException, folder: RunFolder | None = None) -> GanlabEr
     """
     if isinstance(error, OutOfMemory | PluginFailed):
         return error
-    if isinstance(error, GanlabError | Stopped | KeyboardInterrupt):
+    if isinstance(error, GanlabError | Stopped):
         return None  # the user's own word is no plugin's, wherever it comes
     place = Place.of(error)
     told: GanlabError

@@ -3,18 +3,23 @@
 import difflib
 import math
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ganlab.errors import RecipeError
+from ganlab.errors import RecipeError, clipped, printable
 from ganlab.recipe.trust import holds_a_run
 
 Key = tuple[str, ...]
 
 MAX_BYTES = 64 * 1024
+"""The size of a recipe, together with those that it extends."""
+MOST_FILES = 32  # from a recipe to the most basic one
+MAX_DEPTH = 16  # of tables and lists in each other
 # a dotted key of 40 kB keeps tomllib busy for 13 s
 MAX_KEY_PARTS = 32
 
@@ -78,19 +83,21 @@ class RecipeTable:
                         f"{where}: {name} = false drops nothing: the recipe inherits no plugin of "
                         f"this name{did_you_mean(name, target)}"
                     )
-                del target[name]
-                self._forget(key)
+                self._forget(key, target.pop(name))
             elif isinstance(value, dict) and isinstance(target.get(name, {}), dict):
                 target.setdefault(name, {})
                 self.origins[key] = where
                 self.merge(value, origins, key)
             else:
+                self._forget(key, target.get(name))
                 target[name] = value
-                self._forget(key)
                 self.origins[key] = where
 
-    def _forget(self, key: Key) -> None:
-        self.origins = {k: o for k, o in self.origins.items() if k[: len(key)] != key}
+    def _forget(self, key: Key, value: Any) -> None:
+        """Forget the origins of a value that is replaced, and of all in it."""
+        self.origins.pop(key, None)
+        for name, inner in value.items() if isinstance(value, dict) else ():
+            self._forget((*key, name), inner)
 
 
 def read_recipe(path: Path, overrides: Iterable[str] = ()) -> RecipeTable:
@@ -115,7 +122,7 @@ def read_alone(path: Path) -> dict[str, Any]:
 
     :raises RecipeError: with file and line, for a fault in the text, and for `extends`.
     """
-    values, lines = _parse(path)
+    values, lines = _parse(path, _read_text(path))
     if "extends" in values:
         place = f"{as_typed(path)}:{_line(lines, ('extends',))}"
         raise RecipeError(f"{place}: extends is not allowed here; every value must be in this file")
@@ -124,9 +131,14 @@ def read_alone(path: Path) -> dict[str, Any]:
     return values
 
 
+_LONGEST_WORD, _MOST_WORDS = 64, 1000
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The text "; did you mean 'x'?" when a known word x is similar, else an empty text."""
-    words = list(known)
+    if len(word) > _LONGEST_WORD:  # comparing long words takes long, and helps nobody
+        return ""
+    words = [other for other in islice(known, _MOST_WORDS) if len(other) <= _LONGEST_WORD]
     near = [other for other in words if other.casefold() == word.casefold()]
     near = near or difflib.get_close_matches(word, words, n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
@@ -136,14 +148,33 @@ def _nearest(origins: dict[Key, Origin], key: Key) -> Origin | None:
     return next((origins[key[:n]] for n in range(len(key), -1, -1) if key[:n] in origins), None)
 
 
-def _lineage(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict, dict]]:
+def _lineage(path: Path) -> list[tuple[Path, dict[str, Any], dict[Key, Origin]]]:
     """The files of a recipe, the most basic first."""
-    values, lines = _parse(path)
-    origins = {(): Origin(path)} | {key: Origin(path, line) for key, line in lines.items()}
-    base = values.pop("extends", None)
-    if base is None:
-        return [(path, values, origins)]
-    where = origins[("extends",)]
+    found: list[tuple[Path, dict[str, Any], dict[Key, Origin]]] = []
+    chain: list[Path] = []
+    size = 0
+    following: Path | None = path
+    while following:
+        path, following = following, None
+        text = _read_text(path)
+        chain.append(path.resolve())
+        size += len(text)
+        values, lines = _parse(path, text)
+        origins = {(): Origin(path)} | {key: Origin(path, line) for key, line in lines.items()}
+        found.append((path, values, origins))
+        if "extends" in values:
+            where = origins[("extends",)]
+            if size > MAX_BYTES or len(chain) == MOST_FILES:
+                raise RecipeError(
+                    f"{where}: a recipe and those that it extends are at most {MOST_FILES} files "
+                    f"with together {MAX_BYTES} bytes"
+                )
+            following = _base(path, values.pop("extends"), where, chain)
+    return found[::-1]
+
+
+def _base(path: Path, base: Any, where: Origin, chain: list[Path]) -> Path:
+    """The file that a recipe extends."""
     if not isinstance(base, str):
         raise RecipeError(f'{where}: extends must be a file name in quotes, such as "base.toml"')
     if holds_a_run(path.parent):
@@ -151,20 +182,27 @@ def _lineage(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict, 
             f"{where}: extends is not allowed in a run folder: a run's recipe is whole"
         )
     if not base.endswith(".toml"):
-        raise RecipeError(f"{where}: extends = '{base}': a recipe's name ends in .toml")
+        raise RecipeError(f"{where}: extends = '{clipped(base)}': a recipe's name ends in .toml")
     parent = path.parent / base
-    if not parent.is_file():
+    if not _is_file(parent):
         near = did_you_mean(base, (p.name for p in path.parent.glob("*.toml")))
-        raise RecipeError(f"{where}: extends = '{base}': no such file beside this recipe{near}")
-    chain = (*seen, path.resolve())
+        raise RecipeError(
+            f"{where}: extends = '{clipped(base)}': no such file beside this recipe{near}"
+        )
     if parent.resolve() in chain:
         names = " -> ".join(p.name for p in (*chain, parent))
         raise RecipeError(f"{where}: recipes extend each other in a circle: {names}")
-    return [*_lineage(parent, chain), (path, values, origins)]
+    return parent
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
-    text = _read_text(path)
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[Key, int]]:
     shown = as_typed(path)
     try:
         values = tomllib.loads(text)
@@ -172,9 +210,12 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         fault, line = str(error), ""
         if found := re.search(r" \(at line (\d+), column (\d+)\)", fault):
             fault, line = fault.replace(found[0], f" (column {found[2]})"), f":{found[1]}"
-        raise RecipeError(f"{shown}{line}: not valid TOML: {fault}") from None
-    except (RecursionError, ValueError) as error:
-        raise RecipeError(f"{shown}: not valid TOML: {error}") from None
+        raise RecipeError(f"{shown}{line}: not valid TOML: {printable(clipped(fault))}") from None
+    except RecursionError:
+        raise RecipeError(f"{shown}: {_TOO_DEEP}") from None
+    except ValueError as error:
+        raise RecipeError(f"{shown}: not valid TOML: {clipped(str(error))}") from None
+    _refuse_depth(values, shown)
     lines = _locate(text, values)
     _refuse_nonsense(values, (), lambda key: f"{shown}:{_line(lines, key)}")
     return values, lines
@@ -182,17 +223,11 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
 
 def _read_text(path: Path) -> str:
     shown = as_typed(path)
+    data = _read_bytes(path)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
+        raise RecipeError(f"{shown}: not UTF-8 but UTF-16 text, it seems; save the file as UTF-8")
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.toml")))
-        raise RecipeError(f"{shown}: no such recipe file{near}") from None
-    except OSError as error:
-        raise RecipeError(f"{shown}: cannot be read: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise RecipeError(f"{shown}: {len(data)} bytes; a recipe has at most {MAX_BYTES}")
-    try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # some editors put a byte order mark first
     except UnicodeDecodeError as error:
         number = data[: error.start].count(b"\n") + 1
         raise RecipeError(f"{shown}:{number}: not UTF-8 text; save the file as UTF-8") from None
@@ -200,6 +235,29 @@ def _read_text(path: Path) -> str:
         number = text[: found.start()].count("\n") + 1
         raise RecipeError(f"{shown}:{number}: a key has at most {MAX_KEY_PARTS} parts")
     return text
+
+
+def _read_bytes(path: Path) -> bytes:
+    """What stands in a recipe file; not more of it than a recipe may have."""
+    shown = as_typed(path)
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+            raise RecipeError(f"{shown}: is {what}; give a recipe file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.toml")))
+        raise RecipeError(f"{shown}: no such recipe file{near}") from None
+    except RecipeError:
+        raise
+    except (OSError, ValueError) as error:
+        fault = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{clipped(shown)}: cannot be read: {fault}") from None
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"{shown}: more than the {MAX_BYTES} bytes that a recipe may have")
+    return data
 
 
 def _locate(text: str, values: dict[str, Any]) -> dict[Key, int]:
@@ -249,28 +307,53 @@ def _leaves(value: Any, key: Key) -> Iterator[tuple[Key, Any]]:
         yield key, value
 
 
+_TOO_DEEP = f"tables or lists are nested more than {MAX_DEPTH} deep"
+
+
+def _refuse_depth(values: Any, place: object) -> None:
+    """Refuse values that are nested so deeply that walking through them would fail."""
+    level = [values]
+    for _ in range(MAX_DEPTH + 1):
+        several = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [inner for each in several for inner in each if isinstance(inner, dict | list)]
+    if level:
+        raise RecipeError(f"{place}: {_TOO_DEEP}")
+
+
 def _refuse_nonsense(values: Any, key: Key, place: Any) -> None:
-    """Refuse the TOML values that no option takes: nan, inf, dates."""
+    """Refuse the TOML values that no option takes: nan, inf, dates, and numbers beyond 64 bits."""
     for where, value in _leaves(values, key):
+        fault = ""
         if isinstance(value, float) and not math.isfinite(value):
-            raise RecipeError(f"{place(where)}: {where[-1]} = {value} is not a finite number")
-        if not isinstance(value, str | int | float | bool):
-            raise RecipeError(
-                f"{place(where)}: {where[-1]} is a date or time, which no option takes"
-            )
+            fault = f" = {value} is not a finite number"
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            fault = " is a number of more than 64 bits"
+        elif isinstance(value, str) and _NOT_TEXT.search(value):
+            fault = " holds NUL, or bytes that are not UTF-8"
+        elif not isinstance(value, str | int | float | bool):
+            fault = " is a date or time, which no option takes"
+        if fault:
+            raise RecipeError(f"{place(where)}: {printable(clipped(where[-1]))}{fault}")
+
+
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def _set(table: RecipeTable, override: str) -> None:
     """Apply one `--set key=value`; a value that is not valid TOML is taken as text."""
+    origin = Origin(None, text=printable(clipped(override)))
+    if len(override) > MAX_BYTES:
+        raise RecipeError(f"{origin}: longer than the {MAX_BYTES} bytes that a recipe may have")
     dotted, equals, written = override.partition("=")
-    origin = Origin(None, text=override)
     try:
-        key = _split(dotted.strip()) if equals else ()
-    except (tomllib.TOMLDecodeError, RecursionError):
+        too_long = _LONG_KEY.search(override)
+        key = _split(dotted.strip()) if equals and not too_long else ()
+    except (ValueError, RecursionError):
         key = ()
     if not key:
         raise RecipeError(f"{origin}: write it as key=value, such as gradient_penalty.weight=5")
     value = _value(written)
+    _refuse_depth([value], origin)
     _refuse_nonsense(value, key, lambda _: origin)
     plugins = table.values.get("plugins", {})
     if key[0] in plugins or (key[0] != "plugins" and (len(key) > 1 or isinstance(value, dict))):
@@ -304,6 +387,6 @@ def _value(written: str) -> Any:
 def as_typed(path: Path) -> str:
     """A path as the user would type it in the current folder."""
     try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+        return printable(str(path.resolve().relative_to(Path.cwd())))
+    except (ValueError, OSError, RuntimeError):  # elsewhere, or no path at all
+        return printable(str(path))

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from ganlab.errors import PluginFailed, RecipeError
+from ganlab.errors import PluginFailed, RecipeError, clipped, printable
 from ganlab.monitoring.blame import described, is_interruption, line_in
 from ganlab.plugin import Plugin
 from ganlab.recipe.discovery import (
@@ -47,13 +47,13 @@ class Recipe(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    iterations: int = Field(ge=1)
+    iterations: int = Field(ge=1, le=10**12)
     """How many iterations the run has; there are no epochs."""
     batch_size: int = Field(16, ge=1)
     """Samples in each step's batch."""
-    d_steps: int = Field(1, ge=0)
+    d_steps: int = Field(1, ge=0, le=10**6)
     """Discriminator updates an iteration; 0 trains without a discriminator."""
-    g_steps: int = Field(1, ge=1)
+    g_steps: int = Field(1, ge=1, le=10**6)
     """Generator updates an iteration, each on a fresh batch."""
     first: Literal["discriminator", "generator"] = "discriminator"
     """Which network takes its step first. "generator" (ESRGAN's code): one step each on one batch,
@@ -67,7 +67,7 @@ class Recipe(BaseModel):
     activation_checkpointing: bool = False
     """Compute the activations inside the networks' blocks again in the backward pass: the same
     step in less memory, for the time of about one more forward pass."""
-    num_discriminators: int = Field(1, ge=1)
+    num_discriminators: int = Field(1, ge=1, le=100)
     """How many plugins make a discriminator; every loss is the mean over the discriminators."""
     seed: int = Field(0, ge=0)
     """The number from which every random stream is computed."""
@@ -290,10 +290,11 @@ def _options(table: RecipeTable, name: str) -> dict[str, Any]:
     place, options = table.origin("plugins", name), _tables(table)[name]
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", name):
         raise RecipeError(
-            f"{place}: '{name}' is not a name: a letter, then at most 63 letters, digits, _ and -"
+            f"{place}: '{printable(clipped(name))}' is not a name: a letter, then at most 63 "
+            "letters, digits, _ and -"
         )
     if not isinstance(options, dict):
-        shown = json.dumps(options)
+        shown = clipped(json.dumps(options), 100)
         raise RecipeError(
             f"{place}: plugins.{name} = {shown}: a plugin has a table of options: {name} = {{}}"
         )
@@ -366,9 +367,9 @@ def _complaint(error: ErrorDetails, model: type[BaseModel], kind: str) -> str:
     """An error of pydantic as one sentence, in the words of the recipe."""
     path = [part for part in error["loc"] if isinstance(part, str)]
     model = _innermost(model, path)
-    key = ".".join(str(part) for part in error["loc"])
+    key = printable(clipped(".".join(str(part) for part in error["loc"])))
     known = [info.alias or name for name, info in model.model_fields.items()]
-    given = json.dumps(error["input"], default=str)
+    given = clipped(json.dumps(error["input"], default=str), 100)
     match error["type"]:
         case "extra_forbidden":
             near = did_you_mean(path[-1], known)
