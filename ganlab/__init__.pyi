@@ -35,7 +35,7 @@ from .images.store import (
     image_digest as image_digest,
 )
 from .monitoring.verdicts import History as History, Verdict as Verdict
-from .option import Begins as Begins, NoEffect as NoEffect
+from .option import Begins as Begins, MayChange as MayChange, NoEffect as NoEffect
 from .plugin import (
     Batch as Batch,
     EvaluatedImage as EvaluatedImage,

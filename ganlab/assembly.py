@@ -1,6 +1,7 @@
 """Make a `Run` from a recipe: register its plugins, build its networks, check everything."""
 
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = No
     run.held_out = held_out_images(run)
     check_held_out(run)
     run.hook.run_start(run=run)
+    run.optimizer_options = {name: _options(one) for name, one in run.optimizers.items()}
     run.data = data_of(run)
     run.notes += notes_on_data(run)
     return run
@@ -113,6 +115,16 @@ def _optimizer(run: Run, network: nn.Module, role: str) -> Optimizer:
     for plugin in run.plugins_with("make_optimizer")[:1]:
         _require(made, Optimizer, plugin, "make_optimizer", "a torch.optim.Optimizer")
     return made
+
+
+def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The options of each group of an optimizer, in plain numbers, texts and tuples."""
+    plain = (bool, int, float, str, tuple, type(None))
+    groups = [
+        {k: float(v) if isinstance(v, Tensor) and v.numel() == 1 else v for k, v in group.items()}
+        for group in optimizer.param_groups
+    ]
+    return [{k: v for k, v in group.items() if isinstance(v, plain)} for group in groups]
 
 
 def _require(answer: object, kind: type, plugin: Plugin, hook: str, what: str) -> None:

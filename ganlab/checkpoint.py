@@ -27,6 +27,7 @@ from ganlab.errors import GanlabError, printable
 from ganlab.files import whole, write_text
 from ganlab.recipe.model import resolved
 from ganlab.run import Progress, Run
+from ganlab.runs.reading import read_json
 from ganlab.tensor_files import (
     OddFile,
     check_parts,
@@ -84,7 +85,9 @@ def write_checkpoint(
         for write in others:
             write()
         digest = _sha256(temporary)
-    write_text(path.with_suffix(".sha256"), f"{digest}  {path.name}\n")
+    owner = _id_of(folder)
+    named = f"# run {owner} {_seal(owner, digest)}\n" if owner else ""
+    write_text(path.with_suffix(".sha256"), f"{digest}  {path.name}\n{named}")
     for number in keep.superfluous(checkpoints_of(folder)):
         delete_checkpoint(folder, number)
     return path
@@ -115,11 +118,56 @@ def checkpoint_file(folder: Path, iteration: int) -> Path:
 def is_sound(path: Path) -> bool:
     """Whether a checkpoint's file is as it was written, by its digest."""
     try:
-        with path.with_suffix(".sha256").open("rb") as file:
-            digest = file.read(_MOST_DIGEST).split()[:1]
-        return digest == [_sha256(path).encode()]
-    except FileNotFoundError:
+        digest, owner, seal = _told(path)
+        return (not owner or seal == _seal(owner, digest)) and digest == _sha256(path)
+    except (FileNotFoundError, UnicodeDecodeError):
         return False
+
+
+def owner_of(folder: Path) -> str:
+    """The id of the run to which the newest sound checkpoint belongs; empty if none says it."""
+    newest = last_checkpoint(folder)
+    return "" if newest is None else _told(checkpoint_file(folder, newest))[1]
+
+
+def _told(path: Path) -> tuple[str, str, str]:
+    """Digest, id of the run and seal, as they stand beside a checkpoint; empty if they do not.
+
+    The line of the run begins with a `#`, so that sha256sum passes over it.
+    """
+    with path.with_suffix(".sha256").open("rb") as file:
+        first, _, rest = file.read(_MOST_DIGEST).decode("ascii").partition("\n")
+    words = rest.split()
+    owner, seal = words[2:4] if len(words) == 4 and words[:2] == ["#", "run"] else ("", "")
+    # a line that is damaged is no line without a name
+    return (first.split() or [""])[0] if owner or not words else "", owner, seal
+
+
+def _seal(owner: str, digest: str) -> str:
+    """It tells a damaged id from that of another run."""
+    return hashlib.sha256(f"{owner} {digest}".encode()).hexdigest()[:16]
+
+
+def _id_of(folder: Path) -> str:
+    """The id of the run whose checkpoints are in this folder; empty in a run without one."""
+    found = read_json(folder.parent / "manifest.json").get("id")
+    return found if isinstance(found, str) else ""
+
+
+def _check_owner(path: Path) -> None:
+    """Refuse a checkpoint of another run.
+
+    A copy of a run folder has the id of the run, since it holds the same run.
+    """
+    mine, owner = _id_of(path.parent), _told(path)[1]
+    if mine and not owner:
+        print(f"{path}: it does not say of which run it is; it is taken for one of this run",
+              file=sys.stderr)  # fmt: skip
+    elif mine != owner and owner and mine:
+        raise GanlabError(
+            f"{path}: this is a checkpoint of another run (its id begins with {owner[:8]}, that of "
+            f"this run with {mine[:8]}), so the run could not go on from it; move it away"
+        )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -194,15 +242,36 @@ def load_checkpoint(run: Run, folder: Path) -> int:
     :raises GanlabError: when all are damaged, or when they are of other networks or plugins.
     """
     kept = checkpoints_of(folder)
+    _check_digests(folder, kept)
     if not kept:
         return 0
     for number in reversed(kept):
         path = checkpoint_file(folder, number)
         if is_sound(path):
+            _check_owner(path)
             restore(run, read_state(path), path)
             return run.iteration
         print(f"{path}: damaged (its sha256 differs); trying the one before it", file=sys.stderr)
     raise GanlabError(f"{folder}: no undamaged checkpoint to resume from; start a new run")
+
+
+def _check_digests(folder: Path, kept: list[int]) -> None:
+    """Say which checkpoints have no digest, and refuse to begin again where there had been some.
+
+    A run that is killed while it writes its first checkpoint leaves one file without a digest. Two
+    files, or the one of a run that ended in order, had digests.
+    """
+    alone = sorted(f for f in folder.glob("*.pt") if f.stem.isdigit() and int(f.stem) not in kept)
+    status = read_json(folder.parent / "status.json")
+    ended = status.get("state") in ("done", "stopped") and status.get("iteration")
+    if alone and not kept and (len(alone) > 1 or ended):
+        raise GanlabError(
+            f"{folder}: the digests (.sha256) of {', '.join(one.name for one in alone)} are gone, "
+            "so nothing tells whether they are as they were written. Put them back; or move the "
+            "checkpoints away, and the run begins again at iteration 0"
+        )
+    for file in alone:
+        print(f"{file}: it has no digest (.sha256), so it is not used", file=sys.stderr)
 
 
 def last_checkpoint(folder: Path) -> int | None:
@@ -312,6 +381,7 @@ def _state(run: Run) -> dict[str, Any]:
         **_progress(run),
         "threads": torch.get_num_threads(),
         "device": run.device.type,
+        "options": run.optimizer_options,
         "networks": {name: _state_of(part) for name, part in networks.items()},
         "plugins": {
             name: plugin.state_dict()
@@ -353,8 +423,10 @@ def restore(run: Run, state: dict[str, Any], source: Path | str) -> None:
             getattr(run, name).load_state_dict(values)
         except Exception as error:  # of all kinds, since the state may be a stranger's
             raise GanlabError(f"{source}: its {name} is of another network: {error}") from None
-    for optimizer in run.optimizers.values():
+    for name, optimizer in run.optimizers.items():
         _lay_out(optimizer)
+        made = run.optimizer_options.get(name, [])
+        _renew_options(optimizer, state.get("options", {}).get(name, []), made)
     for name, values in state["plugins"].items():
         plugin: Any = run.recipe.plugins[name]
         plugin.load_state_dict(values)
@@ -372,6 +444,18 @@ def restore(run: Run, state: dict[str, Any], source: Path | str) -> None:
         )
     # a checkpoint of an older version lacks the newer ones
     run.progress = Progress(**{name: state[name] for name in _progress(run) if name in state})
+
+
+def _renew_options(
+    optimizer: Optimizer, before: list[dict[str, Any]], now: list[dict[str, Any]]
+) -> None:
+    """Set the options that the recipe makes otherwise since a change, such as the learning rate.
+
+    :param before, now: the options with which the optimizer was made, then and now.
+    """
+    if len(before) == len(now) == len(optimizer.param_groups):
+        for group, old, new in zip(optimizer.param_groups, before, now, strict=True):
+            group |= {key: value for key, value in new.items() if value != old.get(key)}
 
 
 def _lay_out(optimizer: Optimizer) -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     :param mode: "wb", or "w" for text in UTF-8.
     :raises OSError: with its errno, such as that of a full disk.
     """
-    name = f".ganlab-{_here()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    name = _temporary_name()
     temporary = path.with_name(name)
     _mine.add(name)
     try:
@@ -73,6 +74,37 @@ def append(path: Path) -> BinaryIO:
     return os.fdopen(number, "r+b")
 
 
+@contextmanager
+def new_folder(parent: Path) -> Iterator[Path]:
+    """Context with a new folder under a temporary name, for `claim`; removed if still there."""
+    temporary = parent / _temporary_name()
+    _mine.add(temporary.name)
+    try:
+        temporary.mkdir()
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _mine.discard(temporary.name)
+
+
+def claim(folder: Path, target: Path) -> None:
+    """Give a folder that is not empty its name. If several processes try one name, one gets it.
+
+    :raises FileExistsError: when the name is taken.
+    """
+    if os.path.lexists(target):
+        raise FileExistsError(target)
+    for inner, _, _ in os.walk(folder):
+        sync_folder(Path(inner))
+    try:
+        folder.rename(target)
+    except OSError:  # which one depends on the system
+        if os.path.lexists(target):
+            raise FileExistsError(target) from None
+        raise
+    sync_folder(target.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, as `whole` does."""
     with whole(path, "w") as file:
@@ -94,7 +126,7 @@ def finite(value: Any) -> Any:
 
 
 def remove_stale(folder: Path) -> list[Path]:
-    """Remove the temporary files in a folder whose process is gone, and return them.
+    """Remove the temporary files and folders in a folder whose process is gone, and return them.
 
     Those of other machines are left, since nobody here knows about their processes.
     """
@@ -107,9 +139,16 @@ def remove_stale(folder: Path) -> list[Path]:
             number = int(found[2])
             if number == os.getpid() or not is_running(number):
                 with suppress(OSError):
-                    path.unlink()
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
                     gone.append(path)
     return gone
+
+
+def _temporary_name() -> str:
+    return f".ganlab-{_here()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
 
 
 @cache

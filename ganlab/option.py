@@ -1,4 +1,4 @@
-"""What an option says about itself: the value at which it has no effect, and when it begins."""
+"""What an option says about itself: no effect, when it begins, whether it may change."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,3 +24,21 @@ class Begins:
     """
 
     after: Literal["iterations", "D steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class MayChange:
+    """Says that an option may change in a run that has begun, with `ganlab resume RUN --set`.
+
+    Written as `learning_rate: Annotated[float, MayChange()] = 1e-4`. It promises that the state of
+    the run so far fits the new value, and that the value is read from the option from then on. An
+    option without it may not change. A schedule always may, since it changes in a run anyway; a
+    path may too, if the data there are the same. Of an optimizer, the options of the groups that
+    `make_optimizer` makes otherwise are changed, and its state is kept.
+    """
+
+    alters: bool = True
+    """Whether a change can change any figure of the run. If not, the run still counts as one of its
+    recipe from the start."""
+    only: tuple[str, ...] = ()
+    """Of an option that is a table: the keys that may change; all of them if empty."""

@@ -140,6 +140,10 @@ class Plugin(BaseModel):
     """It takes optimizer steps of its own through `run.descend`, beside the step of each network,
     as a lazy penalty does. Without it, `ganlab check` refuses a second optimizer step."""
 
+    reads_length: ClassVar[bool] = False
+    """What it does depends on the recipe's `iterations`, such as a decay over the whole run. A run
+    that is made longer is then not the run that a longer recipe gives from the start."""
+
     observes: ClassVar[bool] = False
     """It only looks on, to log or to draw, so `check` does not warn that it has no effect."""
 

@@ -112,6 +112,8 @@ class Run:
     D: nn.Module | None = None
     """A ModuleList when the recipe has several discriminators; None when it has none."""
     D_optimizer: Optimizer | None = None
+    optimizer_options: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """The options of each optimizer's groups as the recipe makes them, before any step."""
     held_out: dict[str, Tensor] = field(default_factory=dict)
     """The images for evaluation: name -> uint8 [C, H, W]."""
     data: Data = field(default_factory=dict)

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,27 +14,30 @@ from typing import Any
 import torch
 
 from ganlab.assembly import assemble
-from ganlab.checkpoint import last_checkpoint, load_checkpoint
+from ganlab.checkpoint import checkpoints_of, last_checkpoint, load_checkpoint, owner_of
 from ganlab.engine import owes_evaluation, train
 from ganlab.errors import Diverged, OutOfMemory, PluginFailed, RecipeError
 from ganlab.failures.replay import find_cause
 from ganlab.failures.telling import telling
-from ganlab.files import write_json
 from ganlab.monitoring.verdicts import Verdict
-from ganlab.recipe.model import Recipe, load_recipe
+from ganlab.recipe.model import Recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Eager, Run
-from ganlab.runs.data import Data, digests
+from ganlab.runs.changing import Wishes, wishes_of
+from ganlab.runs.data import Data
 from ganlab.runs.data_changes import changes_of_data, check_expected, note_changes
 from ganlab.runs.environment import describe_environment, installed_packages
 from ganlab.runs.folder import (
     RunFolder,
+    complete_record,
+    is_complete,
     new_run_folder,
     open_run_folder,
     plugin_record,
 )
 from ganlab.runs.journal import Journal
 from ganlab.runs.reading import read_json
+from ganlab.runs.record import Change, new_id, read_record, restate, settle, undo_edits
 from ganlab.runs.writer import Writer
 from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
 from ganlab.stopping import (
@@ -102,16 +105,21 @@ def start(
         again.
     """
     where = pick_device(device)
-    with heeding(), held(FINISHING), telling():
-        begins = "before training began; nothing is kept"
-        with _may_be_left(begins), new_run_folder(recipe, parent, name) as folder:
+    about = _surroundings(recipe, where)
+    with (
+        heeding(),
+        held(FINISHING),
+        telling(),
+        new_run_folder(recipe, parent, name, about) as folder,
+        folder.lock(),
+    ):
+        with _may_be_left("before training began; nothing is kept"):
             run = assemble(recipe, where, folder)
             if data is not None:
                 check_expected(recipe, data, run.data)
-        _write_manifest(run, folder)
-        with folder.lock():
-            limits.begin(run)
-            return folder, _sit(run, folder, limits)
+        complete_record(folder, _made_of(run), run.data)
+        limits.begin(run)
+        return folder, _sit(run, folder, limits)
 
 
 @contextmanager
@@ -127,45 +135,97 @@ def _may_be_left(what: str) -> Iterator[None]:
         raise Stopped(stopped.number, what) from None
 
 
-def _write_manifest(run: Run, folder: RunFolder) -> None:
-    manifest = describe_environment(run.device) | {
+def _surroundings(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """What the manifest says before the data are read."""
+    return describe_environment(device) | {
         "packages": installed_packages(),
-        "seed": run.recipe.seed,
+        "seed": recipe.seed,
+        "plugins": plugin_record(recipe),
+    }
+
+
+def _made_of(run: Run) -> dict[str, Any]:
+    """What the manifest says of networks."""
+    return {
         "condition_shape": run.condition_shape,
         "real_shape": run.real_shape,
         "parameters": {"G": _count(run.G), "D": _count(run.D) if run.D else 0},
-        "plugins": plugin_record(run.recipe),
-        "data": digests(run.data),
     }
-    write_json(folder.data, run.data)
-    write_json(folder.manifest, manifest)
 
 
 def resume(
-    path: Path | str, device: str, limits: Limits, accept_data: bool = False
+    path: Path | str,
+    device: str,
+    limits: Limits,
+    accept_data: bool = False,
+    overrides: Sequence[str] = (),
 ) -> tuple[RunFolder, int]:
     """Continue a run from its newest sound checkpoint, as if it had never stopped.
 
     :param accept_data: go on although the data are not those with which the run was started.
-    :raises RecipeError: when `path` is not a run folder, the run is done, or its data changed.
+    :param overrides: `key=value` strings: what shall change from here on.
+    :raises RecipeError: when `path` is not a run folder, the run is done, its data changed, or
+        something may not change.
     """
-    folder = open_run_folder(path)
-    recipe = load_recipe(folder.recipe)
+    folder = open_run_folder(path, edited=bool(overrides))
     with heeding(), held(FINISHING), telling(folder), folder.lock():
-        if folder.read_status().get("state") == "done":
-            raise RecipeError(f"{folder.path}: this run is done; start a new one from its recipe")
+        _put_in_order(folder)
+        wishes = wishes_of(folder, overrides)
+        _require_work(folder, wishes)
         folder.remove_stale()
         with _may_be_left(f"before training went on; {folder.path} is as it was"):
-            _warn_of_changes(folder, recipe)
-            run = assemble(recipe, pick_device(device), folder)
-            changes = changes_of_data(folder, recipe, run.data, accept_data)
-            if not folder.manifest.is_file():  # killed before it began
-                _write_manifest(run, folder)
+            _warn_of_changes(folder, wishes.after)
+            run = assemble(wishes.after, pick_device(device), folder)
+            wishes.check_data(run.data, accept_data)
+            changes = changes_of_data(folder, wishes.after, run.data, accept_data)
             load_checkpoint(run, folder.checkpoints)
+        if not is_complete(folder):  # killed before it began, or its manifest is gone
+            _complete_again(run, folder)
+        restate(folder.path, run.iteration)
         limits.begin(run)
+        if wishes.all:
+            _tell_changes(wishes.carry_out(run.iteration))
         if changes:
             note_changes(folder, run.data, changes, run.iteration)
         return folder, _sit(run, folder, limits)
+
+
+def _require_work(folder: RunFolder, wishes: Wishes) -> None:
+    """Refuse a run that is done, unless it shall be changed or has to get its record again."""
+    if folder.read_status().get("state") == "done" and is_complete(folder) and not wishes.all:
+        raise RecipeError(
+            f"{folder.path}: this run is done. To train it longer, with its optimizers, give "
+            f"--iterations N; it has {wishes.after.iterations:,}"
+        )
+
+
+def _put_in_order(folder: RunFolder) -> None:
+    """Finish or forget a change that a crash has cut off; undo what was edited by hand."""
+    settle(folder.path)
+    for edit in undo_edits(folder.path):
+        print(f"{folder.recipe}: undone, it was edited by hand: {edit}", file=sys.stderr)
+
+
+def _complete_again(run: Run, folder: RunFolder) -> None:
+    """Complete the record of a run that was killed before its first step, or has lost it."""
+    about: dict[str, Any] = {}
+    if not read_record(folder.path).known:
+        about = _surroundings(run.recipe, run.device)
+        about["id"] = owner_of(folder.checkpoints) or new_id()
+        # versions and device are those of now, not of the start
+        about["made_again"] = bool(checkpoints_of(folder.checkpoints))
+        print(f"{folder.manifest}: missing or damaged; it is written again", file=sys.stderr)
+    complete_record(folder, about | _made_of(run), run.data)
+
+
+def _tell_changes(changes: Sequence[Change]) -> None:
+    for change in changes:
+        print(f"changed {change}", file=sys.stderr)
+    if any(change.key == "iterations" for change in changes):
+        print(
+            "schedules are not stretched: each keeps its own length, and stays at its end after it",
+            file=sys.stderr,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +414,7 @@ def summary(folder: RunFolder) -> str:
         lines.append("no scores and no pictures: no image was held out, and no plugin evaluates")
     verdicts = status.get("verdicts") or []
     lines += [f"verdict: {sentence}" for sentence in verdicts]
+    lines += [f"changed {change}" for change in read_record(folder.path).changes]
     if state == "diverged" and not any(message in one for one in verdicts):
         lines.append(f"diverged: {message}")  # exploded had been told before
     lines.append(f"run folder: {folder.path}")

@@ -278,7 +278,7 @@ def strikes(kind: str, folder: Path, number: int, seed: int) -> Iterator[str]:
                 continue
             found = outlived(folder, name, whole)
             yield found if found == "equal" else f"{kind} at {at} of {total}: {found}"
-            shutil.rmtree(folder / "runs" / name, ignore_errors=True)
+            shutil.rmtree(folder / "runs" / name)
 
 
 # --- power cuts ----------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ PHASES = {
     "ganlab.session:new_run_folder": "making the folder",
     "ganlab.session:assemble": "assembling",
     "ganlab.images.store:ImageStore.save": "decoding",
-    "ganlab.session:_write_manifest": "manifest",
+    "ganlab.session:complete_record": "manifest",
     "ganlab.session:load_checkpoint": "loading a checkpoint",
     "ganlab.engine:iterate": "training",
     "ganlab.engine:Loop.evaluate": "evaluating",
@@ -663,7 +663,7 @@ def flips_of_checkpoints(run: Path, number: int, seed: int) -> Iterator[str]:
         what = damaged(target, rng)
         sound = is_sound(file)
         passed_over = last_checkpoint(folder) == before
-        if target.suffix == ".sha256":  # its end, the name, counts for nothing
+        if target.suffix == ".sha256":  # the file's name in it counts for nothing
             same = target.read_bytes()[:64] == content[:64]
             yield "noticed" if passed_over or (same and sound) else f"unnoticed: {what}"
         else:

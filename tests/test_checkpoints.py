@@ -26,6 +26,7 @@ from ganlab.cli import main
 from ganlab.commands.generator import load_for_use
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder
+from ganlab.runs.record import carry_out
 from ganlab.session import Limits, start
 
 
@@ -123,7 +124,7 @@ def test_pruning_counts_sound_ones_and_deletes_damaged_ones(run: Path) -> None:
 def test_pruning_without_a_number_keeps_what_the_recipe_keeps(run: Path) -> None:
     recipe = (run / "recipe.toml").read_text()
     recipe = recipe.replace("keep = 6", "keep = 3").replace("keep_every = 2", "keep_every = 4")
-    (run / "recipe.toml").write_text(recipe)
+    carry_out(run, recipe, [])
     assert ganlab("checkpoints", run, "--prune").exit_code == 0
     assert kept(run) == [4, 6, 7, 8]
 

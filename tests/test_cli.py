@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from ganlab.cli import main
 from ganlab.images.files import read_image, split_alpha, write_png
 from ganlab.runs.reading import Log
+from ganlab.runs.record import carry_out
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -185,7 +186,7 @@ def judged_by_plugins(trained: Path, tmp_path_factory: pytest.TempPathFactory) -
         "mmd = { patch = 8, num_patches = 20, num_permutations = 19 }\n"
         "spy = { use = './spy.py' }\ndraw = { use = './draw.py' }\n"
     )
-    (copy / "recipe.toml").write_text(recipe)
+    carry_out(copy, recipe, [])
     (copy / "spy.py").write_text(
         "from ganlab import Plugin, hookimpl\n"
         "class Spy(Plugin):\n"
@@ -259,7 +260,7 @@ def test_eval_needs_no_training_data(trained: Path, tmp_path: Path) -> None:
 
     moved = shutil.copytree(trained, tmp_path / "moved")
     text = (moved / "recipe.toml").read_text()
-    (moved / "recipe.toml").write_text(text.replace(str(trained.parents[1]), "/nowhere"))
+    carry_out(moved, text.replace(str(trained.parents[1]), "/nowhere"), [])
     assert invoke("eval", moved, "--data", trained.parents[1] / "photos").exit_code == 0
 
 

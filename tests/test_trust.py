@@ -18,6 +18,7 @@ from ganlab.errors import RecipeError
 from ganlab.images.files import write_png
 from ganlab.recipe import trust
 from ganlab.recipe.model import load_recipe
+from ganlab.runs.record import carry_out
 
 LOSS = '''\
 {first}
@@ -316,7 +317,7 @@ def test_extends_reads_recipes_only(tmp_path: Path, base: str) -> None:
 
 def test_a_run_extends_no_recipe(received: Received) -> None:
     (received.run.parent / "base.toml").write_text(TINY)
-    (received.run / "recipe.toml").write_text('extends = "../base.toml"\n')
+    carry_out(received.run, 'extends = "../base.toml"\n', [])
     for command in ("resume", "explain"):
         named = received.run if command == "resume" else received.run / "recipe.toml"
         result = invoke(command, named)
@@ -366,7 +367,7 @@ def test_a_pack_names_no_folder_of_this_machine_though_an_old_run_records_no_pat
     (run / "manifest.json").write_text(json.dumps(manifest))
     recipe = run / "recipe.toml"
     place = f"[plugins.image_folder]\npath = {json.dumps(str(tmp_path / 'photos'))}\n"
-    recipe.write_text(recipe.read_text() + place)
+    carry_out(run, recipe.read_text() + place, [])
     assert invoke("pack", run).exit_code == 0
     with zipfile.ZipFile("old.zip") as archive:
         packed = archive.read("recipe.toml").decode()
@@ -403,7 +404,7 @@ def test_a_run_enlarges_and_is_judged_without_its_loss(
     recipe = received.run / "recipe.toml"
     use = "" if options.startswith("use") else 'use = "./idea.py"'
     text = recipe.read_text().replace('idea = {use = "./idea.py"}', "")
-    recipe.write_text(f"{text}\n[plugins.idea]\n{use}\n{options}\n")
+    carry_out(received.run, f"{text}\n[plugins.idea]\n{use}\n{options}\n", [])
     result = invoke("upscale", received.run, photo, "-o", "out")
     assert result.exit_code == 0, result.output
     assert Path("out/a.png").is_file()
@@ -417,11 +418,11 @@ def test_a_run_enlarges_and_is_judged_without_its_loss(
 def test_a_missing_generator_or_degradation_is_refused(received: Received, photo: Path) -> None:
     recipe = received.run / "recipe.toml"
     whole = recipe.read_text()
-    recipe.write_text(whole.replace("encoder_decoder =", "gone ="))
+    carry_out(received.run, whole.replace("encoder_decoder =", "gone ="), [])
     result = invoke("upscale", received.run, photo)
     assert result.exit_code == 2
     assert "one plugin must make the generator; here none" in result.stderr
-    recipe.write_text(whole.replace("bicubic = {", 'bicubic = { use = "gone", '))
+    carry_out(received.run, whole.replace("bicubic = {", 'bicubic = { use = "gone", '), [])
     result = invoke("eval", received.run, "--data", photo.parent)
     assert result.exit_code == 2
     assert "no plugin named 'gone'" in result.stderr
@@ -466,8 +467,8 @@ def test_a_score_that_cannot_be_had_is_left_out_by_name(
     manifest = json.loads((received.run / "manifest.json").read_text())
     manifest["plugins"]["gone"] = {"hooks": ["score_images"], "sha256": ""}
     (received.run / "manifest.json").write_text(json.dumps(manifest))
-    with (received.run / "recipe.toml").open("a") as file:
-        file.write("[plugins.gone]\n")
+    text = (received.run / "recipe.toml").read_text()
+    carry_out(received.run, f"{text}[plugins.gone]\n", [])
     result = invoke("eval", received.run, "--data", photo.parent)
     assert result.exit_code == 0
     assert "gone (" in result.stderr

@@ -129,6 +129,19 @@ def run(
     "--max-iterations", type=click.IntRange(min=1), metavar="N", help="Stop after iteration N."
 )
 @click.option("--max-time", type=Duration(), help="Stop after this time: 90s, 3m, 1.5h.")
+@click.option(
+    "--iterations",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Give the run N iterations in all; a run that is done is trained longer.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a value from here on, such as adam.learning_rate=1e-5; may be repeated.",
+)
 @accept_data_option
 @trust_code_option
 def resume(
@@ -136,6 +149,8 @@ def resume(
     device: str,
     max_iterations: int | None,
     max_time: float | None,
+    iterations: int | None,
+    overrides: tuple[str, ...],
     accept_data: bool,
 ) -> None:
     """Continue a stopped or killed run, bit for bit equal to an uninterrupted one.
@@ -145,12 +160,18 @@ def resume(
 
     If the data have changed since the run was started, it is refused, and the images are named.
 
-    Example: ganlab resume runs/wgan_gp-1
+    --iterations and --set change the run's recipe from here on: its length, learning rates,
+    weights, schedules and intervals, and the place of data that were moved. Its seed, plugins and
+    networks stay. Each change is told in the run's changes.jsonl.
+
+    Example: ganlab resume runs/wgan_gp-1 --iterations 40000 --set adam.learning_rate=1e-5
     """
     from ganlab import session
 
+    if iterations is not None:
+        overrides = (*overrides, f"iterations={iterations}")
     limits = session.Limits(max_iterations, max_time)
-    _report(*session.resume(run_folder, device, limits, accept_data))
+    _report(*session.resume(run_folder, device, limits, accept_data, overrides))
 
 
 @click.command()

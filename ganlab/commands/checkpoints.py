@@ -29,7 +29,7 @@ def describe_checkpoints(run: str) -> list[dict[str, Any]]:
     :returns: "iteration", "file", "bytes", "written" (local time), "sound".
     :raises RecipeError: when `run` is not a run folder.
     """
-    folder = open_run_folder(run)
+    folder = open_run_folder(run, edited=True)  # they are files, whatever the recipe says
     return [_described(folder, number) for number in checkpoints_of(folder.checkpoints)]
 
 
@@ -69,7 +69,7 @@ def inspect_checkpoint(run: str, iteration: int) -> dict[str, Any]:
     :raises RecipeError: when there is no such checkpoint.
     :raises GanlabError: when it is damaged.
     """
-    folder = open_run_folder(run)
+    folder = open_run_folder(run, edited=True)
     if iteration not in (known := checkpoints_of(folder.checkpoints)):
         there = ", ".join(map(str, known)) or "none"
         raise RecipeError(f"{folder.path}: no checkpoint of iteration {iteration}; it has {there}")
@@ -78,6 +78,7 @@ def inspect_checkpoint(run: str, iteration: int) -> dict[str, Any]:
         raise GanlabError(f"{found['file']}: damaged (its sha256 differs); choose another one")
     state = read_state(Path(found["file"]))
     networks, plugins = state.pop("networks"), state.pop("plugins")
+    state.pop("options", None)  # as the recipe made them; "optimizers" has those of now
     optimizers = [name for name in networks if name.endswith("_optimizer")]
     return found | {
         "progress": state,

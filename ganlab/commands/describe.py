@@ -16,6 +16,7 @@ from ganlab.recipe.discovery import find_plugin, installed
 from ganlab.recipe.file import Origin, did_you_mean
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.links import plain_runs
+from ganlab.runs.record import check_recipe, read_record
 from ganlab.schedule import Schedule
 from ganlab.session import enlarges
 
@@ -151,9 +152,19 @@ def describe_runs(parent: Path) -> list[dict[str, Any]]:
     folders.sort(key=lambda path: (path / "recipe.toml").stat().st_mtime)
     found = []
     for path in folders:
-        status = RunFolder(path).read_status()
+        status = RunFolder(path).read_status() | _changes(path)
         found.append({"run": str(path), "state": status.get("state", "unknown"), **status})
     return found
+
+
+def _changes(path: Path) -> dict[str, Any]:
+    """What was changed in a run since its start, and a fault of its record, if there is any."""
+    try:
+        check_recipe(path)
+        changes = [f"changed {change}" for change in read_record(path).changes]
+    except RecipeError as error:
+        return {"fault": str(error)}
+    return {"changes": changes} if changes else {}
 
 
 def next_for(run: str) -> tuple[str, ...]:
@@ -188,3 +199,6 @@ def show_runs(found: list[dict[str, Any]], parent: Path) -> None:
             f"{run.get('seconds', 0):.0f}",
         )
     console.print(table)
+    for run in found:
+        for words in (*run.get("changes", ()), *filter(None, [run.get("fault")])):
+            console.print(f"{run['run']}: {words}", markup=False, soft_wrap=True)

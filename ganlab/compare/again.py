@@ -12,6 +12,7 @@ from ganlab.runs.data_changes import check_ended
 from ganlab.runs.folder import RunFolder, open_run_folder, plugin_record
 from ganlab.runs.links import plain_runs
 from ganlab.runs.reading import read_json
+from ganlab.runs.record import read_record
 from ganlab.session import UNHEALTHY, Limits, resume, start
 from ganlab.speed.device import pick_device
 
@@ -86,6 +87,11 @@ def check_same_recipe(recipe: Recipe, path: Path | str, option: str) -> None:
     folder = open_run_folder(path)
     if _is_of(folder, recipe):
         return
+    if altered := [str(change) for change in read_record(folder.path).changes if change.alters]:
+        raise RecipeError(
+            f"{option}: {folder.path} was changed in the run ({'; '.join(altered)}), so "
+            f"no recipe gives it from the start; continue it with `ganlab resume {folder.path}`"
+        )
     changes = difference(side(folder.path), side_of(recipe))
     if not changes:  # written by an older version, which did not know all settings
         return
@@ -101,6 +107,8 @@ def check_same_recipe(recipe: Recipe, path: Path | str, option: str) -> None:
 def _is_of(folder: RunFolder, recipe: Recipe) -> bool:
     """Whether a run has exactly this recipe, and its plugins had the code that they have now."""
     recorded = read_json(folder.manifest).get("plugins")
+    if any(change.alters for change in read_record(folder.path).changes):
+        return False
     return folder.recipe.read_text(encoding="utf-8", errors="replace") == resolved(recipe) and (
         recorded is None  # the run was killed before it began
         or hashes(recorded) == hashes(plugin_record(recipe))

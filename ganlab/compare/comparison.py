@@ -234,11 +234,13 @@ def can_be_compared(arguments: Sequence[str]) -> bool:
 
 
 def _alike(record: RunRecord) -> str:
-    """A key of a run's arm: recipe without seed, data, code, torch's version."""
+    """A key of a run's arm: recipe without seed, its changes, data, code, torch's version."""
     recipe = {key: value for key, value in record.recipe.items() if key != "seed"}
     plugins = {n: entry.get("sha256") for n, entry in record.manifest.get("plugins", {}).items()}
     torch_version = record.manifest.get("versions", {}).get("torch")
-    return repr((recipe, plugins, record.manifest.get("code"), torch_version, digests(record.data)))
+    changes = [(c.iteration, c.key, c.old, c.new) for c in record.changes if c.alters]
+    code = record.manifest.get("code")
+    return repr((recipe, plugins, code, torch_version, digests(record.data), changes))
 
 
 def _stem(record: RunRecord) -> str:

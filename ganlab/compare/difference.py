@@ -24,6 +24,7 @@ from ganlab.runs.folder import (
     recorded_hooks,
 )
 from ganlab.runs.reading import read_json
+from ganlab.runs.record import read_record
 from ganlab.speed.device import pick_device
 
 
@@ -44,6 +45,8 @@ class Side:
     """The manifest of a run; None for a recipe."""
     data: Data = field(default_factory=dict)
     """The data of a run as digests; empty for a recipe, until `with_data` reads them."""
+    changes: tuple[str, ...] = ()
+    """What was changed in a run since its start, in words."""
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -74,6 +77,7 @@ def side(argument: Path | str, overrides: Iterable[str] = ()) -> Side:
         load,
         manifest,
         read_data(folder),
+        tuple(str(change) for change in read_record(folder.path).changes),
     )
 
 
@@ -112,6 +116,10 @@ def difference(a: Side, b: Side) -> list[Change]:
         for name, (x, y) in shared.items()
         if x != y
     ]
+    found += [Change("removed", "changed in the run", c, None, "settings")
+              for c in a.changes if c not in b.changes]  # fmt: skip
+    found += [Change("added", "changed in the run", None, c, "settings")
+              for c in b.changes if c not in a.changes]  # fmt: skip
     if a.data and b.data:
         found += _of_data(a.data, b.data)
     if a.environment is not None and b.environment is not None:

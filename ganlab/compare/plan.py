@@ -28,6 +28,7 @@ from ganlab.runs.environment import code_digest
 from ganlab.runs.folder import RunFolder, plugin_record, read_data
 from ganlab.runs.links import plain_runs
 from ganlab.runs.reading import read_json
+from ganlab.runs.record import check_recipe, read_record
 from ganlab.session import (
     DIVERGED,
     DONE,
@@ -122,7 +123,7 @@ def make_plan(
                 folder
                 for folder in existing.get(resolved(recipe), [])
                 if _same_code(read_json(folder.manifest), recipe, where)
-                and not read_json(folder.manifest).get("data_changes")
+                and _is_unchanged(folder)
                 and not differences(as_opened(read_data(folder), now), now)
             ]
             same.sort(key=lambda f: (_finished(f), f.read_status().get("iteration", 0)))
@@ -142,6 +143,18 @@ def _same_code(manifest: dict[str, Any], recipe: Recipe, device: torch.device) -
         and manifest.get("versions", {}).get("torch") == version("torch")
         and str(manifest.get("device", "")).partition(":")[0] == device.type
     )
+
+
+def _is_unchanged(folder: RunFolder) -> bool:
+    """Whether a run has been what its recipe says from its start."""
+    manifest = read_json(folder.manifest)
+    if manifest.get("data_changes") or manifest.get("made_again"):
+        return False
+    try:
+        check_recipe(folder.path)
+        return not any(change.alters for change in read_record(folder.path).changes)
+    except RecipeError:  # it was edited by hand, or the journal of its changes is damaged
+        return False
 
 
 def _finished(folder: RunFolder) -> bool:

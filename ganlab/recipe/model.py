@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tomlkit
 from pydantic import (
@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 
 from ganlab.errors import PluginFailed, RecipeError, clipped, printable
 from ganlab.monitoring.blame import described, is_interruption, line_in
+from ganlab.option import MayChange
 from ganlab.plugin import Plugin
 from ganlab.recipe.discovery import (
     PluginSource,
@@ -47,7 +48,7 @@ class Recipe(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    iterations: int = Field(ge=1, le=10**12)
+    iterations: Annotated[int, MayChange()] = Field(ge=1, le=10**12)
     """How many iterations the run has; there are no epochs."""
     batch_size: int = Field(16, ge=1)
     """Samples in each step's batch."""
@@ -58,20 +59,20 @@ class Recipe(BaseModel):
     first: Literal["discriminator", "generator"] = "discriminator"
     """Which network takes its step first. "generator" (ESRGAN's code): one step each on one batch,
     and the discriminator learns from the images that the generator made before its own step."""
-    share_forward: bool = True
+    share_forward: Annotated[bool, MayChange(alters=False)] = True
     """With `first = "generator"`: run D once on G's images for both steps, where plugins allow it.
     It changes only time and memory."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: Annotated[int, MayChange()] = Field(1, ge=1)
     """Number of parts that a batch is cut into. They are taken one after another and their
     gradients summed: the same step in less memory."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Annotated[bool, MayChange(alters=False)] = False
     """Compute the activations inside the networks' blocks again in the backward pass: the same
     step in less memory, for the time of about one more forward pass."""
     num_discriminators: int = Field(1, ge=1, le=100)
     """How many plugins make a discriminator; every loss is the mean over the discriminators."""
     seed: int = Field(0, ge=0)
     """The number from which every random stream is computed."""
-    compile: Literal["auto", "off", "networks", "graphs"] = "auto"
+    compile: Annotated[Literal["auto", "off", "networks", "graphs"], MayChange()] = "auto"
     """How steps are made quicker: "networks" by torch.compile, "graphs" as captured CUDA graphs,
     "auto": graphs on CUDA and nothing on a CPU. A note names the steps where it is impossible."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -83,27 +84,27 @@ class Recipe(BaseModel):
     deterministic: bool = False
     """On CUDA: the same numbers to the bit in every run, also in a resumed one, as on a CPU. It
     uses torch's deterministic algorithms, no search for quick ones, and no TF32."""
-    evaluate_every: int = Field(1000, ge=1)
+    evaluate_every: Annotated[int, MayChange()] = Field(1000, ge=1)
     """Iterations between evaluations, each with a sample picture; there is one more at the end."""
-    checkpoint_every: int = Field(1000, ge=1)
+    checkpoint_every: Annotated[int, MayChange()] = Field(1000, ge=1)
     """Iterations between checkpoints; there is one more at the end."""
-    keep: int = Field(2, ge=2)
+    keep: Annotated[int, MayChange(alters=False)] = Field(2, ge=2)
     """How many of the newest checkpoints are kept: at least 2, since the newest may be damaged."""
-    keep_every: int = Field(0, ge=0)
+    keep_every: Annotated[int, MayChange(alters=False)] = Field(0, ge=0)
     """Checkpoints at multiples of this number of iterations are kept for good; 0: none are."""
-    report_every: int = Field(50, ge=1)
+    report_every: Annotated[int, MayChange(alters=False)] = Field(50, ge=1)
     """Iterations between two readings of the losses from the device, and between log lines."""
-    watch_every: int = Field(50, ge=0)
+    watch_every: Annotated[int, MayChange()] = Field(50, ge=0)
     """Iterations between measurements of each loss's gradient and of the game's health. 0: no step
     is watched, and health is measured at evaluations only."""
-    on_verdict: Literal["carry on", "stop", "roll back"] = "carry on"
+    on_verdict: Annotated[Literal["carry on", "stop", "roll back"], MayChange()] = "carry on"
     """What to do at a verdict: report it and carry on; stop; or go back to before the failure
     began, and stop."""
     best_metric: str = "psnr_y"
     """The evaluation figure by which the best generator is kept."""
     best_is: Literal["highest", "lowest"] = "highest"
     """Which value of that figure is the best: the highest for PSNR, the lowest for LPIPS."""
-    patience: int = Field(0, ge=0)
+    patience: Annotated[int, MayChange()] = Field(0, ge=0)
     """Evaluations without a better `best_metric` after which the run ends early; 0: never."""
 
     _plugins: dict[str, Plugin] = PrivateAttr(default_factory=dict)

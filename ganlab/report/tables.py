@@ -302,6 +302,9 @@ def _notes(arms: Sequence[Arm], tables: Sequence[Table]) -> Iterator[str]:
         yield from _lost_runs(arm)
         for run in arm.runs:
             yield from (f"Damaged record: {damage}." for damage in run.damage)
+            if run.changes:
+                told = "; ".join(map(str, run.changes))
+                yield f"{arm.name}, seed {run.seed}: its recipe was changed in the run: {told}."
     yield from _differences([run for arm in arms for run in arm.runs])
     compared = sum(bool(row.difference and row.difference.low is not None)
                    for table in tables for row in table.rows)  # fmt: skip

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from ganlab.errors import GanlabError, RecipeError, printable
-from ganlab.files import remove_stale, write_json, write_text
+from ganlab.files import claim, new_folder, remove_stale, whole, write_json, write_text
 from ganlab.plugin import Plugin, hooks_of
 from ganlab.recipe.file import read_alone
 from ganlab.recipe.model import Recipe, resolved
 from ganlab.runs.data import Data, digests
 from ganlab.runs.links import FOLDERS, check_plain
 from ganlab.runs.reading import read_json, tell_once
+from ganlab.runs.record import check_recipe, new_id, of_recipe, read_record
 
 _DATA = TypeAdapter(Data)
 
@@ -31,6 +33,7 @@ class RunFolder:
     recipe = property(lambda self: self.path / "recipe.toml")
     manifest = property(lambda self: self.path / "manifest.json")
     data = property(lambda self: self.path / "data.json")
+    changes = property(lambda self: self.path / "changes.jsonl")
     status = property(lambda self: self.path / "status.json")
     stats = property(lambda self: self.path / "stats.jsonl")
     timing = property(lambda self: self.path / "timing.jsonl")
@@ -88,66 +91,102 @@ class RunFolder:
 
 
 @contextmanager
-def new_run_folder(recipe: Recipe, parent: Path, name: str | None = None) -> Iterator[RunFolder]:
-    """Create the folder of a new run, with the resolved recipe and its plugin files.
+def new_run_folder(
+    recipe: Recipe, parent: Path, name: str | None = None, about: dict[str, Any] | None = None
+) -> Iterator[RunFolder]:
+    """Create the folder of a new run, with all that is known before its data are read.
 
-    An error inside the `with` block removes the folder again.
+    That is the resolved recipe, its plugin files, and a manifest with a new id, all of them or
+    none. An error inside the `with` block removes the folder again, until the record is complete.
 
+    :param about: what the manifest says besides.
     :raises RecipeError: when `name` exists already or is not a plain name.
     """
     if name is not None and (Path(name).name != name or name in ("", ".", "..")):
         raise RecipeError(f"--name {name}: it must be a plain folder name")
     found = parent.is_dir()
     parent.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder(_claim(parent, name, recipe.name))
-    for part in (folder.samples, folder.checkpoints):
-        part.mkdir()
-    for key, source in recipe.sources.items():
-        if source.beside_recipe:
-            shutil.copyfile(source.file, folder.path / f"{key}.py")
-    write_text(folder.recipe, resolved(recipe))
+    remove_stale(parent)
+    with new_folder(parent) as made:
+        _record_beginning(RunFolder(made), recipe, about or {})
+        folder = RunFolder(_claim(made, parent, name, recipe.name))
     try:
         yield folder
     except BaseException:
-        shutil.rmtree(folder.path)
+        if not is_complete(folder):
+            shutil.rmtree(folder.path)
         if not found:
             with suppress(OSError):  # not empty: another run has begun there
                 parent.rmdir()
         raise
 
 
-def open_run_folder(path: Path | str) -> RunFolder:
+def _record_beginning(folder: RunFolder, recipe: Recipe, about: dict[str, Any]) -> None:
+    for part in (folder.samples, folder.checkpoints):
+        part.mkdir()
+    for key, source in recipe.sources.items():
+        if source.beside_recipe:
+            with whole(folder.path / f"{key}.py") as file:
+                file.write(source.file.read_bytes())
+    text = resolved(recipe)
+    write_text(folder.recipe, text)
+    write_json(folder.manifest, {"id": new_id(), **about, **of_recipe(text)})
+
+
+def is_complete(folder: RunFolder) -> bool:
+    """Whether the record of a run is complete: what it is made of, and what it reads."""
+    manifest = read_json(folder.manifest)
+    shapes = [manifest.get(name) for name in ("condition_shape", "real_shape")]
+    return isinstance(manifest.get("data"), dict) and all(isinstance(s, list) for s in shapes)
+
+
+def complete_record(folder: RunFolder, about: dict[str, Any], data: Data) -> None:
+    """Add to the manifest what is known once the data are read; the record is complete then.
+
+    A manifest that is gone or damaged is made again.
+
+    :param about: shapes, plugins and environment.
+    """
+    manifest = read_json(folder.manifest)
+    if not read_record(folder.path).known:
+        journal = folder.changes.read_text(encoding="utf-8") if folder.changes.is_file() else ""
+        manifest = of_recipe(folder.recipe.read_text(encoding="utf-8"), journal)
+    write_json(folder.data, data)
+    write_json(folder.manifest, manifest | about | {"data": digests(data)})
+
+
+def open_run_folder(path: Path | str, edited: bool = False) -> RunFolder:
     """Open the folder of a run, given as a path or as a name under runs/.
 
-    :raises RecipeError: when it is not a run folder, or a link is in it.
+    :param edited: whether the run's recipe.toml may have been edited; what it says is not believed.
+    :raises RecipeError: when it is not a run folder, a link is in it, or its recipe.toml was edited
+        by hand.
     """
     for candidate in (Path(path), Path("runs") / path):
         if (candidate / "recipe.toml").is_file():
             check_plain(candidate)
+            if not edited:
+                check_recipe(candidate)
             return RunFolder(candidate)
     raise RecipeError(f"{path}: not a run folder (it has no recipe.toml); `ganlab runs` lists them")
 
 
-def _claim(parent: Path, name: str | None, stem: str) -> Path:
-    """Create a folder that did not exist; if two processes try one name, only one gets it."""
+def _claim(made: Path, parent: Path, name: str | None, stem: str) -> Path:
+    """Give a new folder its name; if two processes try one name, only one gets it."""
     if name is not None:
         try:
-            (parent / name).mkdir()
+            claim(made, parent / name)
         except FileExistsError:
             raise RecipeError(
                 f"--name {name}: {parent / name} exists, and runs are never overwritten; "
                 "choose another name"
             ) from None
         return parent / name
-    number = 1
-    while True:
-        path = parent / f"{stem}-{number}"
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return path
+    for number in count(1):
+        with suppress(FileExistsError):
+            claim(made, parent / f"{stem}-{number}")
+            break
+    return parent / f"{stem}-{number}"
 
 
 def plugin_record(recipe: Recipe) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def plain_runs(parent: Path) -> list[Path]:
     """The run folders in a folder, sorted by name; those that `check_plain` refuses are told."""
     found = []
     for file in sorted(parent.glob("*/recipe.toml")) if parent.is_dir() else []:
+        if file.parent.name.startswith("."):  # a run that is just being made
+            continue
         try:
             check_plain(file.parent)
         except GanlabError as error:

@@ -23,6 +23,7 @@ from ganlab.runs.reading import (
     read_json,
     tell_once,
 )
+from ganlab.runs.record import Change, read_record
 
 Scores = dict[str, dict[str, float]]
 
@@ -69,6 +70,8 @@ class RunRecord:
     """What the run reads, as digests; empty where the run folder does not say it."""
     damage: tuple[str, ...] = ()
     """What is wrong with its logs, a sentence each."""
+    changes: tuple[Change, ...] = ()
+    """What was changed in its recipe since its start."""
 
     @property
     def seed(self) -> int:
@@ -132,6 +135,7 @@ def read_run(path: Path | str) -> RunRecord:
         read_crops(folder.pictures),
         read_data(folder),
         tuple(_damage(folder, logs, status.get("logs", {}))),
+        read_record(folder.path).changes,
     )
 
 

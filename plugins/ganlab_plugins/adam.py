@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ganlab import Plugin, hookimpl
+from ganlab import MayChange, Plugin, hookimpl
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -19,16 +19,16 @@ class Adam(Plugin):
     decay. On CPU and CUDA the fused kernel is used: it makes the same update several times faster.
     """
 
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: Annotated[float, MayChange()] = Field(1e-4, gt=0)
     """Step size of G, and of D unless `discriminator_learning_rate` is given."""
 
-    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    betas: Annotated[tuple[Beta, Beta], MayChange()] = (0.9, 0.99)
     """Decay per step of the means of gradient and squared gradient, each in [0, 1)."""
 
-    discriminator_learning_rate: float | None = Field(None, gt=0)
+    discriminator_learning_rate: Annotated[float | None, MayChange()] = Field(None, gt=0)
     """Step size of D; by default `learning_rate`."""
 
-    discriminator_betas: tuple[Beta, Beta] | None = None
+    discriminator_betas: Annotated[tuple[Beta, Beta] | None, MayChange()] = None
     """Betas of D; by default `betas`."""
 
     eps: float = Field(1e-8, gt=0)

@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from ganlab import (
+    MayChange,
     NoEffect,
     Plugin,
     Run,
@@ -71,7 +72,7 @@ class EMA(Plugin):
     copied. It needs memory for one more copy of G.
     """
 
-    decay: Annotated[float, NoEffect(0)] = Field(0.999, ge=0, lt=1)
+    decay: Annotated[float, NoEffect(0), MayChange()] = Field(0.999, ge=0, lt=1)
     """Share of the average kept in each iteration; it spans about 1 / (1 - decay) iterations."""
 
     warmup: bool = True

@@ -1,12 +1,13 @@
 """Gradient clipping: a step is taken down a gradient of limited norm."""
 
 from collections.abc import Generator
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from ganlab import Losses, Plugin, Run, hookimpl, require_discriminator
+from ganlab import Losses, MayChange, Plugin, Run, hookimpl, require_discriminator
 
 
 class GradientClipping(Plugin):
@@ -22,10 +23,10 @@ class GradientClipping(Plugin):
     additional step of a lazy penalty is clipped too, but its norm is not logged.
     """
 
-    generator: float | None = Field(None, gt=0, examples=[0.1])
+    generator: Annotated[float | None, MayChange()] = Field(None, gt=0, examples=[0.1])
     """Largest norm of the generator's gradient; by default it is not clipped."""
 
-    discriminator: float | None = Field(None, gt=0, examples=[0.1])
+    discriminator: Annotated[float | None, MayChange()] = Field(None, gt=0, examples=[0.1])
     """Largest norm of a discriminator's gradient; by default it is not clipped."""
 
     @model_validator(mode="after")

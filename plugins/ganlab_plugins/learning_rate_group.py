@@ -7,7 +7,15 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from ganlab import NoEffect, Plugin, Run, hookimpl, parameters_named, require_discriminator
+from ganlab import (
+    MayChange,
+    NoEffect,
+    Plugin,
+    Run,
+    hookimpl,
+    parameters_named,
+    require_discriminator,
+)
 
 
 class LearningRateGroup(Plugin):
@@ -22,7 +30,7 @@ class LearningRateGroup(Plugin):
     all parameters in it. `*`, `?` and `[...]` match as in file names.
     """
 
-    factor: Annotated[float, NoEffect(1)] = Field(gt=0, examples=[0.1])
+    factor: Annotated[float, NoEffect(1), MayChange()] = Field(gt=0, examples=[0.1])
     """Factor on the learning rate of these parameters."""
 
     generator: tuple[str, ...] = Field((), examples=[["*weight"]])

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from ganlab import (
     Begins,
+    MayChange,
     NoEffect,
     Plugin,
     Run,
@@ -38,31 +39,33 @@ class LearningRateSchedule(Plugin):
     continues exactly.
     """
 
-    kind: Literal["constant", "linear", "cosine", "step"] = Field(examples=["cosine"])
+    kind: Annotated[Literal["constant", "linear", "cosine", "step"], MayChange()] = Field(
+        examples=["cosine"]
+    )
     """The form of the decay; `constant` has only the warm-up."""
 
-    over: int | None = Field(None, ge=1, examples=[10])
+    over: Annotated[int | None, MayChange()] = Field(None, ge=1, examples=[10])
     """Iterations that `linear` and `cosine` take to fall to `end`."""
 
-    after: Annotated[int, Begins("iterations")] = Field(0, ge=0)
+    after: Annotated[int, Begins("iterations"), MayChange()] = Field(0, ge=0)
     """Iterations at the full rate before `linear` or `cosine` begins."""
 
-    end: Annotated[float, NoEffect(1)] = Field(0.0, ge=0, le=1)
+    end: Annotated[float, NoEffect(1), MayChange()] = Field(0.0, ge=0, le=1)
     """Share of the base rate at which `linear` and `cosine` end; it stays there."""
 
-    cycles: int = Field(1, ge=1)
+    cycles: Annotated[int, MayChange()] = Field(1, ge=1)
     """How often `cosine` falls from the full rate, each time in `over` iterations."""
 
-    milestones: Annotated[tuple[int, ...], Begins("iterations")] = ()
+    milestones: Annotated[tuple[int, ...], Begins("iterations"), MayChange()] = ()
     """Iterations at which `step` multiplies the rate by `factor`."""
 
-    factor: Annotated[float, NoEffect(1)] = Field(0.5, gt=0, le=1)
+    factor: Annotated[float, NoEffect(1), MayChange()] = Field(0.5, gt=0, le=1)
     """Factor by which `step` multiplies the rate at each milestone."""
 
-    factors: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    factors: Annotated[tuple[Annotated[float, Field(gt=0)], ...], MayChange()] = ()
     """Instead of `factor`, one factor per milestone; above 1 where a new phase begins."""
 
-    warmup: Annotated[int, NoEffect(1)] = Field(0, ge=0)
+    warmup: Annotated[int, NoEffect(1), MayChange()] = Field(0, ge=0)
     """Iterations over which the rate rises linearly to its full value; 0 means no warm-up."""
 
     @model_validator(mode="after")

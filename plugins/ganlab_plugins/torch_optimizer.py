@@ -4,7 +4,7 @@ import inspect
 import json
 from functools import reduce
 from operator import or_
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import (
@@ -20,12 +20,13 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ganlab import Plugin, Run, did_you_mean, hookimpl, require_discriminator
+from ganlab import MayChange, Plugin, Run, did_you_mean, hookimpl, require_discriminator
 
 # how a step is computed, which is chosen here; and the sign of a step, which is always downwards
 _NOT_OPTIONS = ("self", "params", "foreach", "fused", "capturable", "differentiable", "maximize")
 _FUSED = ("Adam", "AdamW", "SGD")  # with a fused kernel on CPU and CUDA
 Options = dict[str, Any]
+Changing = Annotated[Options, MayChange(only=("lr", "weight_decay"))]
 
 
 class TorchOptimizer(Plugin):
@@ -44,13 +45,13 @@ class TorchOptimizer(Plugin):
     kind: str = Field(examples=["RMSprop"])
     """Name of the class in torch.optim, such as "AdamW", "RMSprop" or "NAdam"."""
 
-    options: Options = Field(default_factory=dict)
+    options: Changing = Field(default_factory=dict)
     """Options of both optimizers, such as `{ lr = 1e-4, weight_decay = 0.01 }`."""
 
-    generator: Options = Field(default_factory=dict)
+    generator: Changing = Field(default_factory=dict)
     """Options of the generator's optimizer, in addition to `options` or instead of them."""
 
-    discriminator: Options = Field(default_factory=dict)
+    discriminator: Changing = Field(default_factory=dict)
     """Options of the discriminator's optimizer, in addition to `options` or instead of them."""
 
     @field_validator("kind")
