@@ -3,6 +3,7 @@
 import json
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import odd_files
@@ -138,7 +139,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def spoiled(run: Path) -> Path:
+def spoiled(run: Path) -> Iterator[Path]:
     """The weights of the run with one nan; they are put back afterwards."""
     file = run / "generator.safetensors"
     whole = file.read_bytes()

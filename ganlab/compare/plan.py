@@ -249,10 +249,10 @@ def _side_by_side(
 
 def _train(job: Job, parent: Path, device: str, limits: Limits) -> Result:
     try:
+        recipe = job.variant.recipe(job.seed)  # its code is that of the run, and may run here
         if job.folder:
             folder, code = resume(job.folder, device, limits)
         else:
-            recipe = job.variant.recipe(job.seed)
             folder, code = start(recipe, device, limits, parent, data=job.data)
     except Stopped as stopped:  # before its training began, or went on
         return job, stopped.exit_code, ""
