@@ -32,6 +32,7 @@ from ganlab.tensor_files import (
     OddFile,
     check_parts,
     check_weights,
+    iteration_in,
     read_pickle,
     read_safetensors,
     shapes_in,
@@ -272,6 +273,29 @@ def _check_digests(folder: Path, kept: list[int]) -> None:
         )
     for file in alone:
         print(f"{file}: it has no digest (.sha256), so it is not used", file=sys.stderr)
+
+
+def lost_best(run: Run, file: Path) -> str:
+    """What is wrong with the best generator of a resumed run, for the user; empty if nothing is.
+
+    A power cut can empty a file, and a file system may take it away.
+    """
+    if run.progress.best is None:
+        return ""
+    best, _ = run.progress.best
+    try:
+        tensors, metadata = read_safetensors(file)
+        check_weights(tensors)
+        found = iteration_in(metadata)  # a later one: the run was killed after it was written
+        fault = f"it is of iteration {found:,}" if found < best else ""
+    except OddFile as error:
+        fault = str(error)
+    if not fault:
+        return ""
+    return (
+        f"{file}: the best generator, of iteration {best:,}, is lost ({fault}); the next better "
+        "one takes its place"
+    )
 
 
 def last_checkpoint(folder: Path) -> int | None:

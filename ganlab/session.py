@@ -14,7 +14,13 @@ from typing import Any
 import torch
 
 from ganlab.assembly import assemble
-from ganlab.checkpoint import checkpoints_of, last_checkpoint, load_checkpoint, owner_of
+from ganlab.checkpoint import (
+    checkpoints_of,
+    last_checkpoint,
+    load_checkpoint,
+    lost_best,
+    owner_of,
+)
 from ganlab.engine import owes_evaluation, train
 from ganlab.errors import Diverged, OutOfMemory, PluginFailed, RecipeError
 from ganlab.failures.replay import find_cause
@@ -182,6 +188,8 @@ def resume(
         if not is_complete(folder):  # killed before it began, or its manifest is gone
             _complete_again(run, folder)
         restate(folder.path, run.iteration)
+        if fault := lost_best(run, folder.weights("best")):
+            print(fault, file=sys.stderr)
         limits.begin(run)
         if wishes.all:
             _tell_changes(wishes.carry_out(run.iteration))

@@ -265,3 +265,32 @@ def test_a_file_that_is_not_the_picture_is_left_out_of_the_page(
     assert f"{run}/pictures/00-sr.png: left out of the page" in result.stderr
     secret = base64.b64encode(b"SECRET").decode()[:6]
     assert not re.search(f"SECRET|{secret}", (tmp_path / "page.html").read_text())
+
+
+def as_absent(file: Path) -> None:
+    file.unlink()
+
+
+def as_empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def as_older(file: Path) -> None:
+    content = file.read_bytes()
+    assert content.count(b'\\"iteration\\": 4') == 1
+    file.write_bytes(content.replace(b'\\"iteration\\": 4', b'\\"iteration\\": 1'))
+
+
+@pytest.mark.parametrize("change", [as_absent, as_empty, as_older])
+def test_a_best_generator_that_is_lost_is_told_at_resume(
+    run: Path, change: Callable[[Path], None]
+) -> None:
+    change(run / "best.safetensors")
+    resumed = ganlab("resume", run)
+    assert resumed.exit_code == 0
+    told = f"{run}/best.safetensors: the best generator, of iteration 2, is lost"
+    assert told in resumed.stderr
+
+
+def test_a_best_generator_that_is_there_is_not_told(run: Path) -> None:
+    assert "is lost" not in ganlab("resume", run).stderr

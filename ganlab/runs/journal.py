@@ -26,7 +26,25 @@ from ganlab.runs.folder import RunFolder
 from ganlab.runs.reading import LOGS, Log, Written, as_written
 from ganlab.speed.device import widest_float
 
+EACH_UNTIL = 10_000
+"""Up to this iteration every line of losses is written."""
+THINNED = 7
+"""From there on one in 7, 7 times later one in 49, and so on."""
 PLAIN_SECONDS = 5.0  # between two plain lines, when stderr is not a terminal
+
+
+def is_written(iteration: int) -> bool:
+    """Whether a line of losses alone is written to stats.jsonl; all other lines are.
+
+    So the file grows with the logarithm of the iterations. Every iteration up to `EACH_UNTIL` is
+    written, then those at multiples of 7 up to seven times as many, then those at multiples of 49,
+    and so on. Seven, because intervals in recipes are hardly ever multiples of it: a loss that is
+    computed every second or every sixteenth iteration is still seen.
+    """
+    step = 1
+    while iteration > EACH_UNTIL * step:
+        step *= THINNED
+    return iteration % step == 0
 
 
 class Journal:
@@ -63,12 +81,11 @@ class Journal:
             dropped too. A verdict at it stays, since it is not told twice.
         :param written: what the checkpoint says of the logs. Damage to them is told.
         """
-        # in stats.jsonl the losses of an iteration come first, then its evaluation
-        most = {self.folder.stats: 1, self.folder.scores: 0} if evaluates_again else {}
         for path in self._logs:
             known = (written or {}).get(path.name)
             if not known or not as_written(path, *known):
-                content = _repaired(path, iteration, most.get(path), known is not None)
+                again = evaluates_again and path in (self.folder.stats, self.folder.scores)
+                content = _repaired(path, iteration, again, known is not None)
             elif path == self.folder.verdicts:
                 content, _ = _until(path, iteration)
             else:
@@ -105,11 +122,9 @@ class Journal:
 
     def log(self, text: str) -> None:
         """Write a text to the run's log.txt, with the time. It is lost when the disk is full."""
-        with (
-            suppress(OSError),
-            self.folder.log.open("a", encoding="utf-8", errors="backslashreplace") as file,
-        ):
-            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+        with suppress(OSError), append(self.folder.log) as file:
+            line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n"
+            file.write(line.encode(errors="backslashreplace"))
 
     def _show(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False)
@@ -151,8 +166,9 @@ class Journal:
                 fault = Diverged(iteration, f"{', '.join(bad)} is not finite")
                 lines.append(_line(iteration, {k: v for k, v in figures.items() if k not in bad}))
             elif not fault:
-                lines.append(_line(iteration, figures))
                 self.history.add(iteration, _rounded_as_written(figures))
+                if is_written(iteration) or not all(map(_is_loss, figures)):
+                    lines.append(_line(iteration, figures))
         last = self._pending[-1][0]
         self._pending.clear()
         self._append(self.folder.stats, lines)
@@ -246,6 +262,10 @@ class _Bar(Progress):
         yield Text(self.losses, style="dim")
 
 
+def _is_loss(name: str) -> bool:
+    return name.startswith(("D/", "G/"))
+
+
 def _line(iteration: int, figures: dict[str, float]) -> str:
     return json.dumps({"iteration": iteration, **_rounded(figures)})
 
@@ -272,28 +292,30 @@ def _without_null(figures: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _until(path: Path, iteration: int, most: int | None = None) -> tuple[bytes, list[int]]:
+def _until(path: Path, iteration: int, again: bool = False) -> tuple[bytes, list[int]]:
     """The sound lines of a log up to an iteration, and the numbers of damaged ones among them.
 
-    :param most: how many lines of this iteration are kept, if not all.
+    :param again: whether the evaluation of this iteration is done again: its line ends the log.
     """
     log, kept = Log(path), []
-    of_it = damaged = 0
+    damaged = 0
     for line, text in log.pairs():
-        of_it += line["iteration"] == iteration
-        if line["iteration"] > iteration or (most is not None and of_it > most):
+        evaluates = not any(map(_is_loss, line))
+        if line["iteration"] > iteration or (
+            again and evaluates and line["iteration"] == iteration
+        ):
             break
         kept.append(text)
         damaged = len(log.damaged)  # later ones may be of later iterations
     return b"".join(kept), log.damaged[:damaged]
 
 
-def _repaired(path: Path, iteration: int, most: int | None, expected: bool) -> bytes:
+def _repaired(path: Path, iteration: int, again: bool, expected: bool) -> bytes:
     """The sound lines of a log up to an iteration. Damage is told, and the damaged file is kept.
 
     :param expected: whether the checkpoint says that the file was other than it is now.
     """
-    content, damaged = _until(path, iteration, most)
+    content, damaged = _until(path, iteration, again)
     if not (damaged or expected):
         return content
     place = f"{path}:{damaged[0]}: damaged" if damaged else f"{path}: not as the run wrote it"

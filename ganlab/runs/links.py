@@ -12,7 +12,7 @@ FOLDERS = ("checkpoints", "samples", "pictures")
 _LOCK = ".lock"
 # of the files in a run folder
 _SUFFIXES = {
-    ".toml", ".json", ".jsonl", ".html", ".py", ".safetensors", ".pt", ".sha256", ".png",
+    ".toml", ".txt", ".json", ".jsonl", ".html", ".py", ".safetensors", ".pt", ".sha256", ".png",
 }  # fmt: skip
 
 
