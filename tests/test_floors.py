@@ -34,6 +34,7 @@ FLOORS = """
     plugin
     schedule streams images degradation speed.device
     stopping
+    terminal names
     errors system option files tensor_files
 """
 LEVEL = {name: number for number, line in enumerate(FLOORS.split("\n")) for name in line.split()}

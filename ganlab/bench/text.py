@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ganlab.bench.cards import Need
 from ganlab.bench.fit import MOST_SECONDS, Fit
 from ganlab.monitoring.loading import data_words
+from ganlab.terminal import Terminal
 
 MOST_OPERATIONS = 8
 SHOWN = 0.0005  # share of an iteration; parts that take less are not printed
@@ -22,9 +21,9 @@ _WAYS = {
 
 def show(found: dict[str, Any]) -> None:
     """Print what `bench_recipe` returns."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     for line in _head(found):
-        console.print(line, markup=False)
+        console.print(line)
     whole = found["iteration"]["ms"]
     looked_at = sum(found["phases"].values())
     _print(console, "where an iteration goes", _rows(found["phases"], looked_at))
@@ -32,10 +31,10 @@ def show(found: dict[str, Any]) -> None:
            _rows(found["plugins"], looked_at))  # fmt: skip
     console.print(_memory(found["memory"]))
     data = found["data"]
-    console.print(f"\n{data_words(data['share'], data['plugins'])}", markup=False)
+    console.print(f"\n{data_words(data['share'], data['plugins'])}")
     console.print(_operations(found, whole))
     for line in (*_floor(found), *_watched(found), *_plain(found), *_trace(found)):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def show_fit(fit: Fit) -> None:
@@ -94,10 +93,10 @@ def _rows(milliseconds: dict[str, float], whole: float) -> list[tuple[str, str, 
     ]
 
 
-def _print(console: Console, title: str, rows: list[tuple[str, str, str]]) -> None:
+def _print(console: Terminal, title: str, rows: list[tuple[str, str, str]]) -> None:
     table = _table(title, "ms", "share")
     for name, *figures in rows:
-        table.add_row(Text(name), *figures)
+        table.add_row(name, *figures)
     console.print(table)
 
 
@@ -116,7 +115,7 @@ def _memory(found: dict[str, Any]) -> Table:
     table = _table(title, "MiB", "share")
     for name, size in found["parts"].items():
         if size >= 0.005 * peak:
-            table.add_row(Text(name), f"{size / 2**20:,.1f}", f"{size / peak:.1%}")
+            table.add_row(name, f"{size / 2**20:,.1f}", f"{size / peak:.1%}")
     return table
 
 

@@ -15,7 +15,7 @@ from ganlab.cli import compare, data, look, share, train, use
 from ganlab.cli.options import Group, traceback_option
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "color": True})
 @click.version_option(__version__, prog_name="ganlab")
 def main() -> None:
     """Run GAN experiments that you can trust, mainly for super-resolution.

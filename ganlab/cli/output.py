@@ -8,18 +8,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from ganlab.terminal import visible
+
 _READER_GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
 
 
 class Lasting:
-    """A text stream that drops its text from the first error on, instead of raising it."""
+    """A text stream that drops its text from the first error on, instead of raising it.
+
+    What a terminal obeys is escaped: a message may quote a stranger.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.obeyed = _Obeyed(self)
         self.fault: OSError | None = None
         """The error. None also where the reader is gone: then nobody misses the text."""
 
     def write(self, text: str) -> int:
+        return self.pass_on(visible(text))
+
+    def pass_on(self, text: str) -> int:
+        """Write a text as it is: what a terminal obeys in it is ours."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -41,6 +51,16 @@ class Lasting:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class _Obeyed:
+    """The same stream for the colours of a table, which a terminal shall obey."""
+
+    def __init__(self, stream: Lasting) -> None:
+        self._lasting, self.write = stream, stream.pass_on
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lasting, name)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from pluggy import HookImpl
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from ganlab.evaluation.scores import evaluate_images, means
 from ganlab.images.metrics import WINDOW
 from ganlab.plugin import EvaluatedImage
 from ganlab.run import Run, merged
+from ganlab.terminal import Terminal
 
 
 def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str, Any]:
@@ -91,10 +91,10 @@ def show_scores(found: dict[str, Any]) -> None:
     )
 
 
-def show_tables(tables: list[dict[str, Any]]) -> Console:
+def show_tables(tables: list[dict[str, Any]]) -> Terminal:
     """Print tables of scores, {image: {who: {score: value}}} each, broken to fit the width."""
     # a file or a pipe has no width of its own
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Terminal(width=None if sys.stdout.isatty() else 160)
     room = console.width - max(len(title) for title in tables[0]) - len("  generator")
     for rows in tables:
         (first, *_) = next(iter(rows.values())).values()

@@ -6,7 +6,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from ganlab.checkpoint import (
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import load_part
 from ganlab.runs.folder import RunFolder, open_run_folder
+from ganlab.terminal import Terminal
 
 
 def describe_checkpoints(run: str) -> list[dict[str, Any]]:
@@ -127,9 +127,9 @@ def _optimizer(state: dict[str, Any]) -> dict[str, Any]:
 
 def show_list(found: list[dict[str, Any]], run: str) -> None:
     """Print what `describe_checkpoints` returns."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     if not found:
-        console.print(f"{run}: no checkpoint", markup=False)
+        console.print(f"{run}: no checkpoint")
         return
     table = Table("iteration", "size", "written", "state", box=None, pad_edge=False)
     for one in found:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 
 from ganlab.commands.many import beside, listed
@@ -17,6 +16,7 @@ from ganlab.files import whole
 from ganlab.images.files import ImageError, read_image
 from ganlab.images.listing import MANIFEST
 from ganlab.images.store import image_digest
+from ganlab.terminal import Terminal
 
 # as sha256sum writes it: a backslash in front when the name has escapes
 _LINE = re.compile(rb"(\\?)([0-9a-f]{64}) [ *](.+)")
@@ -64,7 +64,7 @@ def verify_folder(folder: Path, manifest: Path | None = None, write: bool = Fals
     files = listed(folder)
     if not write and (manifest or file.exists()):
         found.known = dict(_lines(file))
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     read = beside(lambda path: (path, *_examined(path)), files, 2 * _READERS)
     seen: dict[str, str] = {}
     for path, digest, pixels, fault in track(

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticUndefined
-from rich.console import Console
 from rich.table import Table
 
 from ganlab import hookspecs
@@ -19,6 +18,7 @@ from ganlab.runs.links import plain_runs
 from ganlab.runs.record import check_recipe, read_record
 from ganlab.schedule import Schedule
 from ganlab.session import enlarges
+from ganlab.terminal import Terminal
 
 # the kind of a plugin is that of the first hook in this list that it implements
 _KINDS = {
@@ -103,7 +103,7 @@ def _parts(annotation: Any) -> set[Any]:
 
 def show(found: list[dict[str, Any]], whole: bool) -> None:
     """Print plugins: one line for each, or everything about them when `whole`."""
-    console = Console(highlight=False, soft_wrap=whole)
+    console = Terminal(soft_wrap=whole)
     if not whole:
         for kind in dict.fromkeys([*_KINDS.values(), "training"]):
             table = Table(box=None, pad_edge=False, show_header=False)
@@ -113,21 +113,21 @@ def show(found: list[dict[str, Any]], whole: bool) -> None:
                 if plugin["kind"] == kind:
                     table.add_row(plugin["name"], plugin["summary"])
             if table.row_count:
-                console.print(f"[bold]{kind}[/bold]")
+                console.print(kind, style="bold")
                 console.print(table)
                 console.print()
         return
     for plugin in found:
-        console.print(plugin["docstring"], markup=False)
-        console.print(f"\nhooks: {', '.join(plugin['hooks'])}", markup=False)
-        console.print(f"from: {plugin['distribution']} {plugin['version']}", markup=False)
-        console.print("\noptions:" if plugin["options"] else "\nno options", markup=False)
+        console.print(plugin["docstring"])
+        console.print(f"\nhooks: {', '.join(plugin['hooks'])}")
+        console.print(f"from: {plugin['distribution']} {plugin['version']}")
+        console.print("\noptions:" if plugin["options"] else "\nno options")
         for option in plugin["options"]:
             default = "required" if option["required"] else f"= {toml(option['default'])}"
             limits = ", ".join(filter(None, [default, in_words(option["bounds"])]))
             changes = " (may be a schedule)" if option["schedule"] else ""
-            console.print(f"  {option['name']} {limits}{changes}", markup=False)
-            console.print(f"      {option['description']}", markup=False)
+            console.print(f"  {option['name']} {limits}{changes}")
+            console.print(f"      {option['description']}")
 
 
 def in_words(limits: Limits) -> str:
@@ -183,9 +183,9 @@ def next_for(run: str) -> tuple[str, ...]:
 
 
 def show_runs(found: list[dict[str, Any]], parent: Path) -> None:
-    console = Console(highlight=False)
+    console = Terminal()
     if not found:
-        console.print(f"no runs under {parent}", markup=False)
+        console.print(f"no runs under {parent}")
         return
     table = Table("run", "state", "iteration", "psnr_y", "bicubic", "seconds", box=None)
     for run in found:
@@ -201,4 +201,4 @@ def show_runs(found: list[dict[str, Any]], parent: Path) -> None:
     console.print(table)
     for run in found:
         for words in (*run.get("changes", ()), *filter(None, [run.get("fault")])):
-            console.print(f"{run['run']}: {words}", markup=False, soft_wrap=True)
+            console.print(f"{run['run']}: {words}", soft_wrap=True)

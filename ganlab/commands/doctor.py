@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from ganlab import system
 from ganlab.commands.device_trial import Found, try_device
@@ -24,6 +23,7 @@ from ganlab.images.files import cache_folder
 from ganlab.recipe.discovery import GROUP
 from ganlab.runs.environment import describe_environment, installed_packages
 from ganlab.speed.device import cuda_fault, devices, free_memory
+from ganlab.terminal import Terminal
 
 EXTRAS = ("triton", "spandrel")
 """Packages that are not required: for `compile = "networks"` on CUDA, and for tests."""
@@ -189,16 +189,16 @@ Row = tuple[str, str]
 
 def show(found: Found) -> None:
     """Print what `examine` found, for a person, and to be pasted."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     for title, rows in sections(found):
-        console.print(title, style="bold", markup=False)
+        console.print(title, style="bold")
         for label, text in rows:
             for line in _wrapped(label, text):
-                console.print(line, markup=False)
+                console.print(line)
         console.print()
     chosen = found["chosen"]
     state = "works" if found["works"] else "does not work"
-    console.print(f"{chosen} {state}", style="bold", markup=False)
+    console.print(f"{chosen} {state}", style="bold")
 
 
 def _wrapped(label: str, text: str) -> list[str]:

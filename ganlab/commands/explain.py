@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ganlab.bench.cost import Estimate, clock, estimate
 from ganlab.commands.describe import in_words, toml
 from ganlab.commands.limits import limits_of
-from ganlab.errors import GanlabError, RecipeError
+from ganlab.errors import GanlabError, RecipeError, printable
 from ganlab.recipe.file import did_you_mean
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.schedule import Schedule
+from ganlab.terminal import Terminal
 
 
 def explain_recipe(
@@ -115,25 +115,25 @@ def _cost(recipe: Recipe, cost: Estimate) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> None:
     """Print what `explain_recipe` found."""
-    console = Console(highlight=False)
+    console = Terminal()
     whole = "steps" in found
     table = Table(box=None, pad_edge=False, show_header=False)
     for style in ("", "", "dim"):
         table.add_column(style=style, overflow="fold")
     for value in found["values"]:
         plugin = "." not in value["key"] and value["description"] and not value["value"]
-        key = Text(value["key"], style="bold" if plugin else "")
-        table.add_row(key, Text(value["value"]), Text(value["origin"]))
+        key = Text(printable(value["key"]), style="bold" if plugin else "")
+        table.add_row(key, value["value"], value["origin"])
         if not whole:
             limits = in_words(value["bounds"])
-            table.add_row("", Text(value["description"] + (f" ({limits})" if limits else "")), "")
+            table.add_row("", value["description"] + (f" ({limits})" if limits else ""), "")
     console.print(table)
     if whole:
         console.print()
         for name, number in found["steps"].items():
-            console.print(f"{name}: {number:,}", markup=False)
+            console.print(f"{name}: {number:,}")
         for line in _lines(found.get("cost", {})):
-            console.print(line, markup=False)
+            console.print(line)
 
 
 def _lines(cost: dict[str, Any]) -> list[str]:

@@ -108,7 +108,7 @@ def show_scores(found: dict[str, Any]) -> None:
     console = show_tables([rows])
     for name, file in found["files"].items():
         if Path(file).stem != Path(name).stem:
-            console.print(f"{name}: {file}", markup=False, soft_wrap=True)
+            console.print(f"{name}: {file}", soft_wrap=True)
     cropped = f"x{found['scale']}, HR cropped to a multiple of it; " if found["scale"] else ""
     console.print(
         f"{cropped}_y: BT.601 luma in 16-235; {found['shave']} pixels shaved; 8 bits",

@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 
 from ganlab.errors import PluginFailed, RecipeError, clipped, printable
 from ganlab.monitoring.blame import described, is_interruption, line_in
+from ganlab.names import shortened
 from ganlab.option import MayChange
 from ganlab.plugin import Plugin
 from ganlab.recipe.discovery import (
@@ -145,7 +146,7 @@ class Recipe(BaseModel):
     @property
     def name(self) -> str:
         """The name for its runs: the variant's name if it has one, else the file's name."""
-        return self._name or self._file.stem
+        return self._name or shortened(self._file.stem)
 
 
 def load_recipe(file: Path | str, overrides: Iterable[str] = (), name: str = "") -> Recipe:

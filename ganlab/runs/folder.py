@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ganlab.errors import GanlabError, RecipeError, printable
 from ganlab.files import claim, new_folder, remove_stale, whole, write_json, write_text
+from ganlab.names import check_name
 from ganlab.plugin import Plugin, hooks_of
 from ganlab.recipe.file import read_alone
 from ganlab.recipe.model import Recipe, resolved
@@ -102,8 +103,8 @@ def new_run_folder(
     :param about: what the manifest says besides.
     :raises RecipeError: when `name` exists already or is not a plain name.
     """
-    if name is not None and (Path(name).name != name or name in ("", ".", "..")):
-        raise RecipeError(f"--name {name}: it must be a plain folder name")
+    if name is not None:
+        check_name(name, "--name")
     found = parent.is_dir()
     parent.mkdir(parents=True, exist_ok=True)
     remove_stale(parent)

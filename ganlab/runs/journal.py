@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from torch import Tensor
 
-from ganlab.errors import Diverged
+from ganlab.errors import Diverged, printable
 from ganlab.files import append, whole
 from ganlab.monitoring.verdicts import History, Verdict
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.reading import LOGS, Log, Written, as_written
 from ganlab.speed.device import widest_float
+from ganlab.terminal import Terminal
 
 EACH_UNTIL = 10_000
 """Up to this iteration every line of losses is written."""
@@ -61,7 +62,7 @@ class Journal:
         self.history = History()
         self.verdicts: dict[str, str] = {}
         """The sentence of each verdict so far, by its name."""
-        self.console = Console(stderr=True, soft_wrap=True)
+        self.console = Terminal(stderr=True, soft_wrap=True)
         self._total, self._images, self._every = total, images, report_every
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._progress: _Bar | None = None
@@ -127,7 +128,7 @@ class Journal:
             file.write(line.encode(errors="backslashreplace"))
 
     def _show(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False)
+        self.console.print(line)
 
     @property
     def seconds(self) -> float:
@@ -259,7 +260,7 @@ class _Bar(Progress):
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
-        yield Text(self.losses, style="dim")
+        yield Text(printable(self.losses), style="dim")
 
 
 def _is_loss(name: str) -> bool:
