@@ -125,10 +125,11 @@ class ImageStore:
                     remove_stale(path.parent)
                     cls.save(path, images)
                     return cls.open(path)
-        except OSError as fault:
+        except (OSError, NotImplementedError) as fault:  # the latter: there are no locks
+            reason = getattr(fault, "strerror", None) or fault
             raise ImageError(
-                f"{path.parent}: cannot keep decoded images ({fault.strerror or fault}); set "
-                "GANLAB_CACHE to a folder that is writable and has room."
+                f"{path.parent}: cannot keep decoded images ({reason}); set GANLAB_CACHE to a "
+                "folder that is writable, has room, and is on a disk with locks."
             ) from None
 
     @staticmethod

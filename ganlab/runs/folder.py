@@ -25,6 +25,10 @@ from ganlab.runs.record import check_recipe, new_id, of_recipe, read_record
 _DATA = TypeAdapter(Data)
 
 
+class NoLocks(GanlabError):  # noqa: N818  # it names a lack
+    """A folder cannot be locked: on a network, for example."""
+
+
 class RunFolder:
     """`runs/<recipe>-<n>/`: recipe.toml, manifest.json, data.json, status.json, stats.jsonl, ..."""
 
@@ -55,12 +59,20 @@ class RunFolder:
         """Lock the folder; the lock is freed when the process ends, also after a crash.
 
         :raises GanlabError: when another process has locked it.
+        :raises NoLocks: when the file system has no locks, or the folder cannot be written to.
         """
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
             raise GanlabError(f"{self.path} is in use by another process") from None
+        except (OSError, NotImplementedError) as fault:
+            reason = getattr(fault, "strerror", None) or fault
+            raise NoLocks(
+                f"{self.path}: cannot be locked ({reason}), so two processes could write to one "
+                "run. Network folders often have no locks: choose a folder on another disk with "
+                "--runs, or copy the run there"
+            ) from None
         try:
             yield
         finally:
@@ -76,6 +88,8 @@ class RunFolder:
         try:
             with self.lock():
                 return False
+        except NoLocks:  # nobody can have locked it
+            return False
         except GanlabError:
             return True
 
@@ -109,6 +123,7 @@ def new_run_folder(
     parent.mkdir(parents=True, exist_ok=True)
     remove_stale(parent)
     with new_folder(parent) as made:
+        _require_locks(made, parent)
         _record_beginning(RunFolder(made), recipe, about or {})
         folder = RunFolder(_claim(made, parent, name, recipe.name))
     try:
@@ -120,6 +135,15 @@ def new_run_folder(
             with suppress(OSError):  # not empty: another run has begun there
                 parent.rmdir()
         raise
+
+
+def _require_locks(made: Path, parent: Path) -> None:
+    """Try a lock before the data are decoded, not after that."""
+    try:
+        with RunFolder(made).lock():
+            pass
+    except NoLocks as fault:  # it names the folder under its temporary name
+        raise NoLocks(str(fault).replace(str(made), str(parent))) from None
 
 
 def _record_beginning(folder: RunFolder, recipe: Recipe, about: dict[str, Any]) -> None:
