@@ -12,6 +12,7 @@ import struct
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import odd_files
 import pytest
@@ -24,6 +25,7 @@ from tiny import TINY
 from ganlab.cli import main
 from ganlab.images.files import write_png
 from ganlab.recipe import trust
+from ganlab.runs.record import of_recipe
 from ganlab.tensor_files import read_safetensors
 
 SECRET = "a7e1c0ffee"
@@ -77,6 +79,13 @@ class Victim:
     def write(self, name: str, change: Callable[[str], str]) -> None:
         file = self.run / name
         file.write_text(change(file.read_text()))
+        if name == "recipe.toml":  # an attacker's digests fit
+            self.record(of_recipe(file.read_text()))
+
+    def record(self, more: dict[str, Any]) -> None:
+        """Add to the manifest."""
+        file = self.run / "manifest.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
 
     def strange_code(self) -> str:
         return f"open({str(self.trace)!r}, 'w').close()\n# {uuid.uuid4()}\n{PLUGIN}"
@@ -197,8 +206,8 @@ def test_code_runs_at_no_command(victim: Victim) -> None:
     (victim.run / "idea.py").write_text(victim.strange_code())
     victim.write("recipe.toml", lambda text: f'{text}\n[plugins.idea]\nuse = "./idea.py"\n')
     manifest = json.loads((victim.run / "manifest.json").read_text())
-    manifest["plugins"]["idea"] = {"hooks": ["generator_loss"], "paths": [], "sha256": ""}
-    (victim.run / "manifest.json").write_text(json.dumps(manifest))
+    mine = {"idea": {"hooks": ["generator_loss"], "paths": [], "sha256": ""}}
+    victim.record({"plugins": manifest["plugins"] | mine})
     unfinished = {"state": "stopped", "iteration": 2, "of": 4}
     (victim.run / "status.json").write_text(json.dumps(unfinished))
     (victim.run / "torch.py").write_text(victim.strange_code())  # is never taken for torch
@@ -289,3 +298,46 @@ def test_a_picture_that_is_another_file_is_in_no_page(victim: Victim, content: b
         for picture in (victim.run / folder).glob("*.png"):
             picture.write_bytes(content)
     victim.expect("report RUN | 0 | page \n compare mine RUN -o c.html | 0 | page")
+
+
+MARKUP = "[bold red]x[/] <script>alert(1)</script> {{7*7}}"
+RECORDS = {
+    "status.json": [
+        '{"state": "done", "iteration": "x", "scores": [1]}', "[]", "{", "null", '"x"',
+        '{"state": {"a": 1}, "best": 3, "verdicts": 7, "message": 3}', "[" * 10_000,
+        json.dumps({"state": MARKUP, "message": MARKUP, "verdicts": [MARKUP],
+                    "scores": {MARKUP: 1.0}, "iteration": 4, "of": 4}),
+        '{"state": "done", "iteration": ' + "9" * 5000 + "}",
+    ],
+    "stats.jsonl": [
+        "[1]\n", "{}\n", '{"iteration": "x"}\n', "\x00\n", '{"iteration": 1, "a": {"b": 1}}\n',
+        json.dumps({"iteration": 1, MARKUP: 1.0, f"evaluation/{MARKUP}": 2.0}) + "\n",
+        '{"iteration": 1e400, "D/x": 1}\n', '{"iteration": -1, "D/x": "y"}\n', "[" * 10_000 + "\n",
+    ],
+    "scores.jsonl": [
+        "3\n", '{"iteration": 2}\n', '{"bicubic": 3}\n', '{"iteration": 2, "images": {"a": 3}}\n',
+        json.dumps({"iteration": 2, "images": {MARKUP: {"psnr_y": 1}}}) + "\n",
+    ],
+    "timing.jsonl": ["3\n", '{"iteration": 2, "seconds": "x"}\n'],
+    "verdicts.jsonl": ["3\n", '{"verdict": 3}\n', json.dumps({"verdict": MARKUP}) + "\n"],
+    "manifest.json": [
+        "[]", "{", '{"plugins": 3, "data": 3, "versions": 3}',
+        '{"plugins": {"a": 3}, "real_shape": "x", "condition_shape": 3}',
+        json.dumps({"device_name": MARKUP, "platform": MARKUP, "versions": {MARKUP: MARKUP}}),
+    ],
+    "data.json": ["[]", "{", '{"training": 3}'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_odd_records_are_one_line_and_shown_as_they_are(victim: Victim, name: str) -> None:
+    for content in RECORDS[name]:
+        (victim.run / name).write_text(content)
+        for command in ("runs --runs .", "report RUN", "diff mine RUN", "checkpoints RUN",
+                        "compare mine RUN -o c.html", "pack RUN -o p.zip"):  # fmt: skip
+            result = victim.does(command)
+            assert result.exit_code in (0, 1, 2), command
+            Path("p.zip").unlink(missing_ok=True)
+        for page in (victim.run / "report.html", Path("c.html")):
+            if page.exists():
+                assert "<script>alert" not in page.read_text(encoding="utf-8")
