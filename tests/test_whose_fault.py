@@ -14,9 +14,11 @@ from tiny import TINY
 
 from ganlab import Plugin, hookimpl, hookspecs
 from ganlab.cli import main
+from ganlab.commands import describe
 from ganlab.commands.describe import HOOKS
 from ganlab.images.files import write_png
 from ganlab.monitoring.blame import blame
+from ganlab.recipe import discovery
 
 FAULTY = '''\
 import sys
@@ -358,3 +360,59 @@ def test_an_error_of_ganlabs_own_code_says_so_with_its_traceback(
     assert "Traceback" in result.stderr and "KeyError: 'beta'" in result.stderr
     assert "this is a fault of ganlab itself" in result.stderr
     assert "ganlab doctor" in result.stderr.splitlines()[-1]
+
+
+BROKEN = {
+    "broken_syntax": "class Broken(:\n",
+    "broken_library": "import a_library_that_is_not_installed\n",
+    "broken_exit": "raise SystemExit(0)\n",
+    "broken_binary": "raise ImportError('libodd.so.1: cannot open shared object file')\n",
+    "broken_class": "Broken = 3\n",
+    "broken_default": "from pydantic import Field\nfrom ganlab import Plugin\n\n\n"
+    "class Broken(Plugin):\n    x: int = Field(default_factory=lambda: {}['alpha'])\n",
+}
+
+
+@pytest.fixture
+def strange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An installed distribution all of whose plugins are broken, and one with damaged metadata."""
+    about = tmp_path / "acme-1.2.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.2\n")
+    points = "".join(f"{name} = {name}:Broken\n" for name in BROKEN)
+    (about / "entry_points.txt").write_text(f"[ganlab]\n{points}r1 = broken_syntax:Broken\n")
+    for name, code in BROKEN.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    caches = (discovery.installed, discovery.offered, discovery.clashes, describe.broken_plugins)
+    for cache in caches:
+        cache.cache_clear()
+    yield tmp_path
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_broken_plugins_are_named_and_hide_no_others(strange: Path, tiny: Path) -> None:
+    listed = ganlab("plugins")
+    assert listed.exit_code == 0, listed.output
+    assert "gradient_penalty" in listed.stdout and "Traceback" not in listed.output
+    lines = [line for line in listed.stderr.splitlines() if line.startswith("left out: ")]
+    for name in BROKEN:
+        (line,) = [line for line in lines if f"'{name}' of acme 1.2" in line]
+        assert len(line) < 300
+    assert any("'r1': acme and ganlab" in line or "'r1': ganlab and acme" in line for line in lines)
+    fine = ganlab("run", tiny, "--dry-run")
+    assert fine.exit_code == 0, fine.output
+    for name in BROKEN:
+        used = ganlab("run", tiny, "--set", f"{name}={{}}", "--dry-run")
+        last = used.stderr.splitlines()[-1]
+        assert used.exit_code in (1, 2) and name in last and "acme 1.2" in last, used.output
+        assert "Traceback" not in used.stderr
+
+
+def test_one_distribution_with_damaged_metadata_stops_no_command(strange: Path) -> None:
+    (strange / "acme-1.2.dist-info" / "entry_points.txt").write_text("[ganlab]\nnonsense\n")
+    discovery.offered.cache_clear()
+    listed = ganlab("plugins")
+    assert listed.exit_code == 0 and "gradient_penalty" in listed.stdout, listed.output
+    assert "the entry points of acme cannot be read" in listed.stderr

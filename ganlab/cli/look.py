@@ -232,6 +232,8 @@ def plugins(name: str | None, hook: str | None, as_json: bool) -> None:
     from ganlab.commands import describe
 
     found = describe.describe_plugins(name, hook)
+    for fault in describe.broken_plugins().values() if name is None else ():
+        click.echo(f"left out: {fault}", err=True)
     if as_json:
         print_json(found)
     else:

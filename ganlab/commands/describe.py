@@ -1,6 +1,7 @@
 """List the installed plugins with their options, and the runs with their scores."""
 
 import inspect
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from rich.table import Table
 from ganlab import hookspecs
 from ganlab.commands.limits import Limits, limits_of
 from ganlab.errors import RecipeError
+from ganlab.monitoring.blame import described
 from ganlab.plugin import Plugin
 from ganlab.recipe.discovery import find_plugin, installed
-from ganlab.recipe.file import Origin, did_you_mean
+from ganlab.recipe.file import did_you_mean
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.links import plain_runs
 from ganlab.runs.record import check_recipe, read_record
@@ -46,26 +48,48 @@ def describe_plugins(name: str | None = None, hook: str | None = None) -> list[d
         raise RecipeError(f"--hook {hook}: no such hook{did_you_mean(hook, HOOKS)}")
     if name is not None and name not in installed():
         raise RecipeError(f"no plugin named '{name}'{did_you_mean(name, installed())}")
-    names = sorted(installed()) if name is None else [name]
-    found = []
-    for each in names:
-        plugin, source = find_plugin(each, Origin(None, text=each))
-        hooks = [h for h in HOOKS if hasattr(getattr(plugin, h, None), "ganlab_impl")]
-        if hook is None or hook in hooks:
-            text = inspect.getdoc(plugin) or ""
-            found.append(
-                {
-                    "name": each,
-                    "kind": _kind(plugin, hooks),
-                    "summary": text.partition("\n")[0],
-                    "docstring": text,
-                    "options": _options(plugin),
-                    "hooks": hooks,
-                    "distribution": source.distribution,
-                    "version": source.version,
-                }
-            )
+    if name is not None:
+        return [_described(name)]
+    found = [_described(each) for each in sorted(installed()) if each not in broken_plugins()]
+    return [plugin for plugin in found if hook is None or hook in plugin["hooks"]]
+
+
+@cache
+def broken_plugins() -> dict[str, str]:
+    """The installed plugins that cannot be described, each with the reason in one line."""
+    found = {}
+    for name in sorted(installed()):
+        try:
+            _described(name)
+        except RecipeError as error:
+            found[name] = str(error).removeprefix(f"{_HERE}: ")
     return found
+
+
+_HERE = "ganlab plugins"
+
+
+def _described(name: str) -> dict[str, Any]:
+    plugin, source = find_plugin(name, _HERE)
+    hooks = [h for h in HOOKS if hasattr(getattr(plugin, h, None), "ganlab_impl")]
+    text = inspect.getdoc(plugin) or ""
+    try:
+        kind, options = _kind(plugin, hooks), _options(plugin)
+    except Exception as error:  # the class is a stranger's
+        raise RecipeError(
+            f"{_HERE}: plugin '{name}' of {source.distribution} {source.version} cannot be "
+            f"described: {described(error)}"
+        ) from error
+    return {
+        "name": name,
+        "kind": kind,
+        "summary": text.partition("\n")[0],
+        "docstring": text,
+        "options": options,
+        "hooks": hooks,
+        "distribution": source.distribution,
+        "version": source.version,
+    }
 
 
 def _kind(plugin: type[Plugin], hooks: list[str]) -> str:

@@ -10,7 +10,6 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ganlab import system
 from ganlab.commands.device_trial import Found, try_device
 from ganlab.errors import first_line
 from ganlab.images.files import cache_folder
-from ganlab.recipe.discovery import GROUP
+from ganlab.recipe.discovery import offered
 from ganlab.runs.environment import describe_environment, installed_packages
 from ganlab.speed.device import cuda_fault, devices, free_memory
 from ganlab.terminal import Terminal
@@ -70,7 +69,7 @@ def _versions() -> dict[str, Any]:
     here = describe_environment(torch.device("cpu"))
     packages = installed_packages()
     distributions: dict[str, int] = {}
-    for point in entry_points(group=GROUP):  # not `installed`, which refuses what clashes
+    for point in offered():
         name = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
         distributions[name] = distributions.get(name, 0) + 1
     return here["versions"] | {

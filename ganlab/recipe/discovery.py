@@ -40,20 +40,21 @@ class PluginSource:
 @cache
 def installed() -> dict[str, EntryPoint]:
     """Every installed plugin by name; of several with one name the first."""
-    return {point.name: point for point in reversed(_points())}
+    return {point.name: point for point in reversed(offered())}
 
 
 @cache
 def clashes() -> dict[str, list[str]]:
     """The names that several distributions offer for different classes, with the distributions."""
     found: dict[str, dict[str, str]] = {}
-    for point in _points():
+    for point in offered():
         found.setdefault(point.name, {}).setdefault(point.value, _distribution(point)[0])
     return {name: list(values.values()) for name, values in found.items() if len(values) > 1}
 
 
 @cache
-def _points() -> list[EntryPoint]:
+def offered() -> list[EntryPoint]:
+    """Every plugin that an installed distribution offers, those with the name of another too."""
     try:
         return list(entry_points(group=GROUP))
     except Exception:  # the record of one distribution is damaged: leave only that one out
@@ -68,7 +69,7 @@ def _points_of(distribution: Distribution) -> list[EntryPoint]:
         return []
 
 
-def find_plugin(use: str, origin: Origin) -> tuple[type[Plugin], PluginSource]:
+def find_plugin(use: str, origin: Origin | str) -> tuple[type[Plugin], PluginSource]:
     """The class of an installed plugin.
 
     :raises RecipeError: when there is none of this name, or it is not a Plugin class.
