@@ -1,6 +1,7 @@
 """Make a `Run` from a recipe: register its plugins, build its networks, check everything."""
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from ganlab import hookspecs
 from ganlab.data import data_of, held_out_images, notes_on_data
 from ganlab.defaults import Defaults
 from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import check_best_metric, check_held_out, eval_mode
-from ganlab.plugin import Batch, Plugin
+from ganlab.plugin import Batch, Plugin, implements
 from ganlab.recipe.model import Recipe
 from ganlab.requirements import (
     adversarial,
@@ -35,18 +37,38 @@ from ganlab.streams import Streams
 PROBE = 2  # samples in the batch from which shapes are read; two show whether D mixes them
 
 
-def assemble(recipe: Recipe, device: torch.device, folder: RunFolder | None = None) -> Run:
+# hooks of plugins that a step can do without
+_OF_DATA = {"sample_real", "sample_batch", "samples_drawn", "data_digest", "evaluation_images"}
+_OF_DATA |= {"score_images", "evaluate", "verdicts", "check_recipe", "run_start", "run_end"}
+
+
+def assemble(
+    recipe: Recipe,
+    device: torch.device,
+    folder: RunFolder | None = None,
+    given: Sequence[Batch] = (),
+) -> Run:
     """Build the networks and optimizers of a recipe, and check that they fit together.
 
+    :param given: batches to learn the shapes from. Then no data are read, and plugins that only
+        read data or evaluate are left out.
     :raises RecipeError: when they do not fit together.
     """
     run = open_run(recipe, device, folder)
+    run.given = [batch.to(device) for batch in given]
+    for plugin in recipe.plugins.values() if given else ():
+        if {name for name in vars(hookspecs) if implements(plugin, name)} <= _OF_DATA:
+            run.manager.unregister(plugin)
     run.streams.moment("assembly")  # a plugin may build a network when it checks the recipe
     run.hook.check_recipe(run=run)
-    check_best_metric(run)
+    if not given:
+        check_best_metric(run)
     condition, seen = _build(run)
     _check(run, condition)
     _choose(run, condition, seen)
+    if given:
+        run.hook.run_start(run=run)
+        return run
     run.held_out = held_out_images(run)
     check_held_out(run)
     run.hook.run_start(run=run)
@@ -139,9 +161,7 @@ def _build(run: Run) -> tuple[Tensor, Tensor]:
     """
     recipe, hook = run.recipe, run.hook
     with torch.no_grad():
-        real = hook.sample_real(batch_size=PROBE, device=run.device)
-        check_images(recipe, _tensor(run, "sample_real", real))
-        batch = hook.sample_batch(batch_size=PROBE, device=run.device)
+        batch = _given_probe(run) if run.given else _drawn_probe(run)
         _tensor(run, "degrade", batch.condition)
         seen = hook.augment(images=batch.real, condition=batch.condition)
         _tensor(run, "augment", seen)
@@ -175,6 +195,19 @@ def _check_batch(run: Run, probe: Batch) -> None:
             f"batch alone take {needed:,.1f} GiB, and {free:,.1f} GiB are free on {run.device}; "
             "take a smaller batch, or `ganlab bench --fit` to find the largest"
         )
+
+
+def _drawn_probe(run: Run) -> Batch:
+    real = run.hook.sample_real(batch_size=PROBE, device=run.device)
+    check_images(run.recipe, _tensor(run, "sample_real", real))
+    batch: Batch = run.hook.sample_batch(batch_size=PROBE, device=run.device)
+    return batch
+
+
+def _given_probe(run: Run) -> Batch:
+    first = run.given[0]
+    twice = [torch.cat([images, images])[:PROBE] for images in (first.real, first.condition)]
+    return Batch(*twice)
 
 
 def _tensor(run: Run, hook: str, answer: object) -> Tensor:

@@ -1,13 +1,15 @@
 """The training loop: iterations, and the work between them."""
 
-import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 
 import torch
+from pluggy import HookCaller
 from torch import Tensor, nn
 
 from ganlab.checkpoint import (
@@ -23,15 +25,18 @@ from ganlab.errors import Diverged, RecipeError
 from ganlab.evaluation.health import game_health
 from ganlab.evaluation.samples import write_samples
 from ganlab.evaluation.scores import Evaluation, eval_mode, evaluate_generator
+from ganlab.guard import FLAG
 from ganlab.monitoring.attribution import attributed
 from ganlab.monitoring.invariants import REMEDY, step_watched
 from ganlab.monitoring.loading import told_at_the_end
 from ganlab.monitoring.verdicts import Verdict
-from ganlab.plugin import Batch
+from ganlab.plugin import Batch, Losses
 from ganlab.run import Observer, Run, StepState
 from ganlab.runs.journal import Journal
+from ganlab.runs.means import is_better
 from ganlab.runs.pictures import keep_pictures
 from ganlab.runs.writer import Writer
+from ganlab.soundness import taken, unsound_part
 from ganlab.speed.device import widest_float
 from ganlab.stopping import Stopped, released
 from ganlab.system import keep_freed_memory, return_freed_memory
@@ -47,7 +52,8 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
     :returns: every logged value: its mean over the steps that logged it, on the device.
     """
     recipe, hook = run.recipe, run.hook
-    run.streams.moment(run.iteration)
+    run.flags, run.skips, run.batches = {}, [], []
+    run.streams.moment(*moment(run))
     for plugin in recipe.plugins.values():
         plugin.advance(run.iteration)
     hook.iteration_start(run=run)
@@ -59,23 +65,20 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
         ("D", recipe.d_steps, hook.discriminator_step),
         ("G", recipe.g_steps, hook.generator_step),
     ]
-    one_batch = recipe.first == "generator"
-    batch: Batch | None = None
-    for role, count, take_step in reversed(players) if one_batch else players:
+    skipped: Counter[str] = Counter()
+    for role, count, take_step in reversed(players) if recipe.first == "generator" else players:
         for index in range(count):
-            run.streams.moment(run.iteration, role, index)
+            run.streams.moment(*moment(run, role, index))
+            run.step.name = f"step {index + 1} of {role}"
             # the first step is enough: watching costs one backward pass for each loss
             run.step.observer = observer if index == 0 else None
             run.step.as_written = index == 0 and as_written
             run.step.share_forward = run.share_forward and run.step.observer is None
-            if batch is None or not one_batch:
-                began = perf_counter()
-                batch = hook.sample_batch(batch_size=recipe.batch_size, device=run.device)
-                run.sampling_seconds += perf_counter() - began
             looks = watched and run.step.as_written
-            with _invariants(run, role, batch) if looks else nullcontext():
-                losses = take_step(run=run, batch=batch)
-            for name, value in losses.items():
+            losses = taken(run, role, partial(_step, run, role, take_step, looks))
+            if losses is None:
+                skipped[role] += 1
+            for name, value in (losses or {}).items():
                 several.setdefault(name, []).append(value)
     run.step = StepState()
     # a lazy penalty is not computed in every step
@@ -84,6 +87,37 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
         n: v[0] if len(v) == 1 else torch.stack(v).to(exact).mean() for n, v in several.items()
     }
     hook.iteration_end(run=run, losses=losses)
+    counts = {f"{FLAG}/{role}": float(count) for role, count in skipped.items()}
+    return losses | {name: torch.tensor(n, device=run.device) for name, n in counts.items()}
+
+
+def moment(run: Run, *step: str | int) -> tuple[object, ...]:
+    """The moment of an iteration, or of a step in it, at which random streams are set.
+
+    A run that went back to a checkpoint draws other numbers from there on: else it would fail
+    again.
+    """
+    times = run.progress.rolled_back
+    return (run.iteration, *step, *(("rolled back", times) if times else ()))
+
+
+def _step(run: Run, role: str, take: HookCaller, looks: bool) -> Losses:
+    """Take one step on a new batch; with `first = "generator"` both steps have one batch.
+
+    :param looks: whether the step's invariants are watched.
+    """
+    if not (run.batches and run.recipe.first == "generator"):
+        began = perf_counter()
+        size = run.recipe.batch_size
+        run.batches.append(
+            run.given.pop(0)
+            if run.given
+            else run.hook.sample_batch(batch_size=size, device=run.device)
+        )
+        run.sampling_seconds += perf_counter() - began
+    batch = run.batches[-1]
+    with _invariants(run, role, batch) if looks else nullcontext():
+        losses: Losses = take(run=run, batch=batch)
     return losses
 
 
@@ -179,10 +213,12 @@ class Loop:
             and not (reason := self.out_of_patience() or stop())
         ):
             began = perf_counter()
-            losses = iterate(run)
+            losses = self.iterate()
             self.stepping_seconds += perf_counter() - began
             run.iteration += 1
-            self.journal.record(run.iteration, losses)
+            self.journal.record(run.iteration, losses, run.flags)
+            for skip in run.skips:
+                self.journal.skipped(skip)
             for note in run.notes[notes_told:]:
                 self.journal.say(note)
             notes_told = len(run.notes)
@@ -196,6 +232,14 @@ class Loop:
         run.hook.run_end(run=run)
         self.tell_data_share(run.iteration - first)
         return reason
+
+    def iterate(self) -> dict[str, Tensor]:
+        """Take an iteration; when it fails, the losses before it are written first."""
+        try:
+            return iterate(self.run)
+        except Diverged:
+            self.journal.flush()
+            raise
 
     def tell_data_share(self, iterations: int) -> None:
         """Say so when the data took much of the time of this sitting's iterations.
@@ -302,15 +346,17 @@ class Loop:
             path = folder.samples / f"{run.iteration:07d}.png"
             self.writer.later(write_samples, found.images, run.scale, path)
             self.writer.later(keep_pictures, folder.pictures, found.images, run.scale)
-        run.progress.scores = found.figures
-        best = planned and self._is_best(found.figures)
+        run.progress.scores, run.progress.left_out = found.figures, found.left_out
+        best = planned and self._is_best(found)
         self.export(generator, *(("last", "best") if best else ("last",)))
-        if found.figures or health:
-            self.journal.evaluation(run.iteration, found.figures, found.scores, health, planned)
-        if found.figures and self.evaluated < 0 and run.recipe.best_metric not in found.figures:
+        if found.figures or found.left_out or health:
+            told = (found.figures, found.scores, found.left_out, health)
+            self.journal.evaluation(run.iteration, *told, planned)
+        known = found.figures | found.left_out
+        if known and self.evaluated < 0 and run.recipe.best_metric not in known:
             self.journal.say(
                 f"warning: best_metric = '{run.recipe.best_metric}' has no effect: no evaluation "
-                f"gives it, only {', '.join(found.figures)}; no best generator is kept"
+                f"gives it, only {', '.join(known)}; no best generator is kept"
             )
         self.evaluated = run.iteration
         if planned:
@@ -324,22 +370,24 @@ class Loop:
             self.writer.later(write_weights, weights, self.run.folder.weights(name))
         self.exported = self.run.iteration
 
-    def _is_best(self, figures: dict[str, float]) -> bool:
+    def _is_best(self, found: Evaluation) -> bool:
         """Whether this is the best evaluation so far; if so, it is kept as the best."""
         progress, recipe = self.run.progress, self.run.recipe
-        if recipe.patience and recipe.best_metric not in figures:
+        metric = recipe.best_metric
+        if recipe.patience and metric not in found.figures | found.left_out:
             raise RecipeError(
-                f"{recipe.file}: patience = {recipe.patience} waits for a better "
-                f"{recipe.best_metric}, but the evaluation has {', '.join(figures)}; set "
-                "best_metric to one of these"
+                f"{recipe.file}: patience = {recipe.patience} waits for a better {metric}, but the "
+                f"evaluation has {', '.join(found.figures)}; set best_metric to one of these"
             )
-        figure = figures.get(recipe.best_metric, math.nan)
-        if not math.isfinite(figure):
+        if metric not in found.figures:
             return False
+        figure, scores = found.figures[metric], found.behind(metric)
         sign = 1 if recipe.best_is == "highest" else -1
-        if progress.best and sign * (figure - progress.best[1]) <= 0:
+        if progress.best and not is_better(
+            figure, scores, progress.best[1], progress.best_scores, sign
+        ):
             return False
-        progress.best = (progress.iteration, figure)
+        progress.best, progress.best_scores = (progress.iteration, figure), scores
         return True
 
     def find_verdicts(self) -> list[Verdict]:
@@ -386,14 +434,13 @@ class Loop:
         self.journal.say(f"rolled back to iteration {self.run.iteration}")
 
     def _require_finite(self) -> None:
-        """Check that losses and weights are finite, before anything is saved.
+        """Check that losses and all that is kept are finite, before anything is saved.
 
-        :raises Diverged: naming the first loss, or the network, that is not finite.
+        :raises Diverged: naming the first loss, or the part, that is not finite.
         """
         self.journal.flush()
-        for name, network in networks_of(self.run).items():
-            if not weights_are_finite(network):
-                raise Diverged(self.run.iteration, f"the weights of {name} are not finite")
+        if part := unsound_part(self.run):
+            raise Diverged(self.run.iteration, f"{part} not finite")
 
 
 def owes_evaluation(run: Run) -> bool:
@@ -401,18 +448,3 @@ def owes_evaluation(run: Run) -> bool:
     recipe, number = run.recipe, run.iteration
     planned = number == recipe.iterations or number % recipe.evaluate_every == 0
     return planned and run.progress.evaluated < number
-
-
-def networks_of(run: Run) -> dict[str, nn.Module]:
-    """The networks whose weights are kept: G, D, and the evaluated generator if it is another."""
-    evaluated = run.hook.evaluation_generator(generator=run.G)
-    return run.networks | ({} if evaluated is run.G else {"the evaluated generator": evaluated})
-
-
-def weights_are_finite(network: nn.Module) -> bool:
-    """Whether all weights and buffers of a network are finite. Waits for the device once."""
-    kept = [*network.parameters(), *network.buffers()]
-    kept = [tensor.detach() for tensor in kept if tensor.is_floating_point() and tensor.numel()]
-    # the largest of each tensor: a sum of squares could overflow
-    largest = list(torch._foreach_norm(kept, math.inf)) if kept else []
-    return not largest or bool(torch.stack(largest).isfinite().all())

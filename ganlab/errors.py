@@ -21,10 +21,13 @@ class Diverged(GanlabError):  # noqa: N818  # it names an outcome
 
     exit_code = 3
 
-    def __init__(self, iteration: int, what: str) -> None:
-        """:param iteration: at which it was noticed, counted from 1."""
-        super().__init__(f"iteration {iteration:,}: {what}")
-        self.iteration, self.what = iteration, what
+    def __init__(self, iteration: int, what: str, step: str = "") -> None:
+        """:param iteration: at which it was noticed, counted from 1.
+
+        :param step: the optimizer step that would have been taken, such as "step 1 of D".
+        """
+        super().__init__(f"iteration {iteration:,}{', ' if step else ''}{step}: {what}")
+        self.iteration, self.what, self.step = iteration, what, step
 
 
 class OutOfMemory(GanlabError):  # noqa: N818  # it names an outcome

@@ -112,6 +112,16 @@ def sample_real(batch_size: int, device: torch.device) -> Tensor:  # type: ignor
     """
 
 
+@hookspec
+def samples_drawn() -> list[str]:  # type: ignore[empty-body]
+    """Name the samples that the plugin drew at its last `sample_real` or `sample_batch`.
+
+    Collected. Asked only about a batch from which numbers came that are not finite.
+
+    :returns: one line for each sample, in order, such as "0801.png at (128, 32)".
+    """
+
+
 @hookspec(firstresult=True)
 def degrade(images: Tensor) -> Tensor:  # type: ignore[empty-body]
     """Make the condition, which the generator sees. Chained; begins with the images themselves.

@@ -33,6 +33,10 @@ class Batch:
     real: Tensor
     condition: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return Batch(self.real.to(device), self.condition.to(device))
+
     def parts(self, count: int) -> list["Batch"]:
         """Cut into `count` equal parts, which share the memory of this batch."""
         if count == 1:

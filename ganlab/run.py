@@ -1,6 +1,6 @@
 """`Run`: what the steps and the plugins see of a run, and how one optimizer step is taken."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -10,7 +10,8 @@ from pluggy import HookCaller, HookRelay, PluginManager
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ganlab.errors import RecipeError
+from ganlab.errors import Diverged, RecipeError
+from ganlab.guard import FLAG, fault_of, flag_of, is_sound, left_out_where
 from ganlab.plugin import Batch, Losses, Plugin
 from ganlab.recipe.model import Recipe
 from ganlab.runs.data import Data
@@ -51,20 +52,34 @@ class Progress:
     before its evaluation."""
     best: tuple[int, float] | None = None
     """Iteration and figure of the best evaluation so far."""
+    best_scores: dict[str, float] = field(default_factory=dict)
+    """The finite scores of images behind the best figure; empty when it is no mean of scores."""
     scores: dict[str, float] = field(default_factory=dict)
     """Figures of the last evaluation."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """The images that a figure of the last evaluation does not count."""
     bicubic: dict[str, float] = field(default_factory=dict)
     """The same figures of bicubic enlargement, once evaluated."""
+    unscored: dict[str, list[str]] = field(default_factory=dict)
+    """The images on which a score of bicubic enlargement is not finite; no mean counts them."""
     game_began: int | None = None
     """The iteration of D's first step."""
     logs: Written = field(default_factory=dict)
     """How far the logs were written, for checking them when the run is resumed."""
+    rolled_back: int = 0
+    """How often the run went back to a checkpoint because a number was not finite."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """How many steps of "G" and "D" were skipped because a number was not finite."""
+    skipped_in_a_row: dict[str, int] = field(default_factory=dict)
+    """The same, since the network's last step that was taken."""
 
 
 @dataclass(slots=True)
 class StepState:
     """What is true during one step only; the loop sets it before each step."""
 
+    name: str = ""
+    """Which step of the iteration it is, such as "step 1 of D"."""
     observer: Observer | None = None
     """Observes this step from its losses to its end, in a watched iteration."""
     as_written: bool = False
@@ -126,6 +141,15 @@ class Run:
     step: StepState = field(default_factory=StepState)
     sampling_seconds: float = 0.0
     """Time of this process in the hook `sample_batch`; on a CPU, what the data take of training."""
+    flags: Losses = field(default_factory=dict)
+    """The steps of this iteration, by name, each with a flag on the device: 1 when a number was not
+    finite. Empty on a CPU, where such a step raises `Diverged` at once."""
+    batches: list[Batch] = field(default_factory=list)
+    """The batches of the steps of this iteration so far."""
+    given: list[Batch] = field(default_factory=list)
+    """Batches that the next steps take in the place of new ones: those of a bundle."""
+    skips: list[Diverged] = field(default_factory=list)
+    """The steps of this iteration that were skipped, and what was not finite."""
     notes: list[str] = field(default_factory=list)
     """Facts for the user about how this run is carried out. `ganlab run` prints each once."""
 
@@ -211,12 +235,16 @@ class Run:
             allows.
         :returns: the losses, detached; other values to log; in a watched step also the values of
             its observer.
+        :raises Diverged: on a CPU, before the step, when a number is not finite.
         """
         assert optimizer is not None
         update = Update("D" if optimizer is self.D_optimizer else "G", losses)
         if update.role == "D" and self.progress.game_began is None:
             self.progress.game_began = self.iteration
         found = self.execution.take(self, update, batch)
+        if (flag := found.pop(FLAG, None)) is not None:
+            before = self.flags.get(self.step.name)
+            self.flags[self.step.name] = flag if before is None else torch.maximum(before, flag)
         if update.role == "D":
             self.step.passes.clear()  # D has changed
         return found
@@ -250,6 +278,7 @@ class Update:
         module, optimizer, parameters = self.module(run), self.optimizer(run), self.parameters(run)
         parts = batch.parts(run.recipe.accumulate)
         found: list[Losses] = []
+        totals: list[Tensor] = []
         seen: Losses = {}
         optimizer.zero_grad(set_to_none=True)
         with ExitStack() as observing:
@@ -264,13 +293,38 @@ class Update:
                     terms.cut.backward(total, parameters)
                 else:
                     total.backward(inputs=parameters, retain_graph=run.execution.keeps_graphs)
+                totals.append(total.detach())
                 found.append({n: v.detach() for n, v in (terms.losses | terms.logged).items()})
             named = {"G": "generator", "D": "discriminator"}[self.role]
             told = run.hook.gradients(module=module, role=named)
-            optimizer.step()
+            flag = self._guarded(run, totals, found, terms.losses.keys())
             # freed before the other network's step: the memory peak is lower
             optimizer.zero_grad(set_to_none=True)
-        return merged(run, [mean(found), told]) | seen
+        return merged(run, [mean(found), told]) | seen | flag
+
+    def _guarded(
+        self, run: Run, totals: list[Tensor], found: list[Losses], names: Collection[str]
+    ) -> Losses:
+        """Take the optimizer's step, unless a number is not finite.
+
+        :param found: the values of each part of the batch.
+        :param names: those of them that are losses.
+        :returns: the flag of `guard`, where the host does not know yet.
+        :raises Diverged: where it knows.
+        """
+        optimizer = self.optimizer(run)
+        if run.device.type != "cpu" or run.execution.replays:
+            flag = flag_of(optimizer, totals)
+            with left_out_where(flag, optimizer):
+                optimizer.step()
+            return {FLAG: flag}
+        if not is_sound(optimizer, totals):
+            losses = {name: value for name, value in mean(found).items() if name in names}
+            what = fault_of(self.module(run), optimizer, losses)
+            optimizer.zero_grad(set_to_none=True)
+            raise Diverged(run.iteration + 1, what, run.step.name)
+        optimizer.step()
+        return {}
 
 
 class Eager:

@@ -23,7 +23,8 @@ from ganlab.checkpoint import (
 )
 from ganlab.engine import owes_evaluation, train
 from ganlab.errors import Diverged, OutOfMemory, PluginFailed, RecipeError
-from ganlab.failures.replay import find_cause
+from ganlab.failures.bundle import write_bundle
+from ganlab.failures.replay import Cause, find_cause, gone_back
 from ganlab.failures.telling import telling
 from ganlab.monitoring.verdicts import Verdict
 from ganlab.recipe.model import Recipe
@@ -41,7 +42,8 @@ from ganlab.runs.folder import (
     open_run_folder,
     plugin_record,
 )
-from ganlab.runs.journal import Journal
+from ganlab.runs.journal import NONFINITE, Journal
+from ganlab.runs.means import told
 from ganlab.runs.reading import read_json
 from ganlab.runs.record import Change, new_id, read_record, restate, settle, undo_edits
 from ganlab.runs.writer import Writer
@@ -56,6 +58,7 @@ from ganlab.stopping import (
 )
 
 DONE, FAILED, DIVERGED, UNHEALTHY = 0, 1, 3, 4
+ROLLED_BACK = -1  # no exit code: the next sitting follows at once
 FINISHING = "finishing this iteration, then saving"
 """What is done at a signal, for the user."""
 
@@ -125,7 +128,7 @@ def start(
                 check_expected(recipe, data, run.data)
         complete_record(folder, _made_of(run), run.data)
         limits.begin(run)
-        return folder, _sit(run, folder, limits)
+        return folder, _sit_to_the_end(run, folder, limits)
 
 
 @contextmanager
@@ -195,7 +198,7 @@ def resume(
             _tell_changes(wishes.carry_out(run.iteration))
         if changes:
             note_changes(folder, run.data, changes, run.iteration)
-        return folder, _sit(run, folder, limits)
+        return folder, _sit_to_the_end(run, folder, limits)
 
 
 def _require_work(folder: RunFolder, wishes: Wishes) -> None:
@@ -245,6 +248,15 @@ class Ending:
     message: str = ""
 
 
+def _sit_to_the_end(run: Run, folder: RunFolder, limits: Limits) -> int:
+    """One sitting, and the next one as often as the policy "roll back" takes the run back."""
+    while (code := _sit(run, folder, limits)) == ROLLED_BACK:
+        run = gone_back(folder, run.device, run.progress.rolled_back + 1, run.iteration - 1)
+        limits.run = run
+        restate(folder.path, run.iteration)
+    return code
+
+
 def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     """Train until done or stopped, and write how it ended into status.json."""
     recipe = run.recipe
@@ -260,7 +272,8 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
 
     ending = Ending("failed", FAILED)
     begin_peak_memory(run.device)
-    journal.begin(run.iteration, owes_evaluation(run), run.progress.logs)
+    progress = run.progress
+    journal.begin(run.iteration, owes_evaluation(run), progress.logs, progress.rolled_back)
     folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
     try:
         with telling(folder):
@@ -312,13 +325,17 @@ def _diverged(run: Run, journal: Journal, limits: Limits, noticed: Diverged) -> 
     """Find out at which iteration and from what a run diverged, and report that."""
     folder = journal.folder
     run.execution = Eager()  # captured graphs hold memory that the search needs
+    times = run.progress.rolled_back
     cause = find_cause(
-        folder, run.device, noticed, journal.say, lambda: limits() in ("signal", "time")
+        folder, run.device, times, noticed, journal.say, lambda: limits() in ("signal", "time")
     )
     run.iteration = cause.iteration  # what came after it counts for nothing
+    more = _keep_bundle(journal, cause)
+    if run.recipe.on_nonfinite == "roll back" and times < run.recipe.most_nonfinite:
+        return _rolled_back(run, journal, limits, cause, more)
     verdict = Verdict("exploded", cause.iteration, f"training exploded at {cause}")
     if verdict.name not in journal.verdicts:
-        journal.verdict(cause.iteration, verdict, "stop")
+        journal.verdict(cause.iteration, verdict, "stop", **more)
     else:
         journal.say(f"diverged: {cause}")
     kept = last_checkpoint(folder.checkpoints)
@@ -328,6 +345,38 @@ def _diverged(run: Run, journal: Journal, limits: Limits, noticed: Diverged) -> 
         else f"diverged; the last checkpoint is of iteration {kept:,}"
     )
     return Ending("diverged", DIVERGED, str(cause))
+
+
+def _keep_bundle(journal: Journal, cause: Cause) -> dict[str, Any]:
+    """Write the bundle of an iteration; returns what its verdict tells of it and its samples."""
+    bundle, folder = cause.bundle, journal.folder
+    if bundle is None:
+        return {}
+    path = folder.bundle(cause.iteration)
+    try:
+        size = write_bundle(bundle, folder.recipe, path)
+    except OSError as error:
+        journal.say(f"{path}: not written: {error}")
+        return {"samples": bundle.samples}
+    if bundle.samples:
+        journal.say(f"its batch: {', '.join(bundle.samples)}")
+    journal.say(f"{path}: state and batch, {size:,} bytes; `ganlab replay {path}` takes it again")
+    return {"samples": bundle.samples, "bundle": path.name}
+
+
+def _rolled_back(
+    run: Run, journal: Journal, limits: Limits, cause: Cause, more: dict[str, Any]
+) -> Ending:
+    """Report that the run goes back to its newest checkpoint, and on with other random numbers."""
+    times, most = run.progress.rolled_back + 1, run.recipe.most_nonfinite
+    sentence = f"a number was not finite at {cause}"
+    verdict = Verdict(NONFINITE, cause.iteration, sentence)
+    journal.verdict(cause.iteration, verdict, "roll back", times=times, **more)
+    journal.say(
+        f"going back to the newest checkpoint, and on with other random numbers: {times} of at "
+        f"most {most} times"
+    )
+    return Ending("running", ROLLED_BACK)
 
 
 def _so_far(run: Run, journal: Journal) -> dict[str, Any]:
@@ -340,7 +389,10 @@ def _so_far(run: Run, journal: Journal) -> dict[str, Any]:
         "best": run.progress.best,
         "bicubic": run.progress.bicubic,
         "scores": run.progress.scores,
+        "left_out": run.progress.left_out,
         "verdicts": list(journal.verdicts.values()),
+        "skipped": run.progress.skipped,
+        "rolled_back": run.progress.rolled_back,
         "logs": journal.written(),
     }
 
@@ -418,8 +470,14 @@ def summary(folder: RunFolder) -> str:
         for name, value in scores.items():
             beside = f"{bicubic[name]:>10.4g}" if name in bicubic else ""
             lines.append(f"{name:<{width}}{value:>10.4g}{beside}")
-    elif "held_out" not in read_json(folder.manifest).get("data", {"held_out": 0}):
+    if without := status.get("left_out"):
+        lines.append(f"left out of the means, since not finite: {told(without)}")
+    elif not scores and "held_out" not in read_json(folder.manifest).get("data", {"held_out": 0}):
         lines.append("no scores and no pictures: no image was held out, and no plugin evaluates")
+    for role, count in (status.get("skipped") or {}).items():
+        lines.append(f"skipped: {count:,} steps of {role}, since a number was not finite")
+    if times := status.get("rolled_back"):
+        lines.append(f"rolled back: {times:,} times, since a number was not finite")
     verdicts = status.get("verdicts") or []
     lines += [f"verdict: {sentence}" for sentence in verdicts]
     lines += [f"changed {change}" for change in read_record(folder.path).changes]

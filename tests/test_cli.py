@@ -246,7 +246,7 @@ def test_columns_that_do_not_fit_go_to_another_table(judged_by_plugins: Path) ->
         ("lpips", 0.00012345, "0.0001234"),
         ("c2st_p", 6.2e-33, "6.2e-33"),
         ("fid", 123.456, "123.5"),
-        ("niqe", float("nan"), "nan"),
+        ("niqe", float("nan"), "-"),
     ],
 )
 def test_figures_are_shown_with_the_digits_that_matter(name: str, value: float, text: str) -> None:

@@ -22,12 +22,12 @@ FLOORS = """
     session
     bench report failures
     engine
-    assembly checkpoint
+    assembly checkpoint soundness
     data
     requirements evaluation speed toolbox
     steps defaults hookspecs
     run
-    shared_forward
+    shared_forward guard
     runs
     recipe
     monitoring testing

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ganlab import session
-from ganlab.engine import weights_are_finite
 from ganlab.failures import replay
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder
 from ganlab.session import Limits
+from ganlab.soundness import weights_are_finite
 
 PLANT = '''\
 from pydantic import PrivateAttr

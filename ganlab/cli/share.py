@@ -1,4 +1,4 @@
-"""`ganlab pack` and `verify`: hand a run on, and run what was handed on again."""
+"""`ganlab pack`, `verify` and `replay`: hand a run on, and run what was handed on again."""
 
 import sys
 from pathlib import Path
@@ -100,3 +100,33 @@ def verify(
         if found.later:
             next_is("verify", file, "--iterations", max(found.later.values()))
     sys.exit(0 if found.repeated else 1)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--device", default="cpu", show_default=True, callback=check_device, help="As for `ganlab run`."
+)
+@trust_code_option
+@json_option
+def replay(bundle: Path, device: str, as_json: bool) -> None:
+    """Take an iteration again in which a number was not finite.
+
+    A run that stops or goes back at such a number leaves the bundle: a folder with the state before
+    the iteration, its batches and the recipe. The training data are not needed. Each thing that is
+    not finite is one line, in the order in which it arises. Code in the bundle runs only with
+    --trust-code, or if you have run it before.
+
+    Exit codes: 0 the same step and the same fault again, 1 another result, 2 wrong bundle or usage.
+
+    Example: ganlab replay runs/wgan_gp-1/nonfinite-0000123
+    """
+    from ganlab.commands.replay import as_data, lines, replay_bundle
+
+    found = replay_bundle(bundle, device)
+    if as_json:
+        print_json(as_data(found))
+    else:
+        for line in lines(found):
+            click.echo(line)
+    sys.exit(0 if found.reproduced else 1)

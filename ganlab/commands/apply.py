@@ -1,5 +1,6 @@
 """Score a folder of images with a finished run's generator."""
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from ganlab.commands.generator import load_for_use
 from ganlab.commands.many import all_sound, beside, listed, or_fault, read_noting, tell
 from ganlab.errors import RecipeError
-from ganlab.evaluation.scores import evaluate_images, means
+from ganlab.evaluation.scores import evaluate_images
 from ganlab.images.metrics import WINDOW
 from ganlab.plugin import EvaluatedImage
 from ganlab.run import Run, merged
+from ganlab.runs.means import left_out, means_of_all, told
 from ganlab.terminal import Terminal
 
 
@@ -28,7 +30,8 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
     empty without such plugins.
 
     :returns: {"scale", "images": {name: {"generator": {...}, "bicubic": {...}}},
-        "mean": {"generator": {...}, "bicubic": {...}}, "set": the same}.
+        "mean": {"generator": {...}, "bicubic": {...}}, "left_out": {score: images}, "set": as
+        "mean"}.
     """
     if not data.is_dir():
         raise RecipeError(f"--data {data}: no such folder")
@@ -50,13 +53,17 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
         rows[image.name] = {"generator": image.scores, "bicubic": image.bicubic_scores}
         kept += [image] if of_sets else []  # keeps a whole folder of images in memory
     tell(remarks)
-    mean = {who: means([row[who] for row in rows.values()]) for who in ("generator", "bicubic")}
+    by_who = {
+        who: {image: row[who] for image, row in rows.items()} for who in ("generator", "bicubic")
+    }
+    without = left_out(*by_who.values())
+    mean = {who: means_of_all(scores, without) for who, scores in by_who.items()}
     by_bicubic = [replace(item, sr=item.bicubic) for item in kept]
     figures = {
         "generator": _figures(loaded, generator, of_sets, kept),
         "bicubic": _figures(loaded, generator, of_sets, by_bicubic),
     }
-    found = {"images": rows, "mean": mean, "set": figures}
+    found = {"images": rows, "mean": mean, "left_out": without, "set": figures}
     return {"run": run, "data": str(data), "scale": loaded.scale, **found}
 
 
@@ -83,12 +90,20 @@ def show_scores(found: dict[str, Any]) -> None:
     count = len(found["images"])
     rows = {**found["images"], f"mean of {count}": found["mean"]}
     console = show_tables([rows, {f"set of {count}": found["set"]}])
+    show_left_out(console, found["left_out"], count)
     console.print(
         f"x{found['scale']}; _y: BT.601 luma in 16-235, {found['scale']} pixels shaved; "
         "lr_psnr: PSNR of the SR, degraded again, against the LR; "
         "hf_ratio: fine detail of the SR as a share of the HR's",
         soft_wrap=True,
     )
+
+
+def show_left_out(console: Terminal, without: dict[str, list[str]], count: int) -> None:
+    """Print which images the means do not count."""
+    if without:
+        line = f"not finite, so left out of the means: {told(without, count)}"
+        console.print(line, soft_wrap=True)
 
 
 def show_tables(tables: list[dict[str, Any]]) -> Terminal:
@@ -127,6 +142,8 @@ def _table(rows: dict[str, Any], names: list[str]) -> Table:
 
 
 def _shown(name: str, value: float) -> str:
+    if math.isnan(value):
+        return "-"
     if "psnr" in name:
         return f"{value:.2f}"
     return f"{value:.4f}" if "ssim" in name or name == "hf_ratio" else f"{value:.4g}"

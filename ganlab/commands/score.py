@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ganlab.assembly import open_run
-from ganlab.commands.apply import show_tables
+from ganlab.commands.apply import show_left_out, show_tables
 from ganlab.commands.many import all_sound, beside, listed, or_fault, read_noting, tell
 from ganlab.errors import RecipeError
-from ganlab.evaluation.scores import SCORES, grey_plane, means, numbers, reference_scores
+from ganlab.evaluation.scores import SCORES, grey_plane, numbers, reference_scores
 from ganlab.images.files import ImageError, read_image
 from ganlab.images.metrics import WINDOW, psnr
 from ganlab.images.resampling import passing_matrices, resize, to_float, to_uint8
@@ -22,6 +22,7 @@ from ganlab.images.upscaling import bicubic
 from ganlab.recipe.file import did_you_mean
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run, merged
+from ganlab.runs.means import left_out, means_of_all
 from ganlab.speed.device import pick_device
 
 # what programs append to the name of a picture: baby_x4, 0801x4, baby_SR, img_001_SRF_4_HR, a_out
@@ -71,7 +72,8 @@ def score_files(
     :param metrics: only these scores; all by default.
     :param recipe: a recipe whose plugins give further scores of a picture.
     :returns: {"scale", "shave", "images": {name: {"SR": {...}, "bicubic": {...}}}, "mean": {"SR":
-        {...}, "bicubic": {...}}, "files": {name: the file that was scored}}; "bicubic" with `lr`.
+        {...}, "bicubic": {...}}, "left_out": {score: images}, "files": {name: the file that was
+        scored}}; "bicubic" with `lr`.
     :raises RecipeError: when a partner is missing, sizes do not fit, or the scale is unknown.
     """
     trios = _trios(sr, hr, lr)
@@ -88,7 +90,11 @@ def score_files(
     for trio, row in zip(trios, all_sound(scored, "pictures"), strict=True):
         rows[trio.name] = row
     tell(remarks)
-    mean = {who: means([row[who] for row in rows.values()]) for who in next(iter(rows.values()))}
+    by_who = {
+        who: {image: row[who] for image, row in rows.items()} for who in next(iter(rows.values()))
+    }
+    without = left_out(*by_who.values())
+    mean = {who: means_of_all(scores, without) for who, scores in by_who.items()}
     wanted = _wanted(metrics, list(mean["SR"]))
     for row in (*rows.values(), mean):
         for who, scores in row.items():
@@ -98,6 +104,7 @@ def score_files(
         "shave": protocol.shave,
         "images": rows,
         "mean": mean,
+        "left_out": {name: images for name, images in without.items() if name in wanted},
         "files": {trio.name: str(trio.sr) for trio in trios},
     }
 
@@ -106,6 +113,7 @@ def show_scores(found: dict[str, Any]) -> None:
     """Print what `score_files` returns as tables on stdout."""
     rows = {**found["images"], f"mean of {len(found['images'])}": found["mean"]}
     console = show_tables([rows])
+    show_left_out(console, found["left_out"], len(found["images"]))
     for name, file in found["files"].items():
         if Path(file).stem != Path(name).stem:
             console.print(f"{name}: {file}", soft_wrap=True)

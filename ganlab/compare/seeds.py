@@ -16,7 +16,7 @@ from ganlab.report.statistics import (
     seeds_needed,
     spread,
 )
-from ganlab.report.tables import by_seed, compare
+from ganlab.report.tables import compare, values_of
 from ganlab.report.wording import decimals
 
 FEWEST = 3
@@ -75,7 +75,8 @@ def find_needs(
     shown = list(dict.fromkeys(table.figure for table in compared.tables)) or list(figures) or [""]
     rows = []
     for figure in shown:
-        values = {name: by_seed(arm, figure, compared.chosen) for name, arm in there.items()}
+        found = values_of(known, figure, compared.chosen)
+        values = dict(zip([arm.name for arm in known], found, strict=True))
         rows += [_need(effect, figure, order[0], name, values) for name in order[1:]]
     return Needs(effect, tuple(rows), tuple(_notes(known)))
 

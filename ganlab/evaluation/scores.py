@@ -1,5 +1,6 @@
 """Scores of a generator on held-out images, beside those of bicubic enlargement."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ganlab.images.upscaling import bicubic, of_one_size, upscale
 from ganlab.plugin import EvaluatedImage
 from ganlab.recipe.file import did_you_mean
 from ganlab.run import Run, merged
+from ganlab.runs.means import Rows, left_out, means, unscored
 from ganlab.speed.device import no_kernel_search, widest_float
 
 SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "hf_ratio", "lr_psnr")
@@ -34,9 +36,21 @@ class Evaluation:
     """Mean scores over the held-out images, and the plugins' figures of the whole set."""
     scores: dict[str, dict[str, dict[str, float]]]
     """The scores of each image: {"images": {name: scores}}; the first time also "bicubic"."""
+    left_out: dict[str, list[str]]
+    """Figures that are means over fewer images: the images on which the score is not finite. A
+    figure of the whole set that is not finite is here too, without images."""
     health: dict[str, float]
     """`health/checkerboard`: the power of SR at the stride of its upsampling, divided by that of
-    HR; the mean over images."""
+    HR; the mean over the images for which it is finite."""
+
+    def behind(self, figure: str) -> dict[str, float]:
+        """The finite scores of the images over which a figure is the mean; empty for others."""
+        without = self.left_out.get(figure, ())
+        return {
+            image: scores[figure]
+            for image, scores in self.scores["images"].items()
+            if image not in without and math.isfinite(scores.get(figure, math.nan))
+        }
 
 
 def evaluate_generator(run: Run, generator: nn.Module) -> Evaluation:
@@ -50,13 +64,27 @@ def evaluate_generator(run: Run, generator: nn.Module) -> Evaluation:
     images = list(evaluate_images(run.held_out.items(), generator, run, not progress.bicubic))
     scores = {"images": {item.name: item.scores for item in images}}
     if not progress.bicubic:
-        progress.bicubic = means([item.bicubic_scores for item in images])
         scores["bicubic"] = {item.name: item.bicubic_scores for item in images}
+        progress.bicubic = means(scores["bicubic"])
+        progress.unscored = left_out(scores["bicubic"])
+    without = left_out(scores["images"], *_marked(progress.unscored, scores["images"]))
     run.streams.moment("evaluation")
     others = run.hook.evaluate(run=run, generator=generator, images=images)
     others = [{name: _number(name, v) for name, v in figures.items()} for figures in others]
-    figures = merged(run, [means([item.scores for item in images]), *others])
-    return Evaluation(images, figures, scores, _checkerboard(run, images))
+    figures = merged(run, [means(scores["images"], without), *others])
+    without |= {name: [] for name, value in figures.items() if not math.isfinite(value)}
+    without |= {n: list(i) for n, i in unscored(scores["images"]).items() if n not in figures}
+    figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+    return Evaluation(images, figures, scores, without, _checkerboard(run, images))
+
+
+def _marked(unscored: dict[str, list[str]], rows: Rows) -> Iterator[Rows]:
+    """Rows in which the scores are not finite where they were not for bicubic."""
+    if unscored:
+        yield {
+            image: {name: math.nan if image in unscored.get(name, ()) else 0.0 for name in scores}
+            for image, scores in rows.items()
+        }
 
 
 def evaluate_images(
@@ -106,11 +134,6 @@ def _evaluate_group(
     pictures = zip(originals.values(), lr.cpu(), sr.cpu(), smooth.cpu(), strict=True)
     for index, (name, four) in enumerate(zip(names, pictures, strict=True)):
         yield EvaluatedImage(name, *four, *scores[index :: len(names)])
-
-
-def means(rows: list[dict[str, float]]) -> dict[str, float]:
-    """The mean over images of each score."""
-    return {name: fmean(row[name] for row in rows) for name in rows[0]} if rows else {}
 
 
 @contextmanager
@@ -183,7 +206,8 @@ def _checkerboard(run: Run, images: list[EvaluatedImage]) -> dict[str, float]:
         power([item.sr for item in group]) / power([item.hr.expand(3, -1, -1) for item in group])
         for group in of_one_size(images, lambda item: item.sr.shape, TOGETHER[run.device.type])
     ]
-    return {"health/checkerboard": fmean(torch.cat(ratios).tolist())}
+    finite = [ratio for ratio in torch.cat(ratios).tolist() if math.isfinite(ratio)]
+    return {"health/checkerboard": fmean(finite)} if finite else {}
 
 
 def _cropped(image: Tensor, scale: int) -> Tensor:

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ganlab.engine import iterate, networks_of, weights_are_finite
+from ganlab.engine import iterate
+from ganlab.errors import Diverged
 from ganlab.monitoring.attribution import gradients, norm
 from ganlab.monitoring.calls import Watch, is_finite, watching
 from ganlab.plugin import Batch, Losses, Plugin
 from ganlab.run import Eager, Run, Terms, Update, discriminators
+from ganlab.soundness import networks_of, unsound_part, weights_are_finite
 
 LARGE = 1e4  # trained weights stay within some tens
 _ROOT_OR_QUOTIENT = "Sqrt|Rsqrt|Pow|Div|Log|Norm|LinalgVectorNorm"  # names of torch's nodes
@@ -37,6 +39,11 @@ class Fault:
     """A sentence, or several."""
     step: str = ""
     """The optimizer step in which it arose, such as "step 1 of D"; empty outside of a step."""
+
+    @property
+    def tensor(self) -> str:
+        """What is not finite, such as "the gradient of D/root on D", without the rest."""
+        return re.split(r" (?:is|are) (?:not finite|so large|too large)|,? though|;", self.what)[0]
 
 
 @dataclass(slots=True)
@@ -57,6 +64,10 @@ class Examination(Eager):
     """The networks whose weights are looked at, by name."""
     taken: Counter[str] = field(default_factory=Counter)
     """The number of optimizer steps of each network so far."""
+    seen: list[str] = field(default_factory=list)
+    """All that is not finite, in the order in which it arises, each once."""
+    samples: list[str] = field(default_factory=list)
+    """What the data plugins say about the batch of the step with the first fault."""
 
     def of_an_iteration(self) -> Fault | None:
         """Take one iteration; returns its first fault, or None when all is finite."""
@@ -71,17 +82,24 @@ class Examination(Eager):
                     lambda _, given, made, name=name: self.made(made, f"the output of {name}")
                 )
                 watched.callback(handle.remove)
-            losses = iterate(run)
+            try:
+                losses = iterate(run)
+            except Diverged as refused:  # by the guard of a step
+                return self.fault or self.overflow or Fault(refused.what, refused.step)
         bad = [name for name, value in losses.items() if not is_finite(value)]
         if bad and not self.fault:  # only logged: no step descends it
             self.fault = self._of_values(bad)
-        return self.fault or self.overflow
+        part = "" if self.fault or self.overflow else unsound_part(run)
+        return self.fault or self.overflow or (Fault(f"{part} not finite") if part else None)
 
     def take(self, run: Run, update: Update, batch: Batch) -> Losses:
         """Take a step as written, and look at each of its losses before the step is taken."""
         self.taken[update.role] += 1
         if is_finite(batch):
             self.origin = ""
+        self.made(batch, "the batch")
+        if not (self.fault or self.overflow):
+            self.samples = [one for some in run.hook.samples_drawn() for one in some]
         largest = [0.0]
 
         def examined(run: Run, part: Batch) -> Terms:
@@ -101,9 +119,15 @@ class Examination(Eager):
         return losses
 
     def made(self, answer: Any, maker: str) -> None:
-        """Note who made the first tensor that is not finite."""
-        if not self.origin and not is_finite(answer):
-            self.origin = maker
+        """Note who made a tensor that is not finite; `origin` is the first."""
+        if is_finite(answer):
+            return
+        self.origin = self.origin or maker
+        self._note(maker)
+
+    def _note(self, line: str) -> None:
+        if line not in self.seen:
+            self.seen.append(line)
 
     def changed(self, maker: str) -> None:
         """Note a plugin after whose change the gradients before a step are not finite."""
@@ -125,6 +149,10 @@ class Examination(Eager):
             pull = gradients(loss, parameters)
             norms.append(norm(pull).item())
             told = f"the gradient of {name} on {update.role}"
+            if not is_finite(loss):
+                self._note(f"the loss {name}")
+            if wrong := sum(not is_finite(one) for one in pull):
+                self._note(f"{told}, in {wrong} of {len(pull)} tensors")
             if not self.fault and not is_finite(pull):
                 rest = self._owner(name) + self._reach() + self._operation(loss, parameters)
                 told += f" is not finite, though its value {loss.item():.4g} is"
@@ -204,7 +232,9 @@ class _Watch(Watch):
             examination.owners |= dict.fromkeys(names, maker)
         if self._hook == "gradients":
             examination.changed(maker)
-        if not examination.fault and (failed := networks_that_fail(examination.kept)):
+        # when an answer was not finite before, that has reached buffers, such as batch norm's
+        known = examination.fault or examination.origin
+        if not known and (failed := networks_that_fail(examination.kept)):
             examination.fault = Fault(f"the weights of {failed[0]} are not finite after {maker}")
 
 

@@ -77,6 +77,7 @@ class ImageStore:
         self._starts = lengths.cumsum(0) - lengths
         self._pixels = pixels
         self._resident: Tensor | None = None
+        self._drawn: tuple[Tensor, Tensor, int] | None = None
         if int(lengths.sum()) != pixels.size:
             raise ValueError(f"{pixels.size} bytes do not hold images of these sizes")
 
@@ -222,9 +223,21 @@ class ImageStore:
         place = torch.rand(2, batch_size, generator=generator, dtype=torch.float64)
         pose = torch.randint(8, (batch_size,), generator=generator)
         pose &= (4 if turns else 0) | (2 if turns else 0) | (1 if flips else 0)
+        self._drawn = which, place, size
         window = self._windows(which, place, pose, size)
         cut = self._cut_on_host if self._resident is None else self._cut_on_device
         return to_float(sent(cut(window, size), device))
+
+    def drawn(self) -> list[str]:
+        """The crops of the last call of `crops`: name of the image, and the crop's (left, top)."""
+        if self._drawn is None:
+            return []
+        which, place, size = self._drawn
+        corners = (place * (self.sizes[which].t() - size + 1)).long().t().tolist()
+        return [
+            f"{self.names[index]} at ({left}, {top})"
+            for index, (top, left) in zip(which.tolist(), corners, strict=True)
+        ]
 
     def _windows(self, which: Tensor, place: Tensor, pose: Tensor, size: int) -> Tensor:
         """First byte, step per row and step per column of each crop, int64 [3, N].

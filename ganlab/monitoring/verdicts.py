@@ -133,7 +133,7 @@ def _static(history: History) -> Verdict | None:
         for iteration, figures in reversed(history.lines):
             ratio = figures.get(f"health/{role}_update")
             pulls = [v for name, v in figures.items() if name.startswith(f"gradient/{role}/")]
-            if ratio is None:
+            if ratio is None or not math.isfinite(ratio):
                 continue
             if ratio >= 1e-8 or (ratio == 0 and any(pulls)):
                 break

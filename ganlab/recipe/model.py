@@ -101,6 +101,12 @@ class Recipe(BaseModel):
     on_verdict: Annotated[Literal["carry on", "stop", "roll back"], MayChange()] = "carry on"
     """What to do at a verdict: report it and carry on; stop; or go back to before the failure
     began, and stop."""
+    on_nonfinite: Literal["stop", "skip", "roll back"] = "stop"
+    """What to do when a number is not finite: stop; skip the step, which then changes nothing; or
+    go back to the newest checkpoint, and on from there with other random numbers."""
+    most_nonfinite: int = Field(5, ge=1)
+    """How many steps of one network in a row are skipped at most, or how often the run goes back at
+    most, in all. At the next number that is not finite it stops."""
     best_metric: str = "psnr_y"
     """The evaluation figure by which the best generator is kept."""
     best_is: Literal["highest", "lowest"] = "highest"
@@ -122,6 +128,14 @@ class Recipe(BaseModel):
         if every and keep_every % every:
             raise ValueError(f"must be a multiple of checkpoint_every, which is {every}.")
         return keep_every
+
+    @field_validator("most_nonfinite")
+    @classmethod
+    def _has_effect(cls, most_nonfinite: int, info: ValidationInfo) -> int:
+        usual = cls.model_fields["most_nonfinite"].default
+        if most_nonfinite != usual and info.data.get("on_nonfinite") == "stop":
+            raise ValueError('has no effect with on_nonfinite = "stop"; leave it out.')
+        return most_nonfinite
 
     @property
     def plugins(self) -> dict[str, Plugin]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
@@ -18,8 +17,9 @@ from ganlab import __version__
 from ganlab.report.charts import Chart, curves, plane, series_of
 from ganlab.report.model import Comparison, Row, Table
 from ganlab.report.wording import decimals, shown
+from ganlab.runs.means import means
 from ganlab.runs.pictures import read_picture
-from ganlab.runs.records import RunRecord, Scores
+from ganlab.runs.records import RunRecord
 
 MOST_PICTURES = 8
 Section = tuple[str, str, str, list[Chart]]  # id, title, explanation, charts
@@ -253,18 +253,11 @@ def _plane(comparison: Comparison) -> Chart | None:
         xs, ys = [_rmse(f["psnr_y"]) for f in both], [f[detail] for f in both]
         points.append((number, arm.name, xs, ys))
     every = [run for arm in comparison.arms for run in arm.runs]
-    bicubic = next((found for run in every if (found := _means(run.bicubic))), {})
+    bicubic = next((found for run in every if (found := means(run.bicubic))), {})
     if _finite(bicubic, "psnr_y") and _finite(bicubic, detail):
         points.append((-1, "bicubic", [_rmse(bicubic["psnr_y"])], [bicubic[detail]]))
     label = "fine detail (SR / HR)" if detail == "hf_ratio" else detail
     return plane("Distortion and perception", ("RMSE of luma, grey levels", label), points)
-
-
-def _means(scores: Scores) -> dict[str, float]:
-    """Means over images, for each figure that all images have."""
-    rows = list(scores.values())
-    names = set.intersection(*(set(row) for row in rows)) if rows else set()
-    return {name: fmean(row[name] for row in rows) for name in sorted(names)}
 
 
 def _rmse(psnr: float) -> float:
@@ -305,7 +298,7 @@ def _pictures(comparison: Comparison) -> list[Picture]:
     for number, crop in numbered[:MOST_PICTURES]:
         figure = comparison.images.figure if comparison.images else "psnr_y"
         cells = [_cell(base, number, kind, TITLES[kind], "") for kind in ("lr", "bicubic")]
-        if crop.name in base.bicubic and figure in base.bicubic[crop.name]:
+        if _finite(base.bicubic.get(crop.name, {}), figure):
             bicubic = f"{figure} {base.bicubic[crop.name][figure]:.2f}"
             cells[1] = _cell(base, number, "bicubic", "bicubic", bicubic)
         for arm in comparison.arms:

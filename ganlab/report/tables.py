@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import fmean, median
 
 from ganlab.errors import RecipeError
+from ganlab.files import finite
 from ganlab.report.data import data_lines
 from ganlab.report.model import (
     Arm,
@@ -28,6 +29,7 @@ from ganlab.report.statistics import (
     unpaired_difference,
     wilcoxon,
 )
+from ganlab.runs.means import told
 from ganlab.runs.records import Evaluation, RunRecord
 
 FIGURES = ("psnr_y", "ssim_y", "hf_ratio", "lr_psnr")
@@ -74,7 +76,7 @@ def compare(
         _images(arms, shown, first),
         first,
         changes=dict(changes or {}),
-        notes=tuple(_notes(arms, tables)),
+        notes=tuple(_notes(arms, tables, _unscored(arms, shown, first))),
         data=tuple(data_lines(arms)),
     )
 
@@ -157,7 +159,7 @@ def _last(record: RunRecord) -> Evaluation | None:
 
 def _table(figure: str, view: str, arms: Sequence[Arm], chosen: Chosen) -> Table:
     higher = direction(figure, arms)
-    values = [by_seed(arm, figure, chosen) for arm in arms]
+    values = values_of(arms, figure, chosen)
     baseline, rows = values[0], [_row(arms[0].name, values[0])]
     if len(arms) == 1:
         rows = [replace(rows[0], words="")]
@@ -189,14 +191,51 @@ def _row(
     )
 
 
-def by_seed(arm: Arm, figure: str, chosen: Chosen) -> dict[int, float]:
-    """A figure of each run of an arm by its seed; runs without a finite one are left out."""
+def values_of(arms: Sequence[Arm], figure: str, chosen: Chosen) -> list[dict[int, float]]:
+    """A figure of the runs of each arm, by their seed; runs without a finite one are left out.
+
+    When the means of these runs are over different images, since a score was not finite somewhere,
+    they are taken again over the images that all runs have.
+    """
+    records = [record for arm in arms for record in arm.runs]
+    behind = [r.behind(e, figure).keys() for r in records if (e := chosen(r))]
+    behind = [images for images in behind if images]
+    shared = set.intersection(*map(set, behind)) if behind else set()
+    again = shared if any(images != shared for images in behind) else set()
+    return [by_seed(arm, figure, chosen, again) for arm in arms]
+
+
+def by_seed(
+    arm: Arm, figure: str, chosen: Chosen, images: Collection[str] = ()
+) -> dict[int, float]:
+    """A figure of each run of an arm by its seed; runs without a finite one are left out.
+
+    :param images: take the mean over these images, where it is a mean over images.
+    """
     found = {}
     for record in arm.runs:
         evaluation = chosen(record)
         value = evaluation.figures.get(figure, math.nan) if evaluation else math.nan
+        scores = record.behind(evaluation, figure) if evaluation and images else {}
+        if scores:
+            value = fmean(scores[image] for image in sorted(images))
         if math.isfinite(value):
             found[record.seed] = value
+    return found
+
+
+def _unscored(arms: Sequence[Arm], figures: Sequence[str], chosen: Chosen) -> dict[str, list[str]]:
+    """The images that the means of a comparison leave out, by the figure."""
+    found: dict[str, list[str]] = {}
+    for record in (record for arm in arms for record in arm.runs):
+        evaluation = chosen(record)
+        for name in figures if evaluation and evaluation.images else ():
+            assert evaluation
+            counted = record.behind(evaluation, name)
+            scored = [i for i, scores in evaluation.images.items() if name in scores]
+            missing = [image for image in scored if image not in counted]
+            if missing:
+                found[name] = list(dict.fromkeys([*found.get(name, []), *missing]))
     return found
 
 
@@ -268,7 +307,7 @@ def _images(arms: Sequence[Arm], figures: Sequence[str], chosen: Chosen) -> Imag
         rows.append(
             ImageRow(
                 name,
-                bicubic.get(name, {}).get(figure),
+                finite(bicubic.get(name, {}).get(figure)),
                 {arm: interval(list(of[name].values())) for arm, of in scores.items()},
                 {arm: difference for arm, difference in differences.items() if difference},
             )
@@ -294,8 +333,12 @@ def _tally(rows: Sequence[ImageRow], arm: str, higher: bool) -> Tally | None:
     )
 
 
-def _notes(arms: Sequence[Arm], tables: Sequence[Table]) -> Iterator[str]:
+def _notes(
+    arms: Sequence[Arm], tables: Sequence[Table], without: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
     """Notes that a reader must know before trusting a number."""
+    if without:
+        yield f"Scores that are not finite are left out of the means: {told(without)}."
     if len(arms) > 1 and all(len(arm.runs) == 1 for arm in arms):
         yield "Each arm has one seed: there are no intervals, and any difference may be chance."
     for arm in arms:
@@ -303,8 +346,8 @@ def _notes(arms: Sequence[Arm], tables: Sequence[Table]) -> Iterator[str]:
         for run in arm.runs:
             yield from (f"Damaged record: {damage}." for damage in run.damage)
             if run.changes:
-                told = "; ".join(map(str, run.changes))
-                yield f"{arm.name}, seed {run.seed}: its recipe was changed in the run: {told}."
+                changes = "; ".join(map(str, run.changes))
+                yield f"{arm.name}, seed {run.seed}: its recipe was changed in the run: {changes}."
     yield from _differences([run for arm in arms for run in arm.runs])
     compared = sum(bool(row.difference and row.difference.low is not None)
                    for table in tables for row in table.rows)  # fmt: skip

@@ -54,6 +54,10 @@ class RunFolder:
         """The generator's weights: the last, or the best by the recipe's metric."""
         return self.path / ("generator.safetensors" if which == "last" else "best.safetensors")
 
+    def bundle(self, iteration: int) -> Path:
+        """The folder with which an iteration that was not finite can be taken again."""
+        return self.path / f"nonfinite-{iteration:07d}"
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the folder; the lock is freed when the process ends, also after a crash.

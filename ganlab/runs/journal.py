@@ -23,6 +23,7 @@ from ganlab.errors import Diverged, printable
 from ganlab.files import append, whole
 from ganlab.monitoring.verdicts import History, Verdict
 from ganlab.runs.folder import RunFolder
+from ganlab.runs.means import told
 from ganlab.runs.reading import LOGS, Log, Written, as_written
 from ganlab.speed.device import widest_float
 from ganlab.terminal import Terminal
@@ -31,6 +32,8 @@ EACH_UNTIL = 10_000
 """Up to this iteration every line of losses is written."""
 THINNED = 7
 """From there on one in 7, 7 times later one in 49, and so on."""
+NONFINITE = "nonfinite"
+"""Name of the verdict on a number that is not finite, and of the counts of skipped steps."""
 PLAIN_SECONDS = 5.0  # between two plain lines, when stderr is not a terminal
 
 
@@ -64,9 +67,10 @@ class Journal:
         """The sentence of each verdict so far, by its name."""
         self.console = Terminal(stderr=True, soft_wrap=True)
         self._total, self._images, self._every = total, images, report_every
-        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._pending: list[tuple[int, dict[str, Tensor], dict[str, Tensor]]] = []
         self._progress: _Bar | None = None
         self._began = self._reported = self._spoke = time.monotonic()
+        self._left_out: dict[str, list[str]] = {}
         self._first = self._last = 0
         self._seconds_before = 0.0
         self._logs = [folder.path / name for name in LOGS]
@@ -74,21 +78,28 @@ class Journal:
         """By the name of a log: its length in bytes, and a running sha256 of it."""
 
     def begin(
-        self, iteration: int, evaluates_again: bool = False, written: Written | None = None
+        self,
+        iteration: int,
+        evaluates_again: bool = False,
+        written: Written | None = None,
+        rolled_back: int = 0,
     ) -> None:
         """Drop lines that a killed run wrote after this iteration; start the clock.
 
         :param evaluates_again: whether the evaluation of this iteration comes next: its lines are
             dropped too. A verdict at it stays, since it is not told twice.
         :param written: what the checkpoint says of the logs. Damage to them is told.
+        :param rolled_back: how often the run went back to a checkpoint; the verdicts that tell of
+            it are kept.
         """
         for path in self._logs:
             known = (written or {}).get(path.name)
+            times = rolled_back if path == self.folder.verdicts else 0
             if not known or not as_written(path, *known):
                 again = evaluates_again and path in (self.folder.stats, self.folder.scores)
-                content = _repaired(path, iteration, again, known is not None)
+                content = _repaired(path, iteration, again, known is not None, times)
             elif path == self.folder.verdicts:
-                content, _ = _until(path, iteration)
+                content, _ = _until(path, iteration, rolled_back=times)
             else:
                 content = path.read_bytes()[: known[0]]
             with whole(path) as file:
@@ -135,12 +146,15 @@ class Journal:
         """Time spent on this run, earlier sittings included."""
         return self._seconds_before + time.monotonic() - self._began
 
-    def record(self, iteration: int, losses: dict[str, Tensor]) -> None:
+    def record(
+        self, iteration: int, losses: dict[str, Tensor], flags: dict[str, Tensor] | None = None
+    ) -> None:
         """Note the losses of an iteration.
 
         :param iteration: counted from 1: how many iterations are now completed.
+        :param flags: of its steps, by name: 1 where a number was not finite.
         """
-        self._pending.append((iteration, losses))
+        self._pending.append((iteration, losses, flags or {}))
         if self._progress:
             self._progress.update(self._task, completed=iteration)
         if len(self._pending) >= self._every:
@@ -149,22 +163,26 @@ class Journal:
     def flush(self) -> None:
         """Write the pending lines.
 
-        :raises Diverged: when a loss is not finite; the lines up to it are written.
+        :raises Diverged: when a loss is not finite, or the flag of a step is set; the lines up to
+            it are written.
         """
         if not self._pending:
             return
-        flat = [value.detach() for _, losses in self._pending for value in losses.values()]
+        told = [values for _, *both in self._pending for values in both]
+        flat = [value.detach() for values in told for value in values.values()]
         exact = widest_float(flat[0].device) if flat else torch.float64
         # the only sync of the loop
         values = iter(torch.stack([v.to(exact) for v in flat]).tolist() if flat else [])
         lines: list[str] = []
         fault: Diverged | None = None
         figures: dict[str, float] = {}
-        for iteration, losses in self._pending:
+        for iteration, losses, flags in self._pending:
             figures = {name: next(values) for name in losses}
+            left_out = [step for step in flags if next(values)]
             bad = [name for name, value in figures.items() if not math.isfinite(value)]
-            if bad and not fault:
-                fault = Diverged(iteration, f"{', '.join(bad)} is not finite")
+            if (bad or left_out) and not fault:
+                what = ", ".join(bad) or "a gradient or the learning rate"
+                fault = Diverged(iteration, f"{what} is not finite", *left_out[:1])
                 lines.append(_line(iteration, {k: v for k, v in figures.items() if k not in bad}))
             elif not fault:
                 self.history.add(iteration, _rounded_as_written(figures))
@@ -199,30 +217,45 @@ class Journal:
         iteration: int,
         figures: dict[str, float],
         scores: dict[str, dict[str, dict[str, float]]],
+        left_out: dict[str, list[str]],
         health: dict[str, float],
         written: bool = True,
     ) -> None:
         """Report an evaluation's figures.
 
+        :param left_out: the images that a figure does not count, by the figure.
         :param written: whether to write the figures and each image's scores too; False for an
             extra evaluation of a run that was stopped early.
         """
         self.flush()
         if written:
-            named = {f"evaluation/{name}": value for name, value in figures.items()} | health
+            every = dict.fromkeys(left_out, math.nan) | figures
+            named = {f"evaluation/{name}": value for name, value in every.items()} | health
             self._append(self.folder.stats, [_line(iteration, named)])
             self.history.add(iteration, _rounded_as_written(named))
             self._append(self.folder.scores, [_scores_line(iteration, scores)])
         if figures:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             self.say(f"evaluation at {iteration}: {shown}")
+        if left_out and left_out != self._left_out:
+            count = len(scores["images"])
+            self.say(f"not finite, so left out of the means: {told(left_out, count)}")
+        self._left_out = left_out
 
-    def verdict(self, iteration: int, verdict: Verdict, action: str) -> None:
-        """Report a verdict, and write it to verdicts.jsonl."""
+    def verdict(self, iteration: int, verdict: Verdict, action: str, **more: Any) -> None:
+        """Report a verdict, and write it to verdicts.jsonl.
+
+        :param more: further items of its line.
+        """
         self.verdicts[verdict.name] = verdict.sentence
-        line = {"iteration": iteration, **asdict(verdict), "action": action}
+        line = {"iteration": iteration, **asdict(verdict), "action": action, **more}
         self._append(self.folder.verdicts, [json.dumps(line)])
         self.say(f"verdict: {verdict.sentence} ({action})")
+
+    def skipped(self, fault: Diverged) -> None:
+        """Report a step that was skipped, and write it to verdicts.jsonl."""
+        sentence = f"a number was not finite at {fault}"
+        self.verdict(fault.iteration, Verdict(NONFINITE, fault.iteration, sentence), "skip")
 
     def _report(self, iteration: int, figures: dict[str, float]) -> None:
         now = time.monotonic()
@@ -293,30 +326,34 @@ def _without_null(figures: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _until(path: Path, iteration: int, again: bool = False) -> tuple[bytes, list[int]]:
+def _until(
+    path: Path, iteration: int, again: bool = False, rolled_back: int = 0
+) -> tuple[bytes, list[int]]:
     """The sound lines of a log up to an iteration, and the numbers of damaged ones among them.
 
     :param again: whether the evaluation of this iteration is done again: its line ends the log.
+    :param rolled_back: lines are kept too that tell of this number of roll backs.
     """
     log, kept = Log(path), []
     damaged = 0
     for line, text in log.pairs():
-        evaluates = not any(map(_is_loss, line))
-        if line["iteration"] > iteration or (
+        evaluates = not any(_is_loss(name) or name.startswith(f"{NONFINITE}/") for name in line)
+        late = line["iteration"] > iteration or (
             again and evaluates and line["iteration"] == iteration
-        ):
-            break
+        )
+        if late and line.get("times", math.inf) > rolled_back:
+            continue
         kept.append(text)
         damaged = len(log.damaged)  # later ones may be of later iterations
     return b"".join(kept), log.damaged[:damaged]
 
 
-def _repaired(path: Path, iteration: int, again: bool, expected: bool) -> bytes:
+def _repaired(path: Path, iteration: int, again: bool, expected: bool, rolled_back: int) -> bytes:
     """The sound lines of a log up to an iteration. Damage is told, and the damaged file is kept.
 
     :param expected: whether the checkpoint says that the file was other than it is now.
     """
-    content, damaged = _until(path, iteration, again)
+    content, damaged = _until(path, iteration, again, rolled_back)
     if not (damaged or expected):
         return content
     place = f"{path}:{damaged[0]}: damaged" if damaged else f"{path}: not as the run wrote it"

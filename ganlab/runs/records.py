@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ganlab.errors import RecipeError, printable
 from ganlab.runs.data import Data
 from ganlab.runs.folder import RunFolder, open_run_folder, read_data, read_tables
+from ganlab.runs.means import is_better, left_out
 from ganlab.runs.pictures import Crop, read_crops
 from ganlab.runs.reading import (
     Log,
@@ -99,9 +100,26 @@ class RunRecord:
     @property
     def best(self) -> Evaluation | None:
         """The best evaluation by the recipe's metric."""
-        metric, sign = self.recipe["best_metric"], self.sign
-        evaluated = [e for e in self.evaluations if math.isfinite(e.figures.get(metric, math.nan))]
-        return max(evaluated, key=lambda e: sign * e.figures[metric], default=None)
+        metric, best = self.recipe["best_metric"], None
+        for one in self.evaluations:
+            if not math.isfinite(one.figures.get(metric, math.nan)):
+                continue
+            if best is None or is_better(
+                one.figures[metric],
+                self.behind(one, metric),
+                best.figures[metric],
+                self.behind(best, metric),
+                self.sign,
+            ):
+                best = one
+        return best
+
+    def behind(self, evaluation: Evaluation, figure: str) -> dict[str, float]:
+        """The scores of the images over which a figure is the mean; empty for other figures."""
+        without = left_out(evaluation.images, self.bicubic).get(figure, ())
+        rows = evaluation.images.items()
+        found = {i: scores.get(figure, math.nan) for i, scores in rows if i not in without}
+        return {image: value for image, value in found.items() if math.isfinite(value)}
 
     @property
     def sign(self) -> int:

@@ -71,6 +71,10 @@ class Builtin(Plugin):
         )
 
     @hookimpl
+    def samples_drawn(self) -> list[str]:
+        return [name for store in self._both() for name in store.drawn()]
+
+    @hookimpl
     def data_digest(self) -> dict[str, str]:
         photographs, leaves = self._both()
         return photographs.digests | leaves.digests

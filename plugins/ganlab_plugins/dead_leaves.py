@@ -75,6 +75,10 @@ class DeadLeaves(Plugin):
         return crops(batch_size, self.crop, rng, device, self.flips, self.turns)
 
     @hookimpl
+    def samples_drawn(self) -> list[str]:
+        return self._leaves().drawn()
+
+    @hookimpl
     def data_digest(self) -> dict[str, str]:
         return self._leaves().digests
 

@@ -97,6 +97,10 @@ class ImageFolder(Plugin):
         )
 
     @hookimpl
+    def samples_drawn(self) -> list[str]:
+        return self._store.drawn() if self._store else []
+
+    @hookimpl
     def data_digest(self) -> dict[str, str]:
         return (self._store or self._open()).digests
 
