@@ -300,7 +300,7 @@ def test_a_picture_that_is_another_file_is_in_no_page(victim: Victim, content: b
     victim.expect("report RUN | 0 | page \n compare mine RUN -o c.html | 0 | page")
 
 
-MARKUP = "[bold red]x[/] <script>alert(1)</script> {{7*7}}"
+MARKUP = "[bold red]x[/] <script>alert(1)</script> \x1b[31m \u202e \n{{7*7}}"
 RECORDS = {
     "status.json": [
         '{"state": "done", "iteration": "x", "scores": [1]}', "[]", "{", "null", '"x"',
@@ -341,3 +341,17 @@ def test_odd_records_are_one_line_and_shown_as_they_are(victim: Victim, name: st
         for page in (victim.run / "report.html", Path("c.html")):
             if page.exists():
                 assert "<script>alert" not in page.read_text(encoding="utf-8")
+
+
+@posix
+def test_a_hostile_name_of_a_run_is_shown_as_it_is(victim: Victim) -> None:
+    name = "[bold red]x[\x1b[31m\n<script>alert(1)<"
+    victim.run.rename(victim.folder / name)
+    victim.run = victim.folder / name
+    for words in (["runs", "--runs", "."], ["report", name], ["checkpoints", name],
+                  ["diff", "mine", name], ["compare", "mine", name, "-o", "c.html"]):  # fmt: skip
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code in (0, 2), result.output
+        assert "\x1b" not in result.output, words
+        assert not result.exception or isinstance(result.exception, SystemExit)
+    assert "<script>alert" not in (victim.run / "report.html").read_text(encoding="utf-8")
