@@ -137,7 +137,7 @@ def test_no_flipped_bit_and_no_cut_ends_in_a_traceback(
     content = (run / name).read_bytes()
     for changed in damaged(content, name in LOGS):
         survives(run, name, changed, tmp_path / "page.html")
-    for at in range(len(content)):
+    for at in random.Random(name).sample(range(len(content)), min(len(content), 200)):
         flipped = content[at] ^ 1 << at % 8
         survives(run, name, content[:at] + bytes([flipped]) + content[at + 1 :], tmp_path / "p")
         survives(run, name, content[:at], tmp_path / "p")
