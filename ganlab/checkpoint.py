@@ -6,7 +6,6 @@ half written is never read, and neither are flipped bits, which torch.load does 
 """
 
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +34,7 @@ from ganlab.tensor_files import (
     iteration_in,
     read_pickle,
     read_safetensors,
+    seal,
     shapes_in,
 )
 
@@ -324,21 +324,19 @@ def roll_back(run: Run, folder: Path, since: int) -> int:
     return load_checkpoint(run, folder)
 
 
-Weights = tuple[dict[str, Tensor], dict[str, str]]
-"""Tensors and the metadata of a .safetensors file."""
+Weights = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors, and what is known of them."""
 
 
 def weights_of(run: Run, generator: nn.Module) -> Weights:
     """Copy to the host what `write_weights` writes."""
     tensors = {k: v.contiguous() for k, v in _copied(generator.state_dict()).items()}
-    about = {"iteration": run.iteration, "recipe": resolved(run.recipe)}
-    # one key: safetensors writes several in any order, and equal weights shall give equal bytes
-    return tensors, {"ganlab": json.dumps(about)}
+    return tensors, {"iteration": run.iteration, "recipe": resolved(run.recipe)}
 
 
 def write_weights(weights: Weights, path: Path) -> None:
     """Write only a generator's weights and its recipe, for `eval`, `upscale` and other tools."""
-    content = save(*weights)
+    content = save(weights[0], seal(*weights))
     with whole(path) as file:
         file.write(content)
 
@@ -352,13 +350,19 @@ def load_generator(generator: nn.Module, path: Path) -> None:
         raise GanlabError(f"{path}: no such file; the run has not written weights yet")
     try:
         _check_shapes(generator, path)  # first, so that no more is read than the network holds
-        tensors, _ = read_safetensors(path)
+        tensors, _ = read_safetensors(path, sealed=seals_weights(path.parent))
         check_weights(tensors)
         generator.load_state_dict(tensors)
     except OddFile as error:
         raise GanlabError(f"{path}: damaged: {error}; choose other weights") from None
     except RuntimeError as error:
         raise GanlabError(f"{path}: these are the weights of another network: {error}") from None
+
+
+def seals_weights(run: Path) -> bool:
+    """Whether every file of weights in a run folder has a digest; not in one of an older ganlab."""
+    manifest = read_json(run / "manifest.json")
+    return bool(manifest.get("id")) and not manifest.get("made_again")
 
 
 def _check_shapes(network: nn.Module, path: Path) -> None:

@@ -5,6 +5,7 @@ overlapping parts of a zip file, tensors that claim more numbers than the file h
 are no plain ones, structures without end, and numbers that are not finite.
 """
 
+import hashlib
 import json
 import struct
 import warnings
@@ -78,18 +79,55 @@ def read_arrays(file: Path) -> dict[str, Tensor]:
         raise OddFile(str(error) or type(error).__name__) from None
 
 
-def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a .safetensors file.
+def read_safetensors(file: Path, sealed: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a .safetensors file, compared with its digest if it has one.
 
-    :raises OddFile: when it cannot be read.
+    :param sealed: whether it must have one, as each has that ganlab writes.
+    :raises OddFile: when it cannot be read, or is not as it was written.
     """
     shapes_in(file)
     try:
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return tensors, opened.metadata() or {}
+            metadata = opened.metadata() or {}
     except Exception as error:
         raise OddFile(str(error)) from None
+    _check_seal(tensors, metadata, sealed)
+    return tensors, metadata
+
+
+def seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata for a file of weights: what is known of them, and a digest of both.
+
+    It is one key: safetensors writes several in any order, and equal weights shall give equal
+    bytes.
+    """
+    return {"ganlab": json.dumps({**about, "sha256": _seal(tensors, about)})}
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of the names, dtypes, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(f"{tensors_sha256(tensors)} {json.dumps(about)}".encode()).hexdigest()
+
+
+def _check_seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], required: bool) -> None:
+    try:
+        about = json.loads(metadata.get("ganlab", "{}"))
+    except (ValueError, RecursionError):
+        about = {}
+    known = about.pop("sha256", None) if isinstance(about, dict) else None
+    if known is None and required:
+        raise OddFile("its digest is missing")
+    if known is not None and known != _seal(tensors, about):
+        raise OddFile("it is not as it was written (its sha256 differs)")
 
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:

@@ -2,17 +2,21 @@
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 from tiny import TINY
 
 from ganlab import files
 from ganlab.checkpoint import checkpoint_file
 from ganlab.cli import main
+from ganlab.commands.generator import load_for_use
+from ganlab.commands.pack import weights_record
 from ganlab.compare.again import begun_by
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.images.files import write_png
@@ -20,6 +24,7 @@ from ganlab.recipe.model import load_recipe
 from ganlab.runs import record
 from ganlab.runs.folder import RunFolder, is_complete, new_run_folder, open_run_folder
 from ganlab.runs.record import Change, read_record
+from ganlab.tensor_files import read_safetensors
 
 GAME = (
     TINY.replace("evaluate_every = 100", "evaluate_every = 2")
@@ -413,3 +418,47 @@ def test_a_first_checkpoint_that_was_being_written_is_passed_over(half: Path) ->
     RunFolder(half).write_status("running", iteration=0)
     assert "it has no digest (.sha256), so it is not used" in done("resume", half).stderr
     assert figures(half)[-1]["iteration"] == 4
+
+
+# packed
+
+
+def test_a_pack_tells_the_changes_and_names_no_folder(half: Path, tmp_path: Path) -> None:
+    (tmp_path / "moved").mkdir()
+    done("resume", half, "--set", f"folder.path={tmp_path / 'moved'}",
+         "--set", "adam.learning_rate=0.1")  # fmt: skip
+    result = done("pack", half, "-o", tmp_path / "half.zip", "--weights")
+    assert "cannot make it again" in result.stderr
+    with zipfile.ZipFile(tmp_path / "half.zip") as archive:
+        for name in archive.namelist():
+            assert str(tmp_path).encode() not in archive.read(name), name
+        archive.extractall(tmp_path / "unpacked")
+    open_run_folder(tmp_path / "unpacked")
+    assert len(read_record(tmp_path / "unpacked").changes) == 2
+    told = refused("verify", tmp_path / "half.zip", "--trust-code")
+    assert "changed in the run (at iteration 2: adam.learning_rate 0.001 -> 0.1)" in told
+
+
+# weights
+
+
+@pytest.mark.parametrize("share", range(0, 100, 7))
+def test_a_flipped_bit_in_weights_is_noticed(half: Path, share: int) -> None:
+    file = half / "generator.safetensors"
+    content = bytearray(file.read_bytes())
+    at = 8 + share * (len(content) - 8) // 100  # of the names and numbers
+    content[at] ^= 1 << share % 8
+    file.write_bytes(content)
+    with pytest.raises(GanlabError, match=r"generator\.safetensors"):
+        load_for_use(half, "last", "cpu")
+    with pytest.raises(GanlabError, match=r"generator\.safetensors"):
+        weights_record(file)
+
+
+def test_weights_without_a_digest_are_of_elsewhere(half: Path) -> None:
+    file = half / "generator.safetensors"
+    tensors, _ = read_safetensors(file)
+    save_file(tensors, file)
+    assert read_safetensors(file)[0].keys() == tensors.keys()
+    with pytest.raises(GanlabError, match="its digest is missing"):
+        load_for_use(half, "last", "cpu")

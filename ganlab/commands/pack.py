@@ -7,10 +7,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import tomlkit
-import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
 
+from ganlab.checkpoint import seals_weights
 from ganlab.errors import GanlabError, RecipeError, printable
 from ganlab.recipe.model import Recipe
 from ganlab.runs.archive import FORMAT, Contents, WeightsRecord, write_archive
@@ -24,7 +23,15 @@ from ganlab.runs.folder import (
     recorded_paths,
 )
 from ganlab.runs.reading import Log, read_json
-from ganlab.tensor_files import OddFile, check_weights, iteration_in, read_safetensors
+from ganlab.runs.record import lines_of, of_recipe, read_record, sha256
+from ganlab.tensor_files import (
+    OddFile,
+    check_weights,
+    iteration_in,
+    read_safetensors,
+    seal,
+    tensors_sha256,
+)
 
 _WEIGHTS = ("last", "best")
 
@@ -57,7 +64,7 @@ def pack_run(path: Path | str, output: Path | None, weights: bool) -> Packed:
             f"{target}: there is no folder {target.parent}; make it, or choose another -o"
         )
     placeless = _without_places(folder)
-    files = {"recipe.toml": placeless.encode(), **_files(folder)}
+    files = {"recipe.toml": placeless.encode(), **_files(folder, placeless)}
     contents = Contents(format=FORMAT, name=name, files={}, weights=_records(folder))
     if weights:
         files |= _weights(folder, placeless)
@@ -87,22 +94,14 @@ def weights_record(file: Path) -> WeightsRecord | None:
     if not file.is_file():
         return None
     try:
-        tensors, about = read_safetensors(file)
+        tensors, about = read_safetensors(file, sealed=seals_weights(file.parent))
         check_weights(tensors)
-        return WeightsRecord(iteration=iteration_in(about), sha256=_digest(tensors))
+        return WeightsRecord(iteration=iteration_in(about), sha256=tensors_sha256(tensors))
     except OddFile as error:
         raise GanlabError(f"{file}: damaged: {error}") from None
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _files(folder: RunFolder) -> dict[str, bytes]:
+def _files(folder: RunFolder, recipe: str) -> dict[str, bytes]:
     manifest = read_json(folder.manifest)
     if not manifest:
         raise GanlabError(f"{folder.manifest}: damaged or absent; this run cannot be verified")
@@ -112,19 +111,43 @@ def _files(folder: RunFolder) -> dict[str, bytes]:
             f"{folder.path}: the run has logged nothing yet, so nothing could be verified; "
             f"continue it with `ganlab resume {folder.path}`"
         )
+    journal = _changes(folder, recipe)
+    # only those of a newer ganlab say their recipe
+    told = of_recipe(recipe, journal) if "recipe" in manifest else {}
     files = {
-        "manifest.json": _json(manifest),
+        "manifest.json": _json(manifest | told),
         "status.json": _json(_without_error(folder.read_status())),
         "stats.jsonl": stats,
     }
     for file in (folder.scores, folder.timing, folder.verdicts):
         files |= {file.name: _sound_lines(file)} if file.is_file() else {}
+    if journal:
+        files[folder.changes.name] = journal.encode()
     if read_data(folder):
         files["data.json"] = folder.data.read_bytes()
     for name, options in read_tables(folder)["plugins"].items():
         if str(options.get("use", name)).endswith(".py"):
             files[f"{name}.py"] = _code(folder.path / f"{name}.py", name, manifest)
     return files
+
+
+def _changes(folder: RunFolder, recipe: str) -> str:
+    """The journal of the changes, which ends with the packed recipe, and names no folder."""
+    record = read_record(folder.path)
+    packed = []
+    for change in record.changes:
+        update = {"recipe": sha256(recipe)} if change.recipe == record.sha256 else {}
+        _, _, option = change.key.partition("plugins.")
+        name, _, option = option.partition(".")
+        if option in recorded_paths(folder).get(name, ()):
+            update |= {side: Path(str(getattr(change, side))).name for side in ("old", "new")}
+        packed.append(change.model_copy(update=update))
+    if any(change.alters for change in packed):
+        print(
+            f"{folder.path} was changed in the run, so `ganlab verify` cannot make it again",
+            file=sys.stderr,
+        )
+    return lines_of(packed)
 
 
 def _without_places(folder: RunFolder) -> str:
@@ -196,7 +219,8 @@ def _weights(folder: RunFolder, recipe: str) -> dict[str, bytes]:
     for file in map(folder.weights, _WEIGHTS):
         if record := weights_record(file):
             about = {"iteration": record.iteration, "recipe": recipe}
-            found[file.name] = save(load_file(file), {"ganlab": json.dumps(about)})
+            tensors = load_file(file)
+            found[file.name] = save(tensors, seal(tensors, about))
     if not found:
         raise RecipeError(f"{folder.path}: the run has written no weights; leave out --weights")
     return found

@@ -34,6 +34,7 @@ from ganlab.runs.data import TITLES, Data, differences
 from ganlab.runs.environment import describe_environment
 from ganlab.runs.folder import RunFolder, new_run_folder
 from ganlab.runs.journal import Journal
+from ganlab.runs.record import read_record
 from ganlab.runs.writer import Writer
 from ganlab.speed.device import pick_device
 
@@ -139,6 +140,7 @@ def _verify(folder: RunFolder, contents: Contents, wanted: Wanted, say: Say) -> 
     weights = _weights_there(folder, contents)
     status = _status(folder)
     say(f"run {contents.name}: {status.state} at iteration {status.iteration:,} of {status.of:,}")
+    _require_one_recipe(folder)
     device = _device(wanted.device, manifest)
     found = Verification(tolerance=wanted.tolerance)
     with _threads(manifest.threads):
@@ -162,6 +164,18 @@ def _verify(folder: RunFolder, contents: Contents, wanted: Wanted, say: Say) -> 
     found.later = {n: first for n, (first, _) in logged.items() if first > found.iterations}
     found.weights = dict(_compare_weights(weights, again))
     return found
+
+
+def _require_one_recipe(folder: RunFolder) -> None:
+    """Refuse a run whose recipe was changed in the run.
+
+    :raises RecipeError: naming the changes.
+    """
+    if altered := [str(c) for c in read_record(folder.path).changes if c.alters]:
+        raise RecipeError(
+            f"{folder.path}: its recipe was changed in the run ({printable('; '.join(altered))}), "
+            "so no recipe gives it from the start, and it cannot be verified as one"
+        )
 
 
 class _Data(RootModel[Data]):

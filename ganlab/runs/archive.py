@@ -31,6 +31,7 @@ _LARGEST = {
     "manifest.json": 4 * _MIB,
     "status.json": _MIB,
     "data.json": 64 * _MIB,
+    "changes.jsonl": 16 * _MIB,
     "stats.jsonl": _GIB,
     "scores.jsonl": _GIB,
     "timing.jsonl": _GIB,

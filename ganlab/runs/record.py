@@ -184,7 +184,7 @@ def differences(
 
 def carry_out(folder: Path, text: str, changes: Sequence[Change]) -> None:
     """Change the recipe of a run to this text, and tell the changes in its folder."""
-    journal = _read(folder / CHANGES) + _lines(changes)
+    journal = _read(folder / CHANGES) + lines_of(changes)
     write_text(folder / CHANGES, journal)
     write_text(folder / RECIPE, text)
     _note(folder, text, journal)
@@ -194,8 +194,8 @@ def settle(folder: Path) -> None:
     """Finish a change that a crash has cut off, or forget it. The run folder must be locked."""
     record = read_record(folder)
     if record.known and not record.settled:
-        write_text(folder / CHANGES, _lines(record.changes))
-        _note(folder, record.text, _lines(record.changes))
+        write_text(folder / CHANGES, lines_of(record.changes))
+        _note(folder, record.text, lines_of(record.changes))
 
 
 def restate(folder: Path, iteration: int) -> None:
@@ -226,7 +226,8 @@ def _note(folder: Path, text: str, journal: str) -> None:
     write_json(folder / MANIFEST, manifest | (of_recipe(text, journal) if text else {}))
 
 
-def _lines(changes: Iterable[Change]) -> str:
+def lines_of(changes: Iterable[Change]) -> str:
+    """The changes as lines of changes.jsonl."""
     return "".join(f"{change.model_dump_json()}\n" for change in changes)
 
 
