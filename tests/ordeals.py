@@ -673,8 +673,8 @@ def flips_of_checkpoints(run: Path, number: int, seed: int) -> Iterator[str]:
 
 def flips_of_weights(run: Path, number: int, seed: int) -> Iterator[str]:
     """Damage the weights for use; reading them must fail in one sentence that names the file."""
-    from ganlab.errors import GanlabError
     from ganlab.commands.generator import load_for_use
+    from ganlab.errors import GanlabError
 
     rng, file = random.Random(seed), run / "generator.safetensors"
     content = file.read_bytes()

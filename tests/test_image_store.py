@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,7 +166,7 @@ def damage_index(data: bytes) -> bytes:
 
 
 def another_version(data: bytes) -> bytes:
-    return data.replace(b"ganlab store 3", b"ganlab store 2")
+    return data.replace(b"ganlab store 4", b"ganlab store 2")
 
 
 @pytest.mark.parametrize(
@@ -289,3 +290,44 @@ def test_images_that_are_left_out_are_kept_by_name_and_counted_when_a_build_goes
     assert store.names == ["a", "b"]
     assert (store.remarks, store.left_out) == ({"a": "16 bits"}, {"bad": "broken"})
     assert torch.equal(store.image(1), IMAGES[1][1])
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A saved store that counts as a large one: its images are checked when they are used."""
+    monkeypatch.setattr("ganlab.images.store._HASHED_BYTES", 0)
+    path = tmp_path / "large.store"
+    ImageStore.save(path, lambda first: IMAGES[first:])
+    return path
+
+
+@pytest.mark.parametrize("use", ["crops", "image", "device"])
+def test_a_flipped_bit_in_a_large_store_is_noticed_before_the_image_is_used(large, use):
+    content = bytearray(large.read_bytes())
+    content[5] ^= 1  # in the first image
+    large.write_bytes(content)
+    store = ImageStore.open(large)
+    with pytest.raises(ImageError, match=IMAGES[0][0]):
+        if use == "crops":
+            store.crops(200, 7, seeded(), CPU)
+        elif use == "image":
+            store.image(0)
+        else:
+            store.to(torch.device("meta"))
+    assert not large.exists()
+
+
+def test_a_sound_large_store_is_checked_once(large, monkeypatch):
+    store = ImageStore.open(large)
+    store.crops(200, 7, seeded(), CPU)
+    monkeypatch.setattr(store, "_is_as_saved", None)
+    store.crops(200, 7, seeded(), CPU)
+
+
+def test_a_flipped_bit_in_the_index_of_a_large_store_is_noticed(large):
+    content = large.read_bytes()
+    begins = content.index(b'{"sizes"')
+    for at in range(begins, len(content), 17):
+        large.write_bytes(content[:at] + bytes([content[at] ^ 2]) + content[at + 1 :])
+        with pytest.raises(ImageError):
+            ImageStore.open(large)

@@ -15,11 +15,13 @@ from click.testing import CliRunner, Result
 from marks import posix
 from packed import changed_json, forged, forged_bytes
 from safetensors import safe_open
+from safetensors.torch import save
 
 from ganlab.cli import main
 from ganlab.commands.agreement import Agreement, compare_logs, logged_iterations, read_figures
 from ganlab.commands.verify import Verification
 from ganlab.images.files import write_png
+from ganlab.tensor_files import read_safetensors, seal
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -195,7 +197,8 @@ def test_a_file_holds_no_data_and_no_place_of_its_machine(home: Path, archive: P
         opened.extract("generator.safetensors", home)
     assert 'evaluation_path = "held_out"' in recipe
     with safe_open(home / "generator.safetensors", "pt") as weights:
-        assert json.loads(weights.metadata()["ganlab"]) == {"iteration": 12, "recipe": recipe}
+        about = json.loads(weights.metadata()["ganlab"])
+    assert (about["iteration"], about["recipe"]) == (12, recipe)
 
 
 def test_every_installed_package_is_recorded(home: Path) -> None:
@@ -380,12 +383,21 @@ def test_an_existing_file_is_not_overwritten(home: Path, archive: Path) -> None:
 
 def test_weights_of_another_run_in_the_file_are_found(home: Path, tmp_path: Path) -> None:
     invoke("pack", "whole", "--weights", "-o", tmp_path / "w.zip", cwd=home)
-    other = forged_bytes(
-        tmp_path / "w.zip",
-        tmp_path / "other.zip",
-        "generator.safetensors",
-        lambda weights: weights[:-1] + bytes([weights[-1] ^ 1]),
-    )
+    name = "generator.safetensors"
+    flipped = forged_bytes(tmp_path / "w.zip", tmp_path / "flipped.zip", name,
+                           lambda weights: weights[:-1] + bytes([weights[-1] ^ 1]))  # fmt: skip
+    result = invoke("verify", flipped, "--trust-code", cwd=home, code=2)
+    assert "its sha256 differs" in result.stderr
+
+    def another(weights: bytes) -> bytes:
+        (tmp_path / name).write_bytes(weights)
+        tensors, metadata = read_safetensors(tmp_path / name)
+        about = json.loads(metadata["ganlab"])
+        del about["sha256"]
+        other = {key: value + 1 for key, value in tensors.items()}
+        return save(other, seal(other, about))
+
+    other = forged_bytes(tmp_path / "w.zip", tmp_path / "other.zip", name, another)
     out = invoke("verify", other, "--trust-code", cwd=home, code=1).stdout
     assert "generator.safetensors: not equal" in out
 

@@ -5,6 +5,8 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +22,9 @@ from ganlab.images.files import ImageError
 from ganlab.images.resampling import to_float
 from ganlab.speed.device import sent
 
-_MAGIC = b"ganlab store 3\0\0"
-_TAIL = struct.Struct("<q16s")
-# hashing costs about a second per GB, so larger files are checked by their index and length
+_MAGIC = b"ganlab store 4\0\0"
+_TAIL = struct.Struct("<q32s16s")
+# hashing costs about a second per GB, so an image of a larger file is checked when it is first used
 _HASHED_BYTES = 64 * 2**20
 _PIECE = 256 * 2**20
 _INDEX = ("sizes", "names", "digests", "remarks", "left_out")
@@ -78,6 +80,9 @@ class ImageStore:
         self._pixels = pixels
         self._resident: Tensor | None = None
         self._drawn: tuple[Tensor, Tensor, int] | None = None
+        self._file: Path | None = None
+        self._unchecked = torch.zeros(len(names), dtype=torch.bool)
+        """Images of a large file whose pixels were not yet compared with their digests."""
         if int(lengths.sum()) != pixels.size:
             raise ValueError(f"{pixels.size} bytes do not hold images of these sizes")
 
@@ -95,7 +100,9 @@ class ImageStore:
 
     @classmethod
     def open(cls, path: Path) -> "ImageStore":
-        """Map a saved store; only its index is read (below 64 MiB all of it, to check the hash).
+        """Map a saved store; its index is checked, and below 64 MiB all of it.
+
+        An image of a larger file is checked when it is first used.
 
         :raises ImageError: when the file is missing, incomplete or damaged.
         """
@@ -103,7 +110,10 @@ class ImageStore:
             index, length = _read_index(path)
             # read-only: a private writable map of a large file may be refused for lack of memory
             pixels = np.memmap(path, np.uint8, mode="r", shape=(length,))
-            return cls(pixels, *(index[key] for key in _INDEX))
+            store = cls(pixels, *(index[key] for key in _INDEX))
+            store._file = path
+            store._unchecked |= length > _HASHED_BYTES
+            return store
         except (OSError, ValueError, KeyError, TypeError, struct.error) as fault:
             raise ImageError(f"{path}: not a complete image store ({fault}); delete it.") from None
 
@@ -153,7 +163,7 @@ class ImageStore:
                 lines.flush()
             # the index comes last, because the sizes are known only then
             text = json.dumps(_index(known)).encode()
-            file.write(text + _TAIL.pack(len(text), _MAGIC))
+            file.write(text + _TAIL.pack(len(text), hashlib.sha256(text).digest(), _MAGIC))
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -173,6 +183,7 @@ class ImageStore:
 
     def image(self, index: int) -> Tensor:
         """One whole image, uint8 [3, H, W], on the CPU."""
+        self._check([index])
         height, width = self.sizes[index].tolist()
         start = int(self._starts[index])
         flat = self._pixels[start : start + height * width * 3]
@@ -188,6 +199,7 @@ class ImageStore:
         """Copy the pixels to a device, so that crops are cut there. Returns self."""
         if device.type == "cpu":
             return self
+        self._check(range(len(self)))
         self._resident = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
         for piece, start in zip(self._resident.split(_PIECE), count(0, _PIECE), strict=False):
             # in pieces, so that a mapped file is never completely in RAM
@@ -219,6 +231,8 @@ class ImageStore:
                 f"a crop of {size} pixels does not fit into an image of {self._shortest}"
             )
         which = torch.randint(len(self), (batch_size,), generator=generator)
+        if self._unchecked.any():
+            self._check(which.tolist())
         # float64, so that every position of the largest image can be reached
         place = torch.rand(2, batch_size, generator=generator, dtype=torch.float64)
         pose = torch.randint(8, (batch_size,), generator=generator)
@@ -238,6 +252,34 @@ class ImageStore:
             f"{self.names[index]} at ({left}, {top})"
             for index, (top, left) in zip(which.tolist(), corners, strict=True)
         ]
+
+    def _check(self, which: Iterable[int]) -> None:
+        """Compare images with their digests, each once in a process.
+
+        :raises ImageError: naming the image that has changed; the file is deleted, so that the next
+            command decodes the images again.
+        """
+        new = [index for index in dict.fromkeys(which) if self._unchecked[index]]
+        if not new:
+            return
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+            same = list(pool.map(self._is_as_saved, new))
+        for index, sound in zip(new, same, strict=True):
+            if not sound and self._file:
+                with suppress(OSError):
+                    self._file.unlink()
+                raise ImageError(
+                    f"{self._file}: the pixels of {self.names[index]} have changed since they were "
+                    "decoded (a flipped bit?); give the same command again, and they are decoded "
+                    "anew"
+                )
+        self._unchecked[new] = False
+
+    def _is_as_saved(self, index: int) -> bool:
+        height, width = self.sizes[index].tolist()
+        start = int(self._starts[index])
+        row = self._pixels[start : start + height * width * 3]
+        return _digest((height, width), row) == self.digests[self.names[index]]
 
     def _windows(self, which: Tensor, place: Tensor, pose: Tensor, size: int) -> Tensor:
         """First byte, step per row and step per column of each crop, int64 [3, N].
@@ -343,11 +385,14 @@ def _read_index(path: Path) -> tuple[dict, int]:
     with path.open("rb") as file:
         end = file.seek(0, 2) - _TAIL.size
         file.seek(max(end, 0))
-        length, magic = _TAIL.unpack(file.read())
+        length, digest, magic = _TAIL.unpack(file.read())
         if magic != _MAGIC or not 0 < length <= end:
             raise ValueError("its end is missing or damaged")
         file.seek(end - length)
-        index = json.loads(file.read(length))
+        text = file.read(length)
+        if hashlib.sha256(text).digest() != digest:
+            raise ValueError("its index has changed since it was saved")
+        index = json.loads(text)
         pixels = end - length
         if pixels <= _HASHED_BYTES:
             file.seek(0)
