@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from ganlab.disk import telling_disk
 from ganlab.errors import GanlabError, printable
 from ganlab.files import whole, write_text
 from ganlab.recipe.model import resolved
@@ -74,11 +75,14 @@ def write_checkpoint(
         continued from it does not write again.
     :raises GanlabError: when a plugin's state holds other things than tensors, numbers, text,
         lists and dicts.
+    :raises NotWritten: at an error of the disk; the checkpoints before it are as they were.
     """
     path = checkpoint_file(folder, state["iteration"])
-    with whole(path) as file:
-        _save(state, file)
-        state.clear()
+    with telling_disk(path, _num_bytes(state)), whole(path) as file:
+        try:
+            _save(state, file)
+        finally:
+            state.clear()
         file.flush()
         temporary = Path(file.name)
         if not any(folder.glob("*.sha256")):
@@ -88,10 +92,20 @@ def write_checkpoint(
         digest = _sha256(temporary)
     owner = _id_of(folder)
     named = f"# run {owner} {_seal(owner, digest)}\n" if owner else ""
-    write_text(path.with_suffix(".sha256"), f"{digest}  {path.name}\n{named}")
+    with telling_disk(path.with_suffix(".sha256"), len(digest)):
+        write_text(path.with_suffix(".sha256"), f"{digest}  {path.name}\n{named}")
     for number in keep.superfluous(checkpoints_of(folder)):
         delete_checkpoint(folder, number)
     return path
+
+
+def _num_bytes(value: Any) -> int:
+    """Bytes of the tensors in nested dicts and lists; nearly all that a checkpoint takes."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(_num_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def _save(state: dict[str, Any], file: IO[bytes]) -> None:
@@ -337,7 +351,7 @@ def weights_of(run: Run, generator: nn.Module) -> Weights:
 def write_weights(weights: Weights, path: Path) -> None:
     """Write only a generator's weights and its recipe, for `eval`, `upscale` and other tools."""
     content = save(weights[0], seal(*weights))
-    with whole(path) as file:
+    with telling_disk(path, len(content)), whole(path) as file:
         file.write(content)
 
 

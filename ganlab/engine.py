@@ -205,6 +205,7 @@ class Loop:
         """Train as `train` does, but return before all files are written."""
         run, recipe = self.run, self.run.recipe
         self.saved = first = run.iteration
+        self.carry_on(recipe.on_failed_checkpoint == "carry on")
         notes_told = len(run.notes)
         reason = self.owed_evaluation() if owes_evaluation(run) else ""
         while (
@@ -222,7 +223,10 @@ class Loop:
             for note in run.notes[notes_told:]:
                 self.journal.say(note)
             notes_told = len(run.notes)
+            self.writer.check()  # a file that could not be written is told at once
             reason = self.after_iteration()
+        self.settle()
+        self.carry_on(False)  # what the run leaves behind must be there
         self._save_once()
         if reason not in ("", "signal") and self.evaluated != run.iteration:
             reason = self.evaluate(planned=False) or reason
@@ -366,9 +370,9 @@ class Loop:
         """Write the weights for use, as the "last" and perhaps the "best"."""
         assert self.run.folder
         weights = weights_of(self.run, generator)
+        self.exported = self.run.iteration
         for name in names:
             self.writer.later(write_weights, weights, self.run.folder.weights(name))
-        self.exported = self.run.iteration
 
     def _is_best(self, found: Evaluation) -> bool:
         """Whether this is the best evaluation so far; if so, it is kept as the best."""
@@ -407,10 +411,24 @@ class Loop:
         self.settle()  # one at a time: waiting states would fill the memory
         recipe, folder = self.run.recipe, self.run.folder.checkpoints
         keep = Keep(recipe.keep, recipe.keep_every)
+        self.journal.append_waiting()
         self.run.progress.logs = self.journal.written()
         state, others = state_of(self.run), [self.journal.sync]
-        self.saving = self.writer.later(write_checkpoint, state, folder, keep, others)
         self.saved = self.run.iteration
+        self.saving = self.writer.later(write_checkpoint, state, folder, keep, others)
+
+    def carry_on(self, carries_on: bool) -> None:
+        """Set whether the run goes on when a file cannot be written, or ends."""
+        self.writer.tolerate = self.tell_not_written if carries_on else None
+        self.journal.carries_on = carries_on
+
+    def tell_not_written(self, error: OSError) -> None:
+        """Say that a file could not be written; it is tried again at the next one, or at the end.
+
+        Called in the writer's thread.
+        """
+        self.saved = self.exported = -1
+        self.journal.say(f"warning: {error}; the run carries on, and tries again at the next one")
 
     def settle(self) -> None:
         """Wait until the last checkpoint is on the disk, and its copy of the state is gone."""

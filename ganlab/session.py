@@ -21,6 +21,7 @@ from ganlab.checkpoint import (
     lost_best,
     owner_of,
 )
+from ganlab.disk import NotWritten
 from ganlab.engine import owes_evaluation, train
 from ganlab.errors import Diverged, OutOfMemory, PluginFailed, RecipeError
 from ganlab.failures.bundle import write_bundle
@@ -284,7 +285,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     finally:
         journal.end()
         found = _so_far(run, journal)
-        folder.write_status(ending.state, exit_code=ending.code, message=ending.message, **found)
+        folder.write_last_status(ending.state, ending.message, exit_code=ending.code, **found)
     page.write()
     return ending.code
 
@@ -295,7 +296,7 @@ def _failed(run: Run, journal: Journal, error: BaseException) -> Ending:
         return Ending("stopped", error.exit_code, str(error))
     whole = getattr(error, "traceback", "") or "".join(traceback.format_exception(error))
     journal.log(whole.rstrip())
-    if isinstance(error, OutOfMemory | PluginFailed):
+    if isinstance(error, OutOfMemory | PluginFailed | NotWritten):
         with suppress(Exception):  # the losses so far; a checkpoint might hold half a step
             journal.flush()
         return Ending("failed", FAILED, str(error))

@@ -7,7 +7,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 from children import Child, _ganlab, wait_until
@@ -15,10 +18,17 @@ from click.testing import CliRunner
 from marks import posix
 from safetensors import safe_open
 
+import ganlab.checkpoint
+import ganlab.disk
+import ganlab.files
+import ganlab.runs.journal
 from ganlab import stopping
 from ganlab.checkpoint import last_checkpoint
 from ganlab.cli import main
 from ganlab.cli.output import lasting_output, lost_output
+from ganlab.errors import GanlabError
+from ganlab.recipe.model import load_recipe
+from ganlab.session import Limits, resume, start
 from ganlab.stopping import Stopped, heard, heeding, held, released
 
 # it waits at a hook until it is stopped, and says that it is there
@@ -271,3 +281,114 @@ def test_what_a_failed_run_said_is_in_its_log_with_the_traceback(tiny: Path) -> 
     CliRunner().invoke(main, ["run", str(tiny), "--runs", str(tiny.parent / "runs"), "--name", "r"])
     said = (tiny.parent / "runs" / "r" / "log.txt").read_text()
     assert "Traceback" in said and "KeyError: 'nothing'" in said and "bad.py" in said
+
+
+class Disk:
+    """In the place of `os.write` and its kin: a disk that fails for some files from some time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSPC) -> None:
+        self.fails: tuple[str, ...] = ()
+        self.number = number
+        whole, append = ganlab.files.whole, ganlab.disk.append_whole
+
+        @contextmanager
+        def failing(path: Path, mode: str = "wb") -> Iterator[IO]:
+            with whole(path, mode) as file:
+                yield file
+                self._fail(path)
+
+        def failing_append(path: Path, content: bytes) -> None:
+            with ganlab.disk.telling_disk(path, len(content)):
+                self._fail(path)
+            append(path, content)
+
+        for module in (ganlab.files, ganlab.checkpoint):
+            monkeypatch.setattr(module, "whole", failing)
+        monkeypatch.setattr(ganlab.runs.journal, "append_whole", failing_append)
+
+    def _fail(self, path: Path) -> None:
+        if path.name.endswith(self.fails):
+            raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def trained(tiny: Path, *settings: str, called_off: Callable[[], bool] = lambda: False) -> Path:
+    tiny.write_text(tiny.read_text().replace("evaluate_every = 100", "evaluate_every = 3"))
+    recipe = load_recipe(tiny, ["iterations=8", "checkpoint_every=2", "report_every=1", *settings])
+    runs = tiny.parent / "runs"
+    with suppress(GanlabError):
+        start(recipe, "cpu", Limits(called_off=called_off), runs, "r")
+    return runs / "r"
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EIO", "EROFS", "EACCES", "ENOENT", "EFBIG"])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_once_with_the_reason(
+    tiny: Path, disk: Disk, name: str
+) -> None:
+    disk.number = getattr(errno, name)
+    iterations = iter(range(100))
+
+    def from_the_fourth_on() -> bool:
+        time.sleep(0.05)  # the writer's thread works meanwhile
+        disk.fails = (".pt", "status.json") if next(iterations) >= 3 else ()
+        return False
+
+    run = trained(tiny, "iterations=100", called_off=from_the_fourth_on)
+    status = status_of(run)
+    assert (status["state"], status["exit_code"]) == ("failed", 1)
+    assert "0000004.pt: could not be written: " + os.strerror(disk.number) in status["message"]
+    assert "this run goes on from its checkpoint of iteration 2: ganlab resume" in status["message"]
+    room = "free in" in status["message"] and "needed" in status["message"]
+    assert room == (name in ("ENOSPC", "EDQUOT", "EFBIG"))
+    assert 4 <= status["iteration"] <= 6, "not at the checkpoint after the next"
+    disk.fails = ()
+    assert resume(run, "cpu", Limits(max_iterations=10))[1] == 0
+
+
+@pytest.mark.parametrize(
+    "file", [".pt", ".sha256", "generator.safetensors", "stats.jsonl", "status.json"]
+)
+def test_a_run_that_carries_on_says_it_each_time_and_loses_nothing(
+    tiny: Path, disk: Disk, file: str
+) -> None:
+    runs = trained(tiny).rename(tiny.parent / "runs" / "whole").parent
+    iterations = iter(range(100))
+
+    def for_a_while() -> bool:
+        time.sleep(0.05)
+        disk.fails = (file,) if 3 <= next(iterations) < 6 else ()
+        return False
+
+    carries_on = 'on_failed_checkpoint="carry on"'
+    run = trained(tiny, carries_on, called_off=for_a_while)
+    assert status_of(run)["state"] == "done"
+    assert f"{file}: could not be written: No space left" in (run / "log.txt").read_text()
+    assert (run / "stats.jsonl").read_bytes() == (runs / "whole/stats.jsonl").read_bytes()
+    assert last_checkpoint(run / "checkpoints") == weights_are_of(run) == 8
+
+
+def test_a_run_that_carries_on_does_not_end_as_done_when_its_last_state_is_lost(
+    tiny: Path, disk: Disk
+) -> None:
+    disk.fails = (".pt",)
+    run = trained(tiny, 'on_failed_checkpoint="carry on"')
+    assert status_of(run)["state"] == "failed"
+    assert (run / "log.txt").read_text().count("0000002.pt: could not be written") == 1
+
+
+def test_half_a_line_on_a_full_disk_is_taken_back(tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    ganlab.disk.append_whole(file, b"one\n")
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, before[1]))
+    try:
+        with pytest.raises(ganlab.disk.NotWritten, match="4 bytes needed"):
+            ganlab.disk.append_whole(file, b"two\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert file.read_text() == "one\n"

@@ -33,7 +33,7 @@ FLOORS = """
     monitoring testing
     plugin
     schedule streams images degradation speed.device
-    stopping
+    stopping disk
     terminal names
     errors system option files tensor_files
 """

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ganlab.checkpoint import last_checkpoint
+from ganlab.disk import NotWritten
 from ganlab.errors import GanlabError, OutOfMemory, PluginFailed
 from ganlab.failures.out_of_memory import is_out_of_memory, out_of_memory, release
 from ganlab.failures.place import Place
 from ganlab.runs.folder import RunFolder
 from ganlab.stopping import Stopped
+
+_GOES_ON = "this run goes on from"
 
 
 @contextmanager
@@ -39,6 +42,8 @@ def explained(error: BaseException, folder: RunFolder | None = None) -> GanlabEr
 
     :param folder: of the run; the message then says how to go on.
     """
+    if isinstance(error, NotWritten) and folder and _GOES_ON not in str(error):
+        return NotWritten(f"{error}\n{_going_on(folder)}")
     if isinstance(error, OutOfMemory | PluginFailed):
         return error
     if isinstance(error, GanlabError | Stopped):
@@ -64,7 +69,7 @@ def _going_on(folder: RunFolder) -> str:
     kept = last_checkpoint(folder.checkpoints)
     begins = "the start, iteration 1" if kept is None else f"its checkpoint of iteration {kept:,}"
     command = shlex.join(["ganlab", "resume", str(folder.path)])
-    return f"this run goes on from {begins}: {command}"
+    return f"{_GOES_ON} {begins}: {command}"
 
 
 def _less(folder: RunFolder) -> str:

@@ -93,6 +93,9 @@ class Recipe(BaseModel):
     """How many of the newest checkpoints are kept: at least 2, since the newest may be damaged."""
     keep_every: Annotated[int, MayChange(alters=False)] = Field(0, ge=0)
     """Checkpoints at multiples of this number of iterations are kept for good; 0: none are."""
+    on_failed_checkpoint: Annotated[Literal["stop", "carry on"], MayChange(alters=False)] = "stop"
+    """What to do when a file of the run cannot be written, such as on a full disk: end the run as
+    failed, or say so each time and try again at the next one. At the end it must succeed."""
     report_every: Annotated[int, MayChange(alters=False)] = Field(50, ge=1)
     """Iterations between two readings of the losses from the device, and between log lines."""
     watch_every: Annotated[int, MayChange()] = Field(50, ge=0)

@@ -1,5 +1,6 @@
 """The run folder: created once, never overwritten, used by one process at a time."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,8 +12,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
+from ganlab.disk import NotWritten, telling_disk
 from ganlab.errors import GanlabError, RecipeError, printable
-from ganlab.files import claim, new_folder, remove_stale, whole, write_json, write_text
+from ganlab.files import claim, finite, new_folder, remove_stale, whole, write_json, write_text
 from ganlab.names import check_name
 from ganlab.plugin import Plugin, hooks_of
 from ganlab.recipe.file import read_alone
@@ -23,6 +25,8 @@ from ganlab.runs.reading import read_json, tell_once
 from ganlab.runs.record import check_recipe, new_id, of_recipe, read_record
 
 _DATA = TypeAdapter(Data)
+STATUS_BYTES = 2048
+"""At least; a block of the disk is larger anyway."""
 
 
 class NoLocks(GanlabError):  # noqa: N818  # it names a lack
@@ -98,7 +102,27 @@ class RunFolder:
             return True
 
     def write_status(self, state: str, **figures: Any) -> None:
-        write_json(self.status, {"state": state, **figures})
+        """Write status.json, with blanks at its end: room for how the run ends on a full disk.
+
+        :raises NotWritten: when it cannot be written.
+        """
+        text = _status_text(state, **figures)
+        with telling_disk(self.status, len(text)):
+            write_text(self.status, text)
+
+    def write_last_status(self, state: str, message: str, **figures: Any) -> None:
+        """Write how the run ended; on a full disk over the file that is there, in its room."""
+        try:
+            self.write_status(state, message=message, **figures)
+        except NotWritten:
+            with suppress(OSError), self.status.open("rb+") as file:
+                room = len(file.read())
+                short = {k: v for k, v in figures.items() if k in ("exit_code", "iteration", "of")}
+                content = _status_text(state, message=message, **short).encode()
+                if len(content) > room:
+                    content = _status_text(state, message="", **short).encode()
+                file.seek(0)
+                file.write(content.rstrip().ljust(room))
 
     def read_status(self) -> dict[str, Any]:
         """The contents of status.json, without scores that were not finite."""
@@ -107,6 +131,11 @@ class RunFolder:
             if name in status:
                 status[name] = {k: v for k, v in status[name].items() if v is not None}
         return status
+
+
+def _status_text(state: str, **figures: Any) -> str:
+    found = finite({"state": state, **figures})
+    return json.dumps(found, indent=2, allow_nan=False).ljust(STATUS_BYTES) + "\n"
 
 
 @contextmanager

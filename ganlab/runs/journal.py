@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch import Tensor
 
+from ganlab.disk import NotWritten, append_whole, telling_disk
 from ganlab.errors import Diverged, printable
 from ganlab.files import append, whole
 from ganlab.monitoring.verdicts import History, Verdict
@@ -65,6 +66,10 @@ class Journal:
         self.history = History()
         self.verdicts: dict[str, str] = {}
         """The sentence of each verdict so far, by its name."""
+        self.carries_on = False
+        """Whether lines that cannot be written wait for the next try, instead of ending the run."""
+        self._waiting: dict[Path, list[str]] = {}
+        self._told: set[Path] = set()
         self.console = Terminal(stderr=True, soft_wrap=True)
         self._total, self._images, self._every = total, images, report_every
         self._pending: list[tuple[int, dict[str, Tensor], dict[str, Tensor]]] = []
@@ -134,9 +139,9 @@ class Journal:
 
     def log(self, text: str) -> None:
         """Write a text to the run's log.txt, with the time. It is lost when the disk is full."""
-        with suppress(OSError), append(self.folder.log) as file:
-            line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n"
-            file.write(line.encode(errors="backslashreplace"))
+        line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n"
+        with suppress(OSError):
+            append_whole(self.folder.log, line.encode(errors="backslashreplace"))
 
     def _show(self, line: str) -> None:
         self.console.print(line)
@@ -197,8 +202,10 @@ class Journal:
 
     def sync(self) -> None:
         """Put the lines written so far on the disk, before a checkpoint that relies on them."""
+        for path in self._waiting:
+            raise NotWritten(f"{path}: lines still wait, so no checkpoint counts")
         for path in self._logs:
-            with append(path) as file:
+            with telling_disk(path), append(path) as file:
                 os.fsync(file.fileno())
 
     def written(self) -> Written:
@@ -276,14 +283,29 @@ class Journal:
             self._show(f"{iteration}/{self._total}  {losses}  {speed}  ETA {_clock(left)}")
 
     def _append(self, path: Path, lines: list[str]) -> None:
-        if not lines:
+        waiting = [*self._waiting.pop(path, []), *lines]
+        if not waiting:
             return
-        content = ("\n".join(lines) + "\n").encode()
-        with append(path) as file:
-            file.write(content)
+        content = ("\n".join(waiting) + "\n").encode()
+        try:
+            append_whole(path, content)
+        except NotWritten as error:
+            if not self.carries_on:
+                raise
+            if path not in self._told:
+                self.say(f"warning: {error}; its lines wait, and the run carries on")
+            self._waiting[path] = waiting
+            self._told.add(path)
+            return
+        self._told.discard(path)
         size, digest = self._written.setdefault(path.name, (0, hashlib.sha256()))
         digest.update(content)
         self._written[path.name] = (size + len(content), digest)
+
+    def append_waiting(self) -> None:
+        """Try again to write the lines that could not be written."""
+        for path in list(self._waiting):
+            self._append(path, [])
 
 
 class _Bar(Progress):

@@ -13,6 +13,8 @@ class Writer:
     """
 
     def __init__(self) -> None:
+        self.tolerate: Callable[[OSError], object] | None = None
+        """Called with an error of the disk, in the thread, instead of raising it."""
         self._pool: ThreadPoolExecutor | None = None
         self._last: Future[None] | None = None
 
@@ -26,8 +28,13 @@ class Writer:
         before, self._last = self._last, None
         if before is not None and before.done():
             before.result()
-        self._last = self._pool.submit(_after, before, write, arguments)
+        self._last = self._pool.submit(self._after, before, write, arguments)
         return self._last
+
+    def check(self) -> None:
+        """Raise the failure of a call, if there was one; does not wait."""
+        if self._last is not None and self._last.done():
+            self.wait()
 
     def wait(self) -> None:
         """Wait until all calls are done.
@@ -47,8 +54,14 @@ class Writer:
                 self._pool.shutdown()
                 self._pool = None
 
-
-def _after(before: Future[None] | None, write: Callable[..., Any], arguments: Any) -> None:
-    if before is not None:
-        before.result()  # done by now; if it failed, this call is not carried out either
-    write(*arguments)
+    def _after(
+        self, before: Future[None] | None, write: Callable[..., Any], arguments: Any
+    ) -> None:
+        if before is not None:
+            before.result()  # done by now; if it failed, this call is not carried out either
+        try:
+            write(*arguments)
+        except OSError as error:
+            if self.tolerate is None:
+                raise
+            self.tolerate(error)
