@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -353,6 +354,16 @@ def write_weights(weights: Weights, path: Path) -> None:
     content = save(weights[0], seal(*weights))
     with telling_disk(path, len(content)), whole(path) as file:
         file.write(content)
+
+
+def weights_iteration(path: Path) -> int | None:
+    """The iteration of weights written by `write_weights`; None where the file does not say it."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = json.loads(file.metadata()["ganlab"])["iteration"]
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if type(found) is int else None
 
 
 def load_generator(generator: nn.Module, path: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +27,11 @@ from ganlab import stopping
 from ganlab.checkpoint import last_checkpoint
 from ganlab.cli import main
 from ganlab.cli.output import lasting_output, lost_output
+from ganlab.commands.generator import load_for_use
 from ganlab.errors import GanlabError
 from ganlab.recipe.model import load_recipe
+from ganlab.runs.folder import RunFolder
+from ganlab.runs.records import read_run
 from ganlab.session import Limits, resume, start
 from ganlab.stopping import Stopped, heard, heeding, held, released
 
@@ -330,21 +334,25 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_once_with_the_reaso
     tiny: Path, disk: Disk, name: str
 ) -> None:
     disk.number = getattr(errno, name)
-    iterations = iter(range(100))
+    checkpoints, iterations = tiny.parent / "runs" / "r" / "checkpoints", iter(range(100))
 
-    def from_the_fourth_on() -> bool:
-        time.sleep(0.05)  # the writer's thread works meanwhile
-        disk.fails = (".pt", "status.json") if next(iterations) >= 3 else ()
+    def from_the_sixth_on() -> bool:
+        number = next(iterations)
+        while number == 5 and not (checkpoints / "0000004.sha256").exists():
+            time.sleep(0.01)
+        time.sleep(0.2 if number > 8 else 0)  # the writer's thread works meanwhile
+        disk.fails = (".pt", "status.json") if number >= 5 else ()
         return False
 
-    run = trained(tiny, "iterations=100", called_off=from_the_fourth_on)
+    settings = ("iterations=100", "checkpoint_every=4", "evaluate_every=100")
+    run = trained(tiny, *settings, called_off=from_the_sixth_on)
     status = status_of(run)
     assert (status["state"], status["exit_code"]) == ("failed", 1)
-    assert "0000004.pt: could not be written: " + os.strerror(disk.number) in status["message"]
-    assert "this run goes on from its checkpoint of iteration 2: ganlab resume" in status["message"]
+    assert "0000008.pt: could not be written: " + os.strerror(disk.number) in status["message"]
+    assert "this run goes on from its checkpoint of iteration 4: ganlab resume" in status["message"]
+    assert 8 <= status["iteration"] < 12, "not at the checkpoint after the next"
     room = "free in" in status["message"] and "needed" in status["message"]
     assert room == (name in ("ENOSPC", "EDQUOT", "EFBIG"))
-    assert 4 <= status["iteration"] <= 6, "not at the checkpoint after the next"
     disk.fails = ()
     assert resume(run, "cpu", Limits(max_iterations=10))[1] == 0
 
@@ -392,3 +400,37 @@ def test_half_a_line_on_a_full_disk_is_taken_back(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert file.read_text() == "one\n"
+
+
+def listed(runs: Path) -> str:
+    result = CliRunner().invoke(main, ["runs", "--runs", str(runs), "--json"])
+    return json.loads(result.stdout)[0]["state"]
+
+
+@posix
+def test_a_killed_run_is_told_from_a_running_one_and_who_runs_it_is_said(tiny: Path) -> None:
+    child = begun(tiny, "run", tiny, *LONG, "--set", "evaluate_every=3", at="evaluate")
+    run = tiny.parent / "runs" / "r"
+    assert listed(run.parent) == "running"
+    refused = CliRunner().invoke(main, ["resume", str(run), "--trust-code"])
+    told = f"is in use by process {child.pid} on {socket.gethostname()} since 20"
+    assert refused.exit_code == 1 and told in refused.stderr
+    child.kill()
+    child.wait()
+    assert listed(run.parent) == read_run(run).state == "killed"
+    with RunFolder(run).lock():  # what the killed process left does not keep others away
+        assert listed(run.parent) == "running"
+    assert listed(run.parent) == "killed"
+
+
+def test_weights_that_are_older_than_the_run_say_so(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tiny)
+    load_for_use(run, "last", "cpu")
+    assert "weights are of" not in capsys.readouterr().err
+    status = status_of(run)
+    (run / "status.json").write_text(json.dumps(status | {"iteration": 11}))
+    load_for_use(run, "last", "cpu")
+    told = "the last weights are of iteration 8; the run has come to 11"
+    assert told in capsys.readouterr().err

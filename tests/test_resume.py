@@ -1,7 +1,9 @@
 """A killed run continues bit for bit."""
 
 import contextlib
+import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +55,9 @@ counter = { use = "./counter.py" }
 # It also is the one that pulls the plug: SIGKILL, no goodbye.
 COUNTER = """\
 import os
+import os
 import signal
+import socket
 import time
 from typing import ClassVar
 
@@ -278,7 +282,7 @@ def test_two_processes_never_share_a_run_folder(folder: Path, whole: Path, ganla
 
     with RunFolder(whole).lock():
         held = ganlab("resume", whole, cwd=folder)
-    assert "is in use by another process" in held.stderr
+    assert f"is in use by process {os.getpid()} on {socket.gethostname()} since" in held.stderr
     free = ganlab("resume", whole, cwd=folder)
     assert "this run is done" in free.stderr
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ganlab.assembly import build_network, open_run
-from ganlab.checkpoint import load_generator
+from ganlab.checkpoint import checkpoints_of, load_generator, weights_iteration
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.discovery import installed
 from ganlab.recipe.model import Recipe, load_part
@@ -68,7 +68,17 @@ def load_for_use(
             "at the evaluations of its recipe, and none has given that figure; use --weights last"
         )
     load_generator(generator, folder.weights(which))
+    _tell_age(folder, which)
     return run, generator, folder
+
+
+def _tell_age(folder: RunFolder, which: str) -> None:
+    """Say of which iteration the weights are, where the run has come further."""
+    made = weights_iteration(folder.weights(which))
+    reached = max([folder.read_status().get("iteration", 0), *checkpoints_of(folder.checkpoints)])
+    if made is not None and made < reached:
+        print(f"the {which} weights are of iteration {made:,}; the run has come to {reached:,}",
+              file=sys.stderr)  # fmt: skip
 
 
 def _recipe(folder: RunFolder, judging: bool) -> Recipe:

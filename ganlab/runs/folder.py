@@ -1,10 +1,13 @@
 """The run folder: created once, never overwritten, used by one process at a time."""
 
 import json
+import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,10 +26,17 @@ from ganlab.runs.data import Data, digests
 from ganlab.runs.links import FOLDERS, check_plain
 from ganlab.runs.reading import read_json, tell_once
 from ganlab.runs.record import check_recipe, new_id, of_recipe, read_record
+from ganlab.system import is_running
 
 _DATA = TypeAdapter(Data)
+LOOKING_SECONDS = 0.5
+"""How long to wait for a lock: `ganlab runs` takes it for a moment to see whether it is free."""
 STATUS_BYTES = 2048
 """At least; a block of the disk is larger anyway."""
+
+
+class InUse(GanlabError):  # noqa: N818  # it names a state
+    """Another process has locked a run folder."""
 
 
 class NoLocks(GanlabError):  # noqa: N818  # it names a lack
@@ -50,6 +60,7 @@ class RunFolder:
     verdicts = property(lambda self: self.path / "verdicts.jsonl")
     pictures = property(lambda self: self.path / "pictures")
     log = property(lambda self: self.path / "log.txt")
+    holder = property(lambda self: self.path / ".holder.json")
     report = property(lambda self: self.path / "report.html")
     samples = property(lambda self: self.path / "samples")
     checkpoints = property(lambda self: self.path / "checkpoints")
@@ -66,14 +77,26 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Lock the folder; the lock is freed when the process ends, also after a crash.
 
-        :raises GanlabError: when another process has locked it.
+        :raises InUse: when another process has locked it; the message says which.
         :raises NoLocks: when the file system has no locks, or the folder cannot be written to.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
+        with self._locked(LOOKING_SECONDS):
+            host, now = socket.gethostname(), f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+            with suppress(OSError):  # it is only told
+                write_json(self.holder, {"process": os.getpid(), "host": host, "since": now})
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    self.holder.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, patience: float) -> Iterator[None]:
+        lock = FileLock(self.path / ".lock", timeout=patience)
         try:
             lock.acquire()
         except Timeout:
-            raise GanlabError(f"{self.path} is in use by another process") from None
+            raise InUse(f"{self.path} is in use by {self._by_whom()}") from None
         except (OSError, NotImplementedError) as fault:
             reason = getattr(fault, "strerror", None) or fault
             raise NoLocks(
@@ -86,6 +109,13 @@ class RunFolder:
         finally:
             lock.release()
 
+    def _by_whom(self) -> str:
+        told = read_json(self.holder)
+        if not told:
+            return "another process"
+        process, host, since = (printable(str(told.get(k))) for k in ("process", "host", "since"))
+        return f"process {process} on {host} since {since}"
+
     def remove_stale(self) -> None:
         """Remove the temporary files that killed processes have left. The caller has the lock."""
         for folder in (self.path, *(self.path / name for name in FOLDERS)):
@@ -94,12 +124,14 @@ class RunFolder:
     def is_in_use(self) -> bool:
         """Whether another process has locked the folder."""
         try:
-            with self.lock():
+            with self._locked(0):
                 return False
-        except NoLocks:  # nobody can have locked it
-            return False
-        except GanlabError:
+        except InUse:
             return True
+        except NoLocks:  # a folder in which nothing may be written; else nobody can have locked it
+            told = read_json(self.holder)
+            here, process = told.get("host") == socket.gethostname(), told.get("process")
+            return bool(told) and not (here and type(process) is int and not is_running(process))
 
     def write_status(self, state: str, **figures: Any) -> None:
         """Write status.json, with blanks at its end: room for how the run ends on a full disk.
@@ -125,8 +157,13 @@ class RunFolder:
                 file.write(content.rstrip().ljust(room))
 
     def read_status(self) -> dict[str, Any]:
-        """The contents of status.json, without scores that were not finite."""
+        """The contents of status.json, without scores that were not finite.
+
+        The state "running" becomes "killed" when no process has the folder in use.
+        """
         status = read_json(self.status)
+        if status.get("state") == "running" and not self.is_in_use():
+            status["state"] = "killed"
         for name in ("scores", "bicubic"):
             if name in status:
                 status[name] = {k: v for k, v in status[name].items() if v is not None}
