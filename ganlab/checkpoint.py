@@ -6,6 +6,7 @@ half written is never read, and neither are flipped bits, which torch.load does 
 """
 
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
