@@ -86,7 +86,8 @@ class Plugin(BaseModel):
     The class docstring says what it computes and names the paper; the string under a field
     describes the option. Running state goes into a `PrivateAttr`. It is saved with checkpoints
     when the plugin defines `state_dict()` and `load_state_dict(state)` (tensors, numbers,
-    strings, lists and dicts only). Random numbers come from `rng` or `host_rng`.
+    strings, lists and dicts only; a number that is not finite is refused, so "no value yet" is
+    None). Random numbers come from `rng` or `host_rng`.
     """
 
     model_config = ConfigDict(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from training import build
 
-from ganlab import session
+from ganlab import assembly, session
 from ganlab.checkpoint import checkpoints_of, read_checkpoint, state_of
 from ganlab.engine import iterate
 from ganlab.errors import Diverged, RecipeError
@@ -411,9 +411,8 @@ def test_a_fused_step_is_left_out_where_the_flag_is_set(kind: str) -> None:
     assert not hasattr(optimizer, "found_inf")
 
 
-def test_captured_steps_leave_a_bad_step_out_on_the_device_and_tell_it_later(
-    poisoned: Path,
-) -> None:
+def poisoned_by_a_tensor(poisoned: Path) -> None:
+    """Make the loss not finite in a way that a captured step repeats."""
     file = poisoned.parent / "poison.py"
     # a gradient that a captured step can make: a tensor decides, not Python
     captured = POISON.replace(
@@ -430,10 +429,17 @@ def test_captured_steps_leave_a_bad_step_out_on_the_device_and_tell_it_later(
     ).replace(
         "    def here(self, where):",
         "    @property\n    def factor(self):\n"
-        "        if self._factor is None:\n            self._factor = torch.zeros(())\n"
+        "        if self._factor is None:\n            self._factor = "
+        "torch.zeros((), device=self.rng.device)\n"
         "        return self._factor\n\n    def here(self, where):",
     )  # fmt: skip
     file.write_text(captured)
+
+
+def test_captured_steps_leave_a_bad_step_out_on_the_device_and_tell_it_later(
+    poisoned: Path,
+) -> None:
+    poisoned_by_a_tensor(poisoned)
     made = build(poisoned, [at("none", "nan", at=9)], Graphs(CpuRecorder()))
     for number in range(12):
         before = {name: tensor.clone() for name, tensor in made.G.named_parameters()}
@@ -445,6 +451,29 @@ def test_captured_steps_leave_a_bad_step_out_on_the_device_and_tell_it_later(
         assert any(moved) == (number != 8)
     assert made.execution._recorded, "the steps were replayed"
     assert not [note for note in made.notes if "not captured" in note or "differently" in note]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("way", ["graphs", "off"])
+def test_on_a_gpu_a_bad_step_is_left_out_without_waiting(
+    way: str, poisoned: Path, gpu: torch.device
+) -> None:
+    if gpu.type == "cpu" and way == "off":
+        pytest.skip("steps on a CPU are checked at once")
+    poisoned_by_a_tensor(poisoned)
+    loaded = load_recipe(poisoned, [at("none", "nan", at=9), f"compile={way}"])
+    made = assembly.assemble(loaded, gpu)
+    with made.execution.running():
+        for number in range(12):
+            before = {name: tensor.clone() for name, tensor in made.G.named_parameters()}
+            iterate(made)
+            made.iteration += 1
+            moved = [not torch.equal(t, before[name]) for name, t in made.G.named_parameters()]
+            bad = [name for name, flag in made.flags.items() if flag]
+            assert bad == (["step 1 of G"] if number == 8 else [])
+            assert any(moved) == (number != 8)
+    moments = tree_leaves(made.G_optimizer.state_dict())
+    assert all(leaf.isfinite().all() for leaf in moments if isinstance(leaf, Tensor))
 
 
 def test_a_flag_is_read_before_anything_is_saved(poisoned: Path) -> None:
