@@ -55,6 +55,8 @@ HOSTILE = {
     "a base of a long name": 'extends = "' + "x" * 5_000 + '.toml"',
     "a base with a NUL": 'extends = "\\u0000.toml"',
     "a base that is a number": "extends = 3",
+    "extends, spelled with an escape": '"ext\\u0065nds" = 3',
+    "a table that is the base": "[extends.a]\nb = 1",
     "plugins that are a list": "plugins = [1]",
     "quotes without end": "a = " + '"' * FULL,
     "dots without end": "." * FULL,

@@ -163,7 +163,7 @@ def _lineage(path: Path) -> list[tuple[Path, dict[str, Any], dict[Key, Origin]]]
         origins = {(): Origin(path)} | {key: Origin(path, line) for key, line in lines.items()}
         found.append((path, values, origins))
         if "extends" in values:
-            where = origins[("extends",)]
+            where = _nearest(origins, ("extends",)) or Origin(path)
             if size > MAX_BYTES or len(chain) == MOST_FILES:
                 raise RecipeError(
                     f"{where}: a recipe and those that it extends are at most {MOST_FILES} files "
@@ -264,7 +264,7 @@ def _locate(text: str, values: dict[str, Any]) -> dict[Key, int]:
     """The line of each key that begins a line. A key in an inline table has its table's line."""
     lines: dict[Key, int] = {}
     table: Key = ()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if header := _HEADER.match(line):
             table = _split(header[1])
             lines.setdefault(table, number)
