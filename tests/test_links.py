@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from tiny import TINY
 
 from ganlab.cli import main
+from ganlab.errors import printable
 from ganlab.files import whole
 from ganlab.images.files import write_png
 from ganlab.recipe.model import load_recipe
@@ -93,7 +94,7 @@ def test_a_run_folder_with_other_things_than_files_is_refused_by_name(
     path.unlink(missing_ok=True)
     path.parent.mkdir(exist_ok=True)
     make(path)
-    shown = "".join(c if c.isprintable() else "?" for c in str(path))
+    shown = printable(str(path))
     image = run.parents[1] / "image.png"
     for command in (
         ["report", run], ["resume", run], ["checkpoints", run], ["pack", run, "-o", "x.zip"],
