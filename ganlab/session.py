@@ -279,6 +279,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     try:
         with telling(folder):
             ending = _train(run, journal, writer, limits, note_evaluation)
+            journal.sync()  # a run that is done is not resumed, so nothing writes them again
     except BaseException as error:
         ending = _failed(run, journal, error)
         raise

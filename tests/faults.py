@@ -11,7 +11,9 @@ Linux, which tells the path of an open file.
 """
 
 import builtins
+import fcntl
 import io
+import itertools
 import os
 import random
 import threading
@@ -47,6 +49,7 @@ class Disk:
         self.count = 0
         self.journal: list[Operation] = []
         self._nodes: dict[tuple[int, int], int] = {}
+        self._numbers = itertools.count(1)
         self._lock = threading.RLock()  # an operation and its note belong together
 
     def note(self, kind: str, path: str = "", data: Any = None) -> None:
@@ -90,7 +93,7 @@ class Disk:
         found = os.stat(file)
         key = (found.st_dev, found.st_ino)
         if key not in self._nodes:
-            self._nodes[key] = len(self._nodes) + 1
+            self._nodes[key] = next(self._numbers)
         return self._nodes[key]
 
     def _opened(self, descriptor: int, path: str) -> None:
@@ -149,7 +152,7 @@ class Disk:
         if below is None or below.endswith("(deleted)"):
             return self._real["write"](descriptor, data)
         with self.operation("write"):
-            at = os.lseek(descriptor, 0, os.SEEK_CUR)
+            at = _end_or_place(descriptor)
             count = self._real["write"](descriptor, data)
             self.wrote(descriptor, at, bytes(data)[:count])
             return count
@@ -227,12 +230,12 @@ class _Raw(io.FileIO):
     """A file below the root of a `Disk`."""
 
     def __init__(self, disk: Disk, file: Any, mode: str, *rest: Any) -> None:
-        self.disk, self.appends = disk, "a" in mode
+        self.disk = disk
         super().__init__(file, mode.replace("b", "").replace("t", ""), *rest)
 
     def write(self, data: Any) -> int:
         with self.disk.operation("write"):
-            at = os.fstat(self.fileno()).st_size if self.appends else self.tell()
+            at = _end_or_place(self.fileno())
             count = super().write(data) or 0
             self.disk.wrote(self.fileno(), at, bytes(data)[:count])
             return count
@@ -242,6 +245,13 @@ class _Raw(io.FileIO):
             length = super().truncate(size)
             self.disk.note_length(self.fileno(), length)
             return length
+
+
+def _end_or_place(descriptor: int) -> int:
+    """Where the next write goes: to the end of a file that is opened for appending."""
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND:
+        return os.fstat(descriptor).st_size
+    return os.lseek(descriptor, 0, os.SEEK_CUR)
 
 
 ROOT = 0

@@ -80,6 +80,19 @@ def test_every_link_between_pages_leads_somewhere() -> None:
             assert (page.parent / target).exists(), (page.name, target)
 
 
+def test_every_test_that_a_page_names_is_there() -> None:
+    tests = sorted((ROOT / "tests").glob("test_*.py"))
+    known = {file.stem for file in tests}
+    known.update(*(re.findall(r"^def (test_\w+)", f.read_text(), re.MULTILINE) for f in tests))
+    named = {
+        (page.name, name)
+        for page in PAGES
+        for name in re.findall(r"`(test_\w+)`", page.read_text())
+    }
+    assert len(named) > 10
+    assert {(page, name) for page, name in named if name not in known} == set()
+
+
 def test_every_setting_of_a_recipe_is_documented_with_its_default() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text()
     for name, field in Recipe.model_fields.items():

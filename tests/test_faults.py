@@ -13,12 +13,18 @@ import sys
 import time
 from pathlib import Path
 
-import ordeals
 import pytest
+
+if sys.platform != "linux":
+    pytest.skip("needs forks, and Linux's /proc", allow_module_level=True)
+
+import ordeals
 from children import Child
 from faults import Disk, after_exit, after_power_cut, replayed
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs forks and Linux's /proc")
+from ganlab import session
+from ganlab.errors import RecipeError
+from ganlab.runs.folder import RunFolder
 
 LONG = int(os.environ.get("GANLAB_STRIKES", 60))
 
@@ -35,11 +41,15 @@ def put_to(name: str, number: int, folder: Path) -> dict:
 @pytest.mark.parametrize(
     ("name", "number"),
     [
-        ("exit", 5),
-        ("no space left", 4),
-        ("input/output error", 4),
-        ("kills", 10),
+        ("exit", 4),
+        ("no space left", 3),
+        ("input/output error", 3),
+        ("power cuts", 3),
+        ("kills", 8),
+        ("signals", 6),
+        ("enlargements", 2),
         ("flips of checkpoints", 100),
+        ("flips of records", 40),
     ],
 )
 def test_a_struck_run_goes_on_as_if_nothing_had_happened(
@@ -109,6 +119,35 @@ def test_a_clock_that_jumps_by_days_changes_nothing(
     assert seconds == sorted(seconds) and seconds[-1] < 3600
 
 
+NAMES = [
+    "..", ".", "", "/", "/tmp/x", "../x", "a/b", "a/../../x", "./x", "x/", "x/.", "~", "~root",
+    "-", "--help", "C:", "C:x", "C:\\x", "..\\x", "\\\\host\\share", "con", "NUL.txt", "aux",
+    "x.", "x ", " ", "a\nb", "a\0b", "\x1b[31mred", "[red]q", "[/]", "{name}", "%s", "$HOME",
+    "`id`", "\u202ex", "\ud800", "e\u0301", "x" * 255, "x" * 256, "\u00e9" * 200, "*", "?",
+    "recipe.toml", ".lock", ".git",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:9]))
+def test_no_name_of_a_run_leads_out_of_its_folder(
+    name: str, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def assemble(recipe: object, device: object, folder: RunFolder) -> None:
+        made.append(folder.path)
+        raise RecipeError("seen enough")
+
+    monkeypatch.setattr(session, "assemble", assemble)
+    monkeypatch.chdir(tiny.parent)
+    before = sorted(tiny.parent.rglob("*"))
+    code, told = ordeals.command("run", tiny, "--runs", "runs", f"--name={name}")
+    assert code == 2
+    assert "\x1b" not in told, "a terminal would obey it"
+    assert [path.parent for path in made] in ([], [Path("runs")])
+    assert sorted(tiny.parent.rglob("*")) == before
+
+
 def test_what_was_not_synced_is_lost_in_a_power_cut_and_kept_at_an_exit(tmp_path: Path) -> None:
     disk = Disk(tmp_path)
     with disk.between():
@@ -127,9 +166,12 @@ def test_what_was_not_synced_is_lost_in_a_power_cut_and_kept_at_an_exit(tmp_path
         with (tmp_path / "folder" / "named").open("a") as file:
             file.write("!")
         (tmp_path / "other").unlink()
+        (tmp_path / "last").write_text("has the inode of other, perhaps")
     *_, files = replayed(disk.journal)
-    assert after_exit(files) == {"folder": None, "folder/named": b"somemore!"}
-    assert after_power_cut(files, "all") == {"folder": None, "folder/named": b"some"}
+    written = {"folder": None, "folder/named": b"somemore!"}
+    assert after_exit(files) == written | {"last": b"has the inode of other, perhaps"}
+    kept = {"folder": None, "folder/named": b"some"}
+    assert after_power_cut(files, "all") == kept | {"last": b""}
     synced = {"folder": None, "folder/named": b"some", "other": b""}
     assert after_power_cut(files, "synced") == synced
     rng = random.Random(0)
