@@ -263,7 +263,6 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     recipe = run.recipe
     images = recipe.batch_size * recipe.g_steps
     journal = Journal(folder, recipe.iterations, images, recipe.report_every)
-    _announce(run, folder, journal)
     page, writer = Page(folder, journal), Writer()
 
     def note_evaluation() -> None:
@@ -276,6 +275,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     progress = run.progress
     journal.begin(run.iteration, owes_evaluation(run), progress.logs, progress.rolled_back)
     folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
+    _announce(run, folder, journal)  # what it names is there by now
     try:
         with telling(folder):
             ending = _train(run, journal, writer, limits, note_evaluation)
