@@ -83,7 +83,7 @@ def as_link_to_a_folder(path: Path) -> None:
         ("samples/0000004.png", Path.mkdir),
         ("bad\x1b[31m\n.json", as_link),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", ascii(value)),  # the same in each worker
 )
 def test_a_run_folder_with_other_things_than_files_is_refused_by_name(
     run: Path, name: str, make: Callable[[Path], object]
