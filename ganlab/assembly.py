@@ -14,6 +14,7 @@ from ganlab.data import data_of, held_out_images, notes_on_data
 from ganlab.defaults import Defaults
 from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import check_best_metric, check_held_out, eval_mode
+from ganlab.network_bounds import bounded
 from ganlab.plugin import Batch, Plugin, implements
 from ganlab.recipe.model import Recipe
 from ganlab.requirements import (
@@ -117,7 +118,8 @@ def build_network(run: Run, hook: str, real_shape: tuple[int, ...]) -> nn.Module
         others = [other for other in plugins if other is not plugin]
         build = run.manager.subset_hook_caller(hook, others)
         run.streams.moment("weights", hook, *([number] if number else []))
-        answer = build(condition_shape=run.condition_shape, real_shape=real_shape)
+        with bounded(plugin.error):
+            answer = build(condition_shape=run.condition_shape, real_shape=real_shape)
         answers = answer if isinstance(answer, list) else [answer]
         for network in answers:
             _require(network, nn.Module, plugin, hook, "a torch.nn.Module")

@@ -24,7 +24,7 @@ FLOORS = """
     engine
     assembly checkpoint soundness
     data
-    requirements evaluation speed toolbox
+    requirements evaluation speed toolbox network_bounds
     steps defaults hookspecs
     run
     shared_forward guard

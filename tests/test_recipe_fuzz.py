@@ -14,6 +14,7 @@ from ganlab.recipe.model import Recipe, load_recipe
 
 PLUGINS = ["dead_leaves", "bicubic", "gradient_penalty", "pixel_loss", "image_folder", "ema",
            "adam", "pretraining", "torch_optimizer", "initial_weights"]  # fmt: skip
+OPTIONS = {name: [*find_plugin(name, "test")[0].model_fields] for name in PLUGINS}
 SETTINGS = st.sampled_from([*Recipe.model_fields, "extends", "plugins", "nonsense"])
 NUMBERS = (
     st.integers() | st.integers(-3, 3) | st.floats() | st.sampled_from([0, 1, 2**63, -(2**63)])
@@ -35,7 +36,7 @@ def tables(draw: st.DrawFn) -> str:
     names = draw(st.lists(st.sampled_from(PLUGINS), max_size=3, unique=True))
     plugins = {}
     for name in names:
-        options = [*find_plugin(name, "test")[0].model_fields, "use", "nonsense"]
+        options = [*OPTIONS[name], "use", "nonsense"]
         plugins[name] = draw(st.dictionaries(st.sampled_from(options), VALUES, max_size=3) | VALUES)
     values = draw(st.dictionaries(SETTINGS, VALUES, max_size=4))
     values.setdefault("plugins", plugins)

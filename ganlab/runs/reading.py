@@ -21,7 +21,7 @@ Written = Mapping[str, tuple[int, str]]
 
 _LONGEST = 16 * 2**20  # bytes of a line
 _LARGEST = 256 * 2**20  # bytes of a JSON file
-_MOST = 2**53  # of a count: the largest that every program reads alike
+_MOST = 2**63 - 1  # of a count: as many as a recipe may say, a seed too
 _UNREADABLE = (ValueError, RecursionError, MemoryError)
 
 

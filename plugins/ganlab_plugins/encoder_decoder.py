@@ -39,7 +39,7 @@ class EncoderDecoder(Plugin):
     """Channels at LR size. Each halving of the size doubles them; each doubling of the size halves
     them, to at least 16."""
 
-    depth: int = Field(1, ge=1)
+    depth: int = Field(1, ge=1, le=32)
     """How often pooling halves the LR image; with 2 or more, it hardly learns without `skips`."""
 
     num_blocks: int = Field(2, ge=0)

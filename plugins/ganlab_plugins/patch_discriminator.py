@@ -36,7 +36,7 @@ class PatchDiscriminator(Plugin):
     width: int = Field(64, ge=1)
     """Channels after the first convolution."""
 
-    num_layers: int = Field(3, ge=1)
+    num_layers: int = Field(3, ge=1, le=32)
     """Convolutions of stride 2; a patch is 16, 34, 70, 142 pixels wide for 1, 2, 3, 4 of them."""
 
     norm: Norm = "none"
