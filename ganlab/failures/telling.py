@@ -14,6 +14,7 @@ from ganlab.runs.folder import RunFolder
 from ganlab.stopping import Stopped
 
 _GOES_ON = "this run goes on from"
+_LESS = "there, --set may change accumulate, activation_checkpointing and compile"
 
 
 @contextmanager
@@ -52,7 +53,7 @@ def explained(error: BaseException, folder: RunFolder | None = None) -> GanlabEr
     told: GanlabError
     if is_out_of_memory(error):
         lines = out_of_memory(place, error, folder)
-        lines += [f"{_going_on(folder)} ({_less(folder)})"] if folder else []
+        lines += [f"{_going_on(folder)} ({_LESS})"] if folder else []
         told = OutOfMemory("\n".join(lines))
     elif place.culprit:
         when = f"{place.words()}: " if place.words() else ""
@@ -70,7 +71,3 @@ def _going_on(folder: RunFolder) -> str:
     begins = "the start, iteration 1" if kept is None else f"its checkpoint of iteration {kept:,}"
     command = shlex.join(["ganlab", "resume", str(folder.path)])
     return f"{_GOES_ON} {begins}: {command}"
-
-
-def _less(folder: RunFolder) -> str:
-    return f"before that, activation_checkpointing and compile may be changed in {folder.recipe}"
