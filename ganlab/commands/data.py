@@ -35,6 +35,8 @@ class Verified:
     """Name -> what is wrong with it."""
     twins: list[tuple[str, str]] = field(default_factory=list)
     """Images whose pixels are also those of an earlier image, and that image."""
+    written: Path | None = None
+    """The file of digests, if it was written now."""
     known: dict[str, str] | None = None
     """What the list of digests says; None without one."""
 
@@ -79,6 +81,7 @@ def verify_folder(folder: Path, manifest: Path | None = None, write: bool = Fals
     _compare(found)
     if write:
         _write(file, found.digests)
+        found.written = file
     return found
 
 
@@ -95,6 +98,8 @@ def lines(found: Verified) -> Iterator[str]:
         yield f"{number} read whole, no fault"
     else:
         yield f"{number} read whole and as the digests say"
+    if found.written:
+        yield f"digests written to {found.written}"
 
 
 def _examined(path: Path) -> tuple[str, str, str]:
