@@ -165,8 +165,11 @@ def test_a_run_folder_is_known_though_a_part_of_it_is_missing(
         path = received.run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     named = received.run / ("recipe.toml" if "recipe.toml" not in removed else "game.toml")
-    assert invoke("explain", named).exit_code == 2
+    result = invoke("explain", named)
+    assert result.exit_code == 2
     assert not received.ran
+    # without records it may be somebody's own recipe, who needs to know why code is not run
+    assert ("counts as a run folder" in result.stderr) == ("recipe.toml" not in removed)
 
 
 def test_code_is_not_laundered_by_a_recipe_that_names_it_from_outside(received: Received) -> None:

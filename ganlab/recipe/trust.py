@@ -23,6 +23,11 @@ _MOST = 5_000  # digests that are remembered, the newest
 _MOST_BYTES = 2**20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
+_OWN = (
+    ". A folder with a recipe.toml counts as a run folder: if the recipe is your own, give it "
+    "another name, and its plugin files run without this question"
+)
+
 _consented: set[str] = set()
 """What this process has run, or may run."""
 _trusting = False
@@ -95,12 +100,17 @@ def require_consent(codes: Collection[Code]) -> None:
     """
     if strange := unknown_code(codes):
         listed = "\n".join(f"  {code.file} ({_counted(code.lines)})" for code in strange)
+        own = "" if any(map(_has_records, strange)) else _OWN
         raise RecipeError(
             "code in a run folder, which you have not run before; nothing was run. A plugin file "
             f"may do all that you may do:\n{listed}\n"
-            "Read it. To run it, type the same command again with --trust-code"
+            f"Read it. To run it, type the same command again with --trust-code{own}"
         )
     _remember([code.sha256 for code in codes])
+
+
+def _has_records(code: Code) -> bool:
+    return any(holds_a_run(folder) for folder in code.file.parents)
 
 
 def _counted(lines: int) -> str:
