@@ -196,7 +196,10 @@ def test_two_runs_differ_in_what_was_changed_in_one(half: Path, whole: Path) -> 
 )
 def test_what_a_run_is_may_not_change(half: Path, change: str, reason: str) -> None:
     before = {p.name: p.read_bytes() for p in half.iterdir() if p.suffix in (".toml", ".json")}
-    assert reason in refused("resume", half, "--set", change)
+    told = refused("resume", half, "--set", change)
+    assert reason in told
+    if change == "seed=1":
+        assert told.rstrip().endswith(f": ganlab run {half / 'recipe.toml'} --set seed=1")
     assert {name: (half / name).read_bytes() for name in before} == before
     assert not (half / "changes.jsonl").exists()
 

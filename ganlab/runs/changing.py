@@ -5,6 +5,7 @@ data. An option may change when its author says so (`MayChange`), when it is a s
 changes in a run anyway, or when it is the path of data that have only been moved.
 """
 
+import shlex
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -139,9 +140,10 @@ def _mark(field: FieldInfo) -> MayChange | None:
 
 def _allowed(folder: RunFolder, wish: Wish, mark: MayChange | None, reason: str) -> Wish:
     if mark is None:
+        command = shlex.join(["ganlab", "run", str(folder.recipe), *_shown(wish).split(" ", 1)])
         raise RecipeError(
             f"{_shown(wish)}: this may not change in a run that has begun: {reason}. Start a new "
-            f"run with it: ganlab run {folder.recipe} --set ..."
+            f"run with it: {command}"
         )
     return wish
 
