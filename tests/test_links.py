@@ -58,6 +58,10 @@ def as_hard_link(path: Path) -> None:
     os.link(_secret(path), path)
 
 
+def as_pipe(path: Path) -> None:
+    os.mkfifo(path)  # inside a function, since Windows has none
+
+
 def as_link_to_a_folder(path: Path) -> None:
     path.symlink_to("../../places")
 
@@ -66,11 +70,12 @@ def as_link_to_a_folder(path: Path) -> None:
     ("name", "make"),
     [
         ("stats.jsonl", as_link),
-        ("status.json", os.mkfifo),
+        ("status.json", as_pipe),
         ("report.html", as_link),
         ("best.safetensors", as_link),
         (".lock", as_link),
         (".lock", as_hard_link),
+        (".LOCK", as_hard_link),
         ("counter.py", as_link),
         ("manifest.json", Path.mkdir),
         ("checkpoints", as_link_to_a_folder),
@@ -79,7 +84,7 @@ def as_link_to_a_folder(path: Path) -> None:
         ("checkpoints/0000002.sha256", as_link),
         ("checkpoints/0000004.tmp", as_link),
         ("pictures/00-sr.png", as_link),
-        ("pictures/index.json", os.mkfifo),
+        ("pictures/index.json", as_pipe),
         ("samples/0000004.png", Path.mkdir),
         ("bad\x1b[31m\n.json", as_link),
     ],

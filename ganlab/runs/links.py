@@ -75,7 +75,7 @@ def _fault(entry: os.DirEntry[str], within: bool) -> str:
         return "is a folder in the place of a file" if of_file else ""
     if not entry.is_file(follow_symlinks=False):
         return "is a pipe, a socket or a device" if os.path.lexists(entry.path) else ""
-    # it is opened for writing in place
-    if entry.name == _LOCK and Path(entry.path).stat().st_nlink > 1:
+    # it is opened for writing in place, on some systems by the name .LOCK too
+    if entry.name.lower() == _LOCK and Path(entry.path).stat().st_nlink > 1:
         return "is a hard link"
     return ""
