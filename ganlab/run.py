@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -296,35 +297,44 @@ class Update:
                 totals.append(total.detach())
                 found.append({n: v.detach() for n, v in (terms.losses | terms.logged).items()})
             named = {"G": "generator", "D": "discriminator"}[self.role]
+            flags = [self._flag(run, totals, found, terms.losses.keys())]
             told = run.hook.gradients(module=module, role=named)
-            flag = self._guarded(run, totals, found, terms.losses.keys())
+            if run.plugins_with("gradients"):  # what they made of finite numbers may not be finite
+                flags.append(self._flag(run, totals, found, terms.losses.keys()))
+            flag = self._step_unless(run, flags)
             # freed before the other network's step: the memory peak is lower
             optimizer.zero_grad(set_to_none=True)
         return merged(run, [mean(found), told]) | seen | flag
 
-    def _guarded(
+    def _flag(
         self, run: Run, totals: list[Tensor], found: list[Losses], names: Collection[str]
-    ) -> Losses:
-        """Take the optimizer's step, unless a number is not finite.
+    ) -> Tensor | None:
+        """The flag of `guard`, where the host does not know yet; None where all is finite.
 
         :param found: the values of each part of the batch.
         :param names: those of them that are losses.
-        :returns: the flag of `guard`, where the host does not know yet.
-        :raises Diverged: where it knows.
+        :raises Diverged: where the host knows that a number is not finite.
         """
         optimizer = self.optimizer(run)
         if run.device.type != "cpu" or run.execution.replays:
-            flag = flag_of(optimizer, totals)
-            with left_out_where(flag, optimizer):
-                optimizer.step()
-            return {FLAG: flag}
-        if not is_sound(optimizer, totals):
-            losses = {name: value for name, value in mean(found).items() if name in names}
-            what = fault_of(self.module(run), optimizer, losses)
-            optimizer.zero_grad(set_to_none=True)
-            raise Diverged(run.iteration + 1, what, run.step.name)
-        optimizer.step()
-        return {}
+            return flag_of(optimizer, totals)
+        if is_sound(optimizer, totals):
+            return None
+        losses = {name: value for name, value in mean(found).items() if name in names}
+        what = fault_of(self.module(run), optimizer, losses)
+        optimizer.zero_grad(set_to_none=True)
+        raise Diverged(run.iteration + 1, what, run.step.name)
+
+    def _step_unless(self, run: Run, flags: Sequence[Tensor | None]) -> Losses:
+        """Take the optimizer's step, unless a flag is set; returns the flag, if there is one."""
+        optimizer, known = self.optimizer(run), [flag for flag in flags if flag is not None]
+        if not known:
+            optimizer.step()
+            return {}
+        flag = reduce(torch.maximum, known)
+        with left_out_where(flag, optimizer):
+            optimizer.step()
+        return {FLAG: flag}
 
 
 class Eager:

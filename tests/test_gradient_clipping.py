@@ -93,8 +93,22 @@ def test_a_gradient_that_is_not_finite_is_named_in_its_own_iteration(tiny: Path)
     (tiny.parent / "broken.py").write_text(BROKEN)
     run = build(tiny, 'broken={ use = "./broken.py" }', BOTH)
     journal = Journal(RunFolder(tiny.parent), total=4, images=2, report_every=1)
-    with pytest.raises(Diverged, match="iteration 1: G/gradient_norm is not finite"):
+    with pytest.raises(Diverged, match=r"iteration 1, step 1 of G: .* is not finite"):
         journal.record(1, iterate(run))
+
+
+@pytest.mark.parametrize("value", ["1e200", "inf"])
+def test_a_gradient_whose_norm_is_not_finite_is_told_and_not_clipped_to_nothing(
+    tiny: Path, value: str
+) -> None:
+    text = BROKEN.replace("(fake - fake.detach()).norm(dim=1).pow(0.5).sum()", "VALUE * fake.sum()")
+    (tiny.parent / "broken.py").write_text(text.replace("VALUE", f"float('{value}')"))
+    run = build(tiny, 'broken={ use = "./broken.py" }', BOTH, 'on_nonfinite="skip"')
+    before = weights(run)[: len(list(run.G.parameters()))]
+    losses = iterate(run)
+    assert [skip.step for skip in run.skips] == ["step 1 of G"]
+    assert "G/gradient_norm" not in losses and losses["D/gradient_norm"].isfinite()
+    assert all(map(torch.equal, before, weights(run)))
 
 
 @pytest.mark.parametrize(
