@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from children import Child, wait_until
 from marks import posix
+from ordeals import children_of, still_there
 from test_compare import arm, by_view, data, other, recipe, record, run, tables  # noqa: F401
 
 from ganlab.compare.comparison import arms_of
@@ -46,7 +49,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_made_one_or_two_at_a_time(
         command = ("compare", recipe, broken, other, "--seeds", "0..1", "--runs", runs)
         code, stdout, stderr = run(*command, "--jobs", jobs)
         assert code == 1
-        assert "failed: ZeroDivisionError: in the middle" in stderr
+        told = r"seed 0: failed: in iteration 8: plugin breaks .*: ZeroDivisionError: in the middle"
+        assert re.search(told, stderr)
         assert "Traceback" not in stderr
         assert "note: broken: 2 of 2 runs failed (seed 0, 1) and have no figure." in stdout
         assert "2 failed" in stdout
@@ -63,18 +67,40 @@ def test_a_run_that_fails_is_named_and_the_others_are_made_one_or_two_at_a_time(
     assert run(*command)[0] == 0
 
 
-@posix
-@pytest.mark.long  # 10 to 20 s each: two processes that import torch
-@pytest.mark.parametrize("group", [True, False], ids=["Ctrl-C", "SIGTERM"])
-def test_a_signal_ends_all_runs_saved_and_begins_no_more(
-    recipe: Path, other: Path, group: bool  # noqa: F811
-) -> None:  # fmt: skip
+def two_at_a_time(recipe: Path, other: Path) -> tuple[Path, Child]:  # noqa: F811
+    """The folder of a comparison's runs, and its process, when runs are under way."""
     runs = recipe.parent / "runs"
     long = recipe.read_text().replace("iterations = 12", "iterations = 2000")
     recipe.write_text(long.replace("evaluate_every = 4", "evaluate_every = 1000"))
     arguments = ["compare", recipe, other, "--seeds", "0..3", "--jobs", "2", "--runs", runs]
     child = Child(*arguments, cwd=recipe.parent)
     wait_until(lambda: len(list(runs.glob("*/checkpoints/*.sha256"))) >= 2, child)
+    return runs, child
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.long  # two processes that import torch
+def test_workers_save_and_end_when_their_parent_is_killed(
+    recipe: Path, other: Path  # noqa: F811
+) -> None:  # fmt: skip
+    runs, child = two_at_a_time(recipe, other)
+    workers = children_of(child.pid)
+    assert len(workers) >= 2
+    child.kill()
+    assert not still_there(workers, seconds=60)
+    for folder in [RunFolder(p.parent) for p in runs.glob("*/recipe.toml")]:
+        assert folder.read_status()["state"] == "stopped"
+        newest = max((int(p.stem) for p in folder.checkpoints.glob("*.sha256")), default=0)
+        assert newest == folder.read_status()["iteration"] < 2000
+
+
+@posix
+@pytest.mark.long  # 10 to 20 s each: two processes that import torch
+@pytest.mark.parametrize("group", [True, False], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_ends_all_runs_saved_and_begins_no_more(
+    recipe: Path, other: Path, group: bool  # noqa: F811
+) -> None:  # fmt: skip
+    runs, child = two_at_a_time(recipe, other)
     if group:
         os.killpg(child.pid, signal.SIGINT)  # as a terminal sends it, to workers too
     else:
