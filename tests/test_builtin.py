@@ -153,3 +153,11 @@ def test_a_missing_scikit_image_or_photograph_is_named_with_a_way_out(monkeypatc
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(RecipeError, match="is not installed; pip install scikit-image"):
         Builtin().sample_real(1, CPU)
+
+
+def test_leaves_of_photographs_that_are_decoded_otherwise_are_painted_anew():
+    for level in (50, 200):
+        grey = torch.full((3, 400, 400), level, dtype=torch.uint8)
+        photographs = ImageStore.of((name, grey) for name in "abcdef")
+        leaves = Builtin(num_leaves=1)._leaves(photographs).image(0)
+        assert abs(float(leaves.float().median()) - level) < 30

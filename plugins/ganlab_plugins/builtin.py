@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +35,11 @@ class Builtin(Plugin):
     """A demonstration set that every installation has: six photographs and dead leaves.
 
     The training images are the photographs rocket, hubble_deep_field, retina, brick, grass and
-    gravel of scikit-image (public domain or CC0; the last three are grey), and synthetic dead
-    leaves in their colours (see `dead_leaves`). The held-out images are astronaut, chelsea, coffee
-    and camera, which are never trained on. The set is enough to try methods and compare them, but
-    not to train a generator for use: for that, give `image_folder` a real set such as DIV2K.
+    gravel of scikit-image (public domain or CC0; the last three are grey), in sRGB (rocket is
+    converted from Adobe RGB), and synthetic dead leaves in their colours (see `dead_leaves`). The
+    held-out images are astronaut, chelsea, coffee and camera, which are never trained on. The set
+    is enough to try methods and compare them, but not to train a generator for use: for that, give
+    `image_folder` a real set such as DIV2K.
 
     The leaves are painted once and kept in ganlab's cache folder ($GANLAB_CACHE).
     """
@@ -126,7 +126,8 @@ class Builtin(Plugin):
             return paint(_SIDE, _colours(pair, rng), rng)
 
         source = Path(__file__).read_bytes()
-        return gallery(_SEED, self.num_leaves, painter, source, version("scikit-image"))
+        # not the version of scikit-image: other decoders and colour conversions count too
+        return gallery(_SEED, self.num_leaves, painter, source, photographs.digests)
 
 
 def _colours(photographs: list[Tensor], rng: np.random.Generator) -> Floats:
