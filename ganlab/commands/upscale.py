@@ -81,7 +81,7 @@ def upscale_files(
     if kept := len(jobs) - len(todo) - len(faults):
         yield (
             f"{output}: {kept:,} of {len(jobs):,} files are there already and are passed over; "
-            "--overwrite makes them again"
+            "--overwrite makes them again, and --output keeps those of several runs apart"
         )
     photographs = sound(beside(or_fault(partial(_read, bits=bits)), todo), faults)
     at_once = TOGETHER[loaded.device.type] // loaded.scale**2
