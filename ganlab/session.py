@@ -286,7 +286,8 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     finally:
         journal.end()
         found = _so_far(run, journal)
-        folder.write_last_status(ending.state, ending.message, exit_code=ending.code, **found)
+        code = None if ending.code == ROLLED_BACK else ending.code
+        folder.write_last_status(ending.state, ending.message, exit_code=code, **found)
     page.write()
     return ending.code
 
