@@ -739,14 +739,14 @@ def at_once(folder: Path, arguments: Sequence[object], number: int) -> tuple[Cou
     return codes, "".join(log.read_text() for log in logs)
 
 
-def many_at_once(folder: Path) -> dict[str, Any]:
-    """Start one run 20 times at once, and resume one 20 times at once."""
+def many_at_once(folder: Path, number: int) -> dict[str, Any]:
+    """Start one run many times at once, and resume one many times at once."""
     make_game(folder)
     run = ("run", "game.toml", "--name")
-    started = at_once(folder, [*run, "same"], 20)
+    started = at_once(folder, [*run, "same"], number)
     with chdir(folder):
         command(*run, "stopped", "--max-iterations", 1)
-    resumed = at_once(folder, ["resume", "stopped"], 20)
+    resumed = at_once(folder, ["resume", "stopped"], number)
     whole = whole_run(folder)
     unequal = [differences(whole, folder / "runs" / name) for name in ("same", "stopped")]
     return {"started": started, "resumed": resumed, "unequal": unequal}
@@ -798,7 +798,7 @@ def from_a_test(name: str, number: str, seed: str) -> None:
     """An ordeal in the current folder; the figures go to stdout."""
     folder = Path("game").resolve()
     special = {
-        "many at once": lambda: many_at_once(folder),
+        "many at once": lambda: many_at_once(folder, int(number)),
         "soak": lambda: soak(folder, int(number)),
     }
     work = special.get(name, lambda: ordeal(name, int(number), int(seed), folder))
