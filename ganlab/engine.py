@@ -227,6 +227,7 @@ class Loop:
             reason = self.after_iteration()
         self.settle()
         self.carry_on(False)  # what the run leaves behind must be there
+        self.journal.append_waiting()
         self._save_once()
         if reason not in ("", "signal") and self.evaluated != run.iteration:
             reason = self.evaluate(planned=False) or reason
@@ -464,5 +465,6 @@ class Loop:
 def owes_evaluation(run: Run) -> bool:
     """Whether an evaluation that the recipe plans at this iteration is not done yet."""
     recipe, number = run.recipe, run.iteration
-    planned = number == recipe.iterations or number % recipe.evaluate_every == 0
+    ends = {recipe.iterations, *run.former_ends}
+    planned = number in ends or number % recipe.evaluate_every == 0
     return planned and run.progress.evaluated < number

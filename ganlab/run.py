@@ -128,6 +128,8 @@ class Run:
     D: nn.Module | None = None
     """A ModuleList when the recipe has several discriminators; None when it has none."""
     D_optimizer: Optimizer | None = None
+    former_ends: frozenset[int] = frozenset()
+    """Where the run was done, and so was evaluated, before it was made longer."""
     optimizer_options: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """The options of each optimizer's groups as the recipe makes them, before any step."""
     held_out: dict[str, Tensor] = field(default_factory=dict)

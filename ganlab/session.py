@@ -46,7 +46,15 @@ from ganlab.runs.folder import (
 from ganlab.runs.journal import NONFINITE, Journal
 from ganlab.runs.means import told
 from ganlab.runs.reading import read_json
-from ganlab.runs.record import Change, new_id, read_record, restate, settle, undo_edits
+from ganlab.runs.record import (
+    Change,
+    former_ends,
+    new_id,
+    read_record,
+    restate,
+    settle,
+    undo_edits,
+)
 from ganlab.runs.writer import Writer
 from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
 from ganlab.stopping import (
@@ -272,7 +280,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
 
     ending = Ending("failed", FAILED)
     begin_peak_memory(run.device)
-    progress = run.progress
+    progress, run.former_ends = run.progress, former_ends(folder.path)
     journal.begin(run.iteration, owes_evaluation(run), progress.logs, progress.rolled_back)
     folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
     _announce(run, folder, journal)  # what it names is there by now

@@ -23,6 +23,7 @@ from ganlab.images.files import write_png
 from ganlab.recipe.model import load_recipe
 from ganlab.runs import record
 from ganlab.runs.folder import RunFolder, is_complete, new_run_folder, open_run_folder
+from ganlab.runs.reading import Log
 from ganlab.runs.record import Change, read_record
 from ganlab.tensor_files import read_safetensors
 
@@ -252,6 +253,8 @@ def test_a_run_that_was_evaluated_at_its_old_end_is_no_run_of_the_longer_recipe(
     done("run", file, "--set", "iterations=3", "--runs", tmp_path, "--name", "odd")
     done("resume", tmp_path / "odd", "--iterations", 4)
     assert [change.alters for change in read_record(tmp_path / "odd").changes] == [True]
+    evaluated = [line["iteration"] for line in Log(tmp_path / "odd" / "scores.jsonl")]
+    assert evaluated == [2, 3, 4], "what was found at the old end is kept"
     with pytest.raises(RecipeError, match="was changed in the run"):
         begun_by(load_recipe(file), tmp_path, "odd")
 

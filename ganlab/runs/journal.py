@@ -202,7 +202,7 @@ class Journal:
 
     def sync(self) -> None:
         """Put the lines written so far on the disk, before a checkpoint that relies on them."""
-        for path in self._waiting:
+        for path in list(self._waiting):  # training goes on in the other thread
             raise NotWritten(f"{path}: lines still wait, so no checkpoint counts")
         for path in self._logs:
             with telling_disk(path), append(path) as file:

@@ -216,6 +216,12 @@ def restate(folder: Path, iteration: int) -> None:
         carry_out(folder, record.text, told)
 
 
+def former_ends(folder: Path) -> frozenset[int]:
+    """The iterations at which a run was done before it was made longer."""
+    longer = [change for change in read_record(folder).changes if change.key == "iterations"]
+    return frozenset(change.iteration for change in longer if change.iteration == change.old)
+
+
 def of_recipe(text: str, journal: str = "") -> dict[str, str]:
     """What manifest.json says of a recipe with this text, and of the changes so far."""
     return {"recipe": sha256(text), "recipe_text": text, "changes": sha256(journal)}
