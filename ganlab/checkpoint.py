@@ -250,12 +250,13 @@ def delete_checkpoint(folder: Path, iteration: int) -> None:
     path.unlink(missing_ok=True)
 
 
-def load_checkpoint(run: Run, folder: Path) -> int:
+def load_checkpoint(run: Run, folder: Path, changed: bool = False) -> int:
     """Load the newest undamaged checkpoint into a newly assembled run; returns its iteration.
 
     A damaged checkpoint is reported on stderr, and the one before it is used. A run that was
     stopped before its first checkpoint begins again at iteration 0, which gives the same run.
 
+    :param changed: whether the run's recipe has been changed since its start.
     :raises GanlabError: when all are damaged, or when they are of other networks or plugins.
     """
     kept = checkpoints_of(folder)
@@ -266,7 +267,7 @@ def load_checkpoint(run: Run, folder: Path) -> int:
         path = checkpoint_file(folder, number)
         if is_sound(path):
             _check_owner(path)
-            restore(run, read_state(path), path)
+            restore(run, read_state(path), path, changed)
             return run.iteration
         print(f"{path}: damaged (its sha256 differs); trying the one before it", file=sys.stderr)
     raise GanlabError(f"{folder}: no undamaged checkpoint to resume from; start a new run")
@@ -459,10 +460,12 @@ def _state_of(part: nn.Module | Optimizer) -> dict[str, Any]:
     return state
 
 
-def restore(run: Run, state: dict[str, Any], source: Path | str) -> None:
+def restore(run: Run, state: dict[str, Any], source: Path | str, changed: bool = False) -> None:
     """Put what `state_of` returned into a run of the same recipe.
 
     :param source: where the state is from, for messages.
+    :param changed: whether options of optimizers may have changed since, where the state does not
+        tell them: an older ganlab wrote it.
     :raises GanlabError: when it is of other networks or plugins.
     """
     mine = _state(run)
@@ -480,7 +483,8 @@ def restore(run: Run, state: dict[str, Any], source: Path | str) -> None:
     for name, optimizer in run.optimizers.items():
         _lay_out(optimizer)
         made = run.optimizer_options.get(name, [])
-        _renew_options(optimizer, state.get("options", {}).get(name, []), made)
+        unknown: list[dict[str, Any]] = [{} for _ in made] if changed else []
+        _renew_options(optimizer, state.get("options", {}).get(name, unknown), made)
     for name, values in state["plugins"].items():
         plugin: Any = run.recipe.plugins[name]
         plugin.load_state_dict(values)

@@ -196,7 +196,8 @@ def resume(
             run = assemble(wishes.after, pick_device(device), folder)
             wishes.check_data(run.data, accept_data)
             changes = changes_of_data(folder, wishes.after, run.data, accept_data)
-            load_checkpoint(run, folder.checkpoints)
+            changed = bool(wishes.all or read_record(folder.path).changes)
+            load_checkpoint(run, folder.checkpoints, changed)
         if not is_complete(folder):  # killed before it began, or its manifest is gone
             _complete_again(run, folder)
         restate(folder.path, run.iteration)

@@ -1,5 +1,6 @@
 """A run folder says what the run is from its first moment on, and its recipe is not edited."""
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -166,6 +167,21 @@ def test_a_learning_rate_changes_from_here_on(half: Path) -> None:
     line = json.loads((half / "changes.jsonl").read_text())
     assert line["recipe"] == record.sha256((half / "recipe.toml").read_text())
     assert (line["iteration"], line["old"], line["new"]) == (2, 0.001, 0.1)
+
+
+def test_a_learning_rate_changes_in_a_run_of_an_older_ganlab(half: Path) -> None:
+    file = checkpoint_file(half / "checkpoints", 2)
+    state = torch.load(file, weights_only=True)
+    del state["options"]
+    torch.save(state, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.with_suffix(".sha256").write_text(f"{digest}  {file.name}\n")
+    manifest = json.loads((half / "manifest.json").read_text())
+    for name in ("id", "recipe", "recipe_text", "changes"):
+        del manifest[name]
+    (half / "manifest.json").write_text(json.dumps(manifest))
+    done("resume", half, "--set", "adam.learning_rate=0.1")
+    assert learning_rate(half, 4) == 0.1
 
 
 def test_a_state_of_the_optimizer_survives_a_change(half: Path) -> None:
