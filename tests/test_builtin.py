@@ -66,6 +66,8 @@ def test_training_photographs_are_what_scikit_image_returns():
     plugin.sample_real(1, CPU)
     photographs, _ = plugin._stores
     for index, name in enumerate(photographs.names):
+        if name == "rocket.jpg":  # in Adobe RGB, and converted to sRGB
+            continue
         expected = rgb(getattr(skimage_data, Path(name).stem)())
         assert torch.equal(photographs.image(index), expected)
 

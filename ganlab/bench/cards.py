@@ -151,6 +151,8 @@ class _Sampled:
 class _AsOnCuda(Eager):
     """Steps as written, in the types that autocast would choose on CUDA."""
 
+    replays = True  # as there, no value is read on the host within a step
+
     def __init__(self, run: Run) -> None:
         self.keeps_graphs = _is_captured(run)
         self._casts = run.recipe.precision == "bfloat16"

@@ -135,6 +135,7 @@ class Recipe(BaseModel):
     @field_validator("most_nonfinite")
     @classmethod
     def _has_effect(cls, most_nonfinite: int, info: ValidationInfo) -> int:
+        """Only with on_nonfinite "skip" or "roll back"."""
         usual = cls.model_fields["most_nonfinite"].default
         if most_nonfinite != usual and info.data.get("on_nonfinite") == "stop":
             raise ValueError('has no effect with on_nonfinite = "stop"; leave it out.')

@@ -35,7 +35,7 @@ def test_the_table_goes_on_after_a_cell_that_fails(monkeypatch, capsys, tmp_path
     for cell in timed:
         assert len(cell["seconds"]) == gpu_table.ROUNDS and min(cell["seconds"]) > 0
         assert cell["data_seconds"] > 0 and cell["peak"] > 2**20
-        assert cell["notes"] == ['compile = "graphs" is for CUDA; running eager here']
+        assert 'compile = "graphs" is for CUDA; running eager here' in cell["notes"]
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.startswith("| ")]
     assert len(rows) == 2 + 6
