@@ -49,7 +49,7 @@ def windows(monkeypatch: pytest.MonkeyPatch, without_proc: None) -> None:
     memory = SimpleNamespace(peak_wset=123)
     psutil = SimpleNamespace(
         Process=lambda: SimpleNamespace(memory_info=lambda: memory),
-        virtual_memory=lambda: SimpleNamespace(available=456, total=789),
+        virtual_memory=lambda: SimpleNamespace(available=456 * 2**20, total=789 * 2**20),
     )
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setitem(sys.modules, "resource", None)
@@ -61,8 +61,8 @@ def windows(monkeypatch: pytest.MonkeyPatch, without_proc: None) -> None:
 def test_windows_tells_its_memory_and_syncs_no_folder(windows: None, tmp_path: Path) -> None:
     system.keep_freed_memory()
     system.begin_peak_memory()
-    assert (system.peak_memory(), system.available_memory()) == (123, 456)
-    assert system.total_memory() == 789
+    assert (system.peak_memory(), system.available_memory()) == (123, 456 * 2**20)
+    assert system.total_memory() == 789 * 2**20
     assert system.processor_name()
     system.sync_folder(tmp_path)
 

@@ -37,7 +37,7 @@ def logged(folder: Path, stops: list[int]) -> bytes:
             extra = {"gradient/G/x": torch.tensor(2.0)} if number % 9 == 0 else {}
             journal.record(number, {"G/x": torch.tensor(1.0 / number), **extra})
             if number % 10 == 0:
-                journal.evaluation(number, {"psnr_y": 30.0}, {}, {})
+                journal.evaluation(number, {"psnr_y": 30.0}, {}, {}, {})
         journal.flush()
         begun, written = stop, journal.written()
         journal.end()
