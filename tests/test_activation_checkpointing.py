@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run
 from ganlab.speed.activation_checkpointing import recompute

@@ -5,8 +5,8 @@ import torch
 from ganlab_plugins.adaptive_discriminator import AdaptiveDiscriminator
 
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")

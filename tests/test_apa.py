@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ganlab import Batch, RecipeError, hookimpl, hookspecs
 from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Run

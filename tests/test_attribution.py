@@ -10,7 +10,7 @@ from kept_gradients import kept
 from torch import nn
 
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.monitoring.attribution import attributed, gradients, norm
 from ganlab.plugin import Losses
 from ganlab.recipe.model import load_recipe

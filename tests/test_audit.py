@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from ganlab.assembly import assemble
 from ganlab.checking.audit import Audit
 from ganlab.cli import main
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 
 HEAD = """\

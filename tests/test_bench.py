@@ -25,8 +25,8 @@ from ganlab.bench.memory import Counted, count_memory
 from ganlab.bench.plain import PlainLoop
 from ganlab.bench.work import Operation, count_work
 from ganlab.cli import main
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 

@@ -10,7 +10,7 @@ from kept_gradients import kept
 
 from ganlab import RecipeError, hookimpl, hookspecs, images_for_discriminator, resize
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 

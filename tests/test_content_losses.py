@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ganlab import RecipeError, resize, ssim, to_float
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 
 REFERENCED = [

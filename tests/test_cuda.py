@@ -21,9 +21,9 @@ from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
 
 from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.engine import iterate
 from ganlab.images.files import write_png
 from ganlab.images.resampling import resize
+from ganlab.iteration import iterate
 from ganlab.recipe.file import read_recipe
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run

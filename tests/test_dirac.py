@@ -16,7 +16,7 @@ import torch
 
 from ganlab import RecipeError
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 

@@ -19,7 +19,7 @@ from ganlab.assembly import choose_execution
 from ganlab.cli import main
 from ganlab.commands import device_trial, doctor
 from ganlab.commands.device_trial import try_device
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.plugin import Batch, Losses
 from ganlab.run import Eager, Run, Update
 from ganlab.speed.graphs import Graphs

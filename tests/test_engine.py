@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
 from ganlab.errors import Diverged, RecipeError
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 from ganlab.streams import Streams, stream_seed

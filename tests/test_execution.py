@@ -20,7 +20,7 @@ from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
 
 from ganlab.assembly import assemble, choose_execution
 from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.plugin import Plugin
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run

@@ -13,7 +13,7 @@ from recorder import CpuRecorder
 
 from ganlab.bench.cost import POINTS, estimate
 from ganlab.cli import main
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 from ganlab.speed.graphs import Graphs

@@ -22,9 +22,9 @@ from ganlab.cli import main
 from ganlab.cli.options import Duration
 from ganlab.commands.describe import describe_plugins
 from ganlab.compare.difference import difference, side
-from ganlab.engine import iterate
 from ganlab.evaluation.samples import COLUMNS
 from ganlab.images.files import read_image, write_png
+from ganlab.iteration import iterate
 from ganlab.recipe.discovery import find_plugin
 from ganlab.recipe.file import Origin, read_recipe
 from ganlab.recipe.model import load_recipe

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ganlab import Batch, RecipeError, generator_losses
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 

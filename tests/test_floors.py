@@ -22,6 +22,7 @@ FLOORS = """
     session
     bench report failures
     engine
+    iteration
     assembly checkpoint soundness
     data
     requirements evaluation speed toolbox network_bounds

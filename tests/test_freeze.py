@@ -12,8 +12,8 @@ from training import train
 
 from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
 from ganlab.cli import main
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Eager, Run

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
 from ganlab.errors import Diverged, RecipeError
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run, discriminators
 from ganlab.runs.folder import RunFolder

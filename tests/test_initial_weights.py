@@ -11,7 +11,7 @@ from torch import nn
 from ganlab import RecipeError
 from ganlab.assembly import assemble
 from ganlab.checkpoint import load_checkpoint, state_of, weights_of, write_checkpoint, write_weights
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 

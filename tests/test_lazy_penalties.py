@@ -5,8 +5,8 @@ import torch
 
 from ganlab.assembly import assemble
 from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ganlab import engine
+from ganlab import engine, iteration
 from ganlab.bench import data_share
 from ganlab.cli import main
 from ganlab.monitoring.loading import data_words
@@ -51,7 +51,8 @@ def test_a_run_tells_at_its_end_when_the_data_took_much(
     passed = [0.0]
     clock.pass_ = lambda seconds: passed.append(passed[-1] + seconds)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "data_clock", clock)
-    monkeypatch.setattr(engine, "perf_counter", lambda: passed[-1])
+    for module in (engine, iteration):
+        monkeypatch.setattr(module, "perf_counter", lambda: passed[-1])
     (tiny.parent / "slow.py").write_text(SLOW)
     slow = f'slow={{ use = "./slow.py", data = {data}, steps = {steps} }}'
     changes = [slow, f"iterations={iterations}", "checkpoint_every=100"]

@@ -17,10 +17,10 @@ from training import build
 
 from ganlab import assembly, session
 from ganlab.checkpoint import checkpoints_of, read_checkpoint, state_of
-from ganlab.engine import iterate
 from ganlab.errors import Diverged, RecipeError
 from ganlab.failures import replay
 from ganlab.guard import flag_of, is_sound, left_out_where
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.journal import Journal

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from ganlab import Schedule
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")

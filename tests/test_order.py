@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 from ganlab.session import Limits, start

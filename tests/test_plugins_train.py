@@ -21,10 +21,11 @@ from ganlab.assembly import assemble
 from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
 from ganlab.commands.check import check_recipe
 from ganlab.commands.describe import HOOKS
-from ganlab.engine import Loop, iterate
+from ganlab.engine import Loop
 from ganlab.errors import RecipeError
 from ganlab.images.files import write_png
 from ganlab.images.resampling import resize, to_uint8
+from ganlab.iteration import iterate
 from ganlab.plugin import Losses
 from ganlab.recipe.discovery import find_plugin, installed
 from ganlab.recipe.file import Origin

@@ -16,8 +16,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 from ganlab import Schedule
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")

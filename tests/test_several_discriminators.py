@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ganlab import Batch, images_for_discriminator
 from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 

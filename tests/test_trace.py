@@ -11,7 +11,7 @@ from recorder import CpuRecorder
 from ganlab.assembly import assemble
 from ganlab.cli import main
 from ganlab.commands.trace import describe, trace_recipe, tracing
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.plugin import Batch
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run

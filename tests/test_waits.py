@@ -14,7 +14,7 @@ from test_plugins_train import NAMES, build, folder  # noqa: F401
 from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
 
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 from ganlab.speed.device import sent

@@ -13,7 +13,7 @@ import torch
 
 from ganlab import checkpoint, engine
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.journal import Journal
 from ganlab.runs.writer import Writer

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run
 

@@ -15,8 +15,8 @@ from ganlab.bench.memory import count_memory
 from ganlab.bench.plain import PlainLoop
 from ganlab.bench.stopwatch import ENGINE, PHASES, Part, time_parts
 from ganlab.bench.work import Operation, count_work
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.monitoring.attribution import attributed
 from ganlab.monitoring.calls import Watch, watching
 from ganlab.recipe.model import load_recipe

@@ -25,9 +25,9 @@ from torch.overrides import TorchFunctionMode
 from ganlab.assembly import assemble
 from ganlab.bench.memory import Counted
 from ganlab.bench.stopwatch import ENGINE
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
 from ganlab.images.store import ImageStore
+from ganlab.iteration import iterate
 from ganlab.monitoring.attribution import attributed
 from ganlab.monitoring.blame import blame
 from ganlab.plugin import Batch, hookimpl

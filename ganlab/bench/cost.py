@@ -7,7 +7,7 @@ from statistics import fmean
 import torch
 
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.plugin import Losses
 from ganlab.recipe.model import Recipe
 from ganlab.run import Run, discriminators

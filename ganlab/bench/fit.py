@@ -14,10 +14,10 @@ import torch
 
 from ganlab import system
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.failures.out_of_memory import is_out_of_memory
 from ganlab.failures.telling import explained
+from ganlab.iteration import iterate
 from ganlab.monitoring.attribution import attributed
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.speed.device import (

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ganlab.bench.stopwatch import ENGINE, Part, Stopwatch
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.run import Run
 
 

@@ -1,6 +1,6 @@
 """Where the time of an iteration goes: all time counts for the innermost section that is open.
 
-The parts are those of the loop in `engine.iterate`: hooks by plugin, G and D forward, backward,
+The parts are those of `iteration.iterate`: hooks by plugin, G and D forward, backward,
 optimizers. On CUDA every change of section waits for the device, so the parts add up to more than
 the time of an iteration that is not measured.
 """
@@ -16,7 +16,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.monitoring.attribution import gradients
 from ganlab.monitoring.calls import Watch, watching
 from ganlab.plugin import Batch, Losses

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.run import Eager, Run
 from ganlab.speed.device import now
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ganlab import hookspecs
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.monitoring.calls import Watch, watching
 from ganlab.plugin import Losses, Plugin, implements
 from ganlab.recipe.model import Recipe

@@ -16,8 +16,8 @@ from ganlab.checking.answers import wrong_answer
 from ganlab.checking.chains import Call
 from ganlab.checking.rehearsal import same
 from ganlab.checking.state import State, owned_tensors, torch_settings
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.monitoring.calls import Watch, is_finite, tensors, watching
 from ganlab.run import Eager, Observer, Run, discriminators
 from ganlab.toolbox.spectral import spectral_norm_faults, spectrally_normed

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
 from ganlab.errors import GanlabError, first_line
 from ganlab.images.resampling import resize
+from ganlab.iteration import iterate
 from ganlab.plugin import Plugin, hookimpl
 from ganlab.recipe.model import Recipe, recipe_of
 from ganlab.run import Run

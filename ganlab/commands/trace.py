@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ganlab.assembly import assemble
 from ganlab.checking.chains import Recorder, dropped
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.monitoring.calls import Watch, watching
 from ganlab.plugin import Batch
 from ganlab.recipe.model import load_recipe

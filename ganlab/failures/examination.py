@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ganlab.engine import iterate
 from ganlab.errors import Diverged
+from ganlab.iteration import iterate
 from ganlab.monitoring.attribution import gradients, norm
 from ganlab.monitoring.calls import Watch, is_finite, watching
 from ganlab.plugin import Batch, Losses, Plugin

@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 from ganlab.assembly import assemble
 from ganlab.checkpoint import load_checkpoint, write_checkpoint
 from ganlab.defaults import Defaults
-from ganlab.engine import Loop, iterate
+from ganlab.engine import Loop
 from ganlab.evaluation.health import game_health
 from ganlab.evaluation.scores import evaluate_generator
+from ganlab.iteration import iterate
 from ganlab.monitoring.attribution import gradients
 from ganlab.monitoring.blame import Blame, blame
 from ganlab.plugin import Plugin

@@ -23,10 +23,10 @@ from ganlab.checkpoint import (
     roll_back,
     state_of,
 )
-from ganlab.engine import iterate
 from ganlab.errors import Diverged
 from ganlab.failures.bundle import Bundle
 from ganlab.failures.examination import Examination
+from ganlab.iteration import iterate
 from ganlab.monitoring.calls import is_finite
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run

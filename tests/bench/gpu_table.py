@@ -30,8 +30,8 @@ import torch
 from against_plain import PHOTOGRAPHS
 
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
 from ganlab.errors import RecipeError
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 from ganlab.runs.environment import describe_environment

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.run import Run
 
 CPU = torch.device("cpu")

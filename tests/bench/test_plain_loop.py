@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ganlab import Batch, hookimpl
 from ganlab.assembly import assemble
-from ganlab.engine import iterate
+from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 
 CPU = torch.device("cpu")
