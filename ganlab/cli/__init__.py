@@ -4,7 +4,6 @@ Modules that import torch are imported inside the commands, so that `--help` and
 respond at once.
 """
 
-import atexit
 import gc
 import os
 import sys
@@ -33,8 +32,6 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-# what torch made need not be examined once more at the exit: that takes up to seconds
-atexit.register(gc.freeze)
 traceback_option(main)
 for module in (train, look, compare, use, share, data):
     for name, command in vars(module).items():
