@@ -249,6 +249,16 @@ EVAL_AND_BACK = """
         discriminator.train()
         return {"D/meddler": 0.01 * logits.square().mean()}
 """
+CALLS_THE_BASE = """
+    @hookimpl
+    def make_optimizer(self, module):
+        class Own(torch.optim.SGD):
+            def step(self, closure=None):
+                return super().step(closure)
+
+        torch.optim.SGD(module.parameters(), 1e-3)  # from now on torch calls hooks in it, too
+        return Own(module.parameters(), 1e-3)
+"""
 FREEZES_HALF_OF_D = """
     @hookimpl
     def run_start(self, run):
@@ -449,6 +459,7 @@ def test_check_measures_what_a_plugin_says_must_hold(
         (SMOOTHS_FRESH_LABELS_IN_PLACE, GAME),
         (LOOKS_AHEAD, []),
         (STEPS_TWICE_BY_DESIGN, []),
+        (CALLS_THE_BASE, []),
         (EVAL_AND_BACK, []),
         (EVALUATES_AND_RESTORES, []),
         (FREEZES_HALF_OF_D, []),
@@ -529,6 +540,7 @@ def test_a_run_warns_once_of_a_broken_invariant_in_a_watched_step(
         (SMOOTHS_FRESH_LABELS_IN_PLACE, GAME),
         (LOOKS_AHEAD, []),
         (STEPS_TWICE_BY_DESIGN, []),
+        (CALLS_THE_BASE, []),
         (FREEZES_HALF_OF_D, []),
         ("", [*GAME, "r1={ every = 2 }"]),
         ("", ["gradient_penalty=false", "weight_clipping={}"]),

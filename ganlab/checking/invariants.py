@@ -19,6 +19,7 @@ from ganlab.checking.state import State, owned_tensors, torch_settings
 from ganlab.errors import RecipeError
 from ganlab.iteration import iterate
 from ganlab.monitoring.calls import Watch, is_finite, tensors, watching
+from ganlab.monitoring.invariants import steps_watched
 from ganlab.run import Eager, Observer, Run, discriminators
 from ganlab.toolbox.spectral import spectral_norm_faults, spectrally_normed
 
@@ -102,8 +103,7 @@ class Guard:
             stack.callback(setattr, run, "execution", before)
             run.execution = Eager()
             for role, optimizer in run.optimizers.items():
-                for handle in self._watch_optimizer(role, optimizer):
-                    stack.callback(handle.remove)
+                stack.enter_context(self._watch_optimizer(role, optimizer))
             with watching(run.manager, self._begin):
                 yield
             self.charge()
@@ -270,21 +270,18 @@ class Guard:
 
     # --- optimizer steps
 
-    def _watch_optimizer(self, role: str, optimizer: Optimizer) -> list[Any]:
-        def before(*_: Any) -> None:
+    def _watch_optimizer(self, role: str, optimizer: Optimizer) -> AbstractContextManager[None]:
+        def before() -> None:
             self.charge()
             self._check_modes()
             self._check_count(role)
 
-        def after(*_: Any) -> None:
+        def after() -> None:
             before, self._state = self._state, self._measured()  # what it changes is planned
             moved = self._state.weights[role] != before.weights[role]
             self.moved[role] = self.moved.get(role, False) or moved
 
-        return [
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(after),
-        ]
+        return steps_watched(optimizer, before, after)
 
     def _check_modes(self) -> None:
         """Both networks are in training mode when a step is taken, and as when it began."""

@@ -1,7 +1,8 @@
 """The cheap invariants of a step, watched while a run trains: version counters and modes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -42,8 +43,7 @@ def step_watched(
     before = _versions(others), _versions([batch.real, batch.condition])
     with ExitStack() as stack:
         for who, optimizer in optimizers.items():
-            handle = optimizer.register_step_pre_hook(lambda *_, who=who: taking(who))
-            stack.callback(handle.remove)
+            stack.enter_context(steps_watched(optimizer, partial(taking, who)))
         yield found
     other = "G" if role == "D" else "D"
     if _versions(others) != before[0]:
@@ -53,6 +53,39 @@ def step_watched(
     if len(taken) > most_steps:
         found.append(f"a step of {role} takes {len(taken)} optimizer steps, {most_steps} planned")
     found += [f"{who} is in eval mode in the step of {role}" for who in in_eval]
+
+
+@contextmanager
+def steps_watched(
+    optimizer: Optimizer,
+    before: Callable[[], object],
+    after: Callable[[], object] = lambda: None,
+) -> Iterator[None]:
+    """Context in which `before` and `after` are called around each step of an optimizer.
+
+    A step that calls `super().step()` is one step. torch calls the hooks of an optimizer inside
+    that call, too, once an optimizer of the base class itself has been made in this process.
+    """
+    depth = 0
+
+    def begins(*_: object) -> None:
+        nonlocal depth
+        depth += 1
+        if depth == 1:
+            before()
+
+    def ends(*_: object) -> None:
+        nonlocal depth
+        depth -= 1
+        if depth == 0:
+            after()
+
+    handles = [optimizer.register_step_pre_hook(begins), optimizer.register_step_post_hook(ends)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _versions(tensors: list[Tensor] | list[nn.Parameter]) -> int:
