@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to continue bit for bit.
+"""Checkpoints: the states of a run as files.
 
 A checkpoint is `checkpoints/<iteration>.pt` and, beside it, its digest as a line of sha256sum. The
 digest is written last, and a file without a matching digest is not used. So a file that is only
@@ -6,39 +6,26 @@ half written is never read, and neither are flipped bits, which torch.load does 
 """
 
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 import torch
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
+from torch import Tensor
 
 from ganlab.disk import telling_disk
-from ganlab.errors import GanlabError, printable
+from ganlab.errors import GanlabError
 from ganlab.files import whole, write_text
-from ganlab.recipe.model import resolved
-from ganlab.run import Progress, Run
+from ganlab.run import Run
 from ganlab.runs.reading import read_json
+from ganlab.state import check_form, restore
 from ganlab.tensor_files import (
     OddFile,
     check_parts,
-    check_weights,
-    iteration_in,
     read_pickle,
-    read_safetensors,
-    seal,
-    shapes_in,
 )
 
 
@@ -59,8 +46,6 @@ class Keep(NamedTuple):
 KEEP = Keep()
 _NUMBER = re.compile(r"[0-9]{1,15}")
 _MOST_DIGEST = 200  # bytes that are read of a file of a digest
-_PROGRESS = TypeAdapter(Progress)
-_PROGRESS_FIELDS = {field.name for field in fields(Progress)}
 
 
 def write_checkpoint(
@@ -205,7 +190,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     state = read_checkpoint(path)
     with _of_ganlab(path):
-        _check_form(state, int(path.stem))
+        check_form(state, int(path.stem))
     return state
 
 
@@ -217,30 +202,6 @@ def _of_ganlab(path: Path) -> Iterator[None]:
         raise GanlabError(
             f"{path}: cannot be read: it is not a checkpoint that ganlab wrote ({error})"
         ) from None
-
-
-def _check_form(state: Any, iteration: int) -> None:
-    """Refuse what has not the form of `state_of`.
-
-    :raises OddFile: saying what is wrong.
-    """
-    if not isinstance(state, dict) or state.get("iteration") != iteration:
-        raise OddFile(f"it is no state of iteration {iteration}")
-    for part in ("networks", "plugins"):
-        held = state.get(part)
-        if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
-            raise OddFile(f"its {part} are missing")
-    for name, held in state["networks"].items():
-        if not isinstance(held, dict):
-            raise OddFile(f"its {name} is no state")
-        if not name.endswith("_optimizer"):
-            check_weights(held)
-    try:
-        _PROGRESS.validate_python({n: v for n, v in state.items() if n in _PROGRESS_FIELDS})
-    except ValidationError as error:
-        raise OddFile(f"its {error.errors()[0]['loc'][0]} is wrong") from None
-    if not isinstance(state.get("threads"), int):
-        raise OddFile("it does not say its threads")
 
 
 def delete_checkpoint(folder: Path, iteration: int) -> None:
@@ -292,29 +253,6 @@ def _check_digests(folder: Path, kept: list[int]) -> None:
         print(f"{file}: it has no digest (.sha256), so it is not used", file=sys.stderr)
 
 
-def lost_best(run: Run, file: Path) -> str:
-    """What is wrong with the best generator of a resumed run, for the user; empty if nothing is.
-
-    A power cut can empty a file, and a file system may take it away.
-    """
-    if run.progress.best is None:
-        return ""
-    best, _ = run.progress.best
-    try:
-        tensors, metadata = read_safetensors(file)
-        check_weights(tensors)
-        found = iteration_in(metadata)  # a later one: the run was killed after it was written
-        fault = f"it is of iteration {found:,}" if found < best else ""
-    except OddFile as error:
-        fault = str(error)
-    if not fault:
-        return ""
-    return (
-        f"{file}: the best generator, of iteration {best:,}, is lost ({fault}); the next better "
-        "one takes its place"
-    )
-
-
 def last_checkpoint(folder: Path) -> int | None:
     """The iteration of the newest sound checkpoint; None when there is none."""
     kept = reversed(checkpoints_of(folder))
@@ -339,199 +277,6 @@ def roll_back(run: Run, folder: Path, since: int) -> int:
         if number > target:
             delete_checkpoint(folder, number)
     return load_checkpoint(run, folder)
-
-
-Weights = tuple[dict[str, Tensor], dict[str, Any]]
-"""Tensors, and what is known of them."""
-
-
-def weights_of(run: Run, generator: nn.Module) -> Weights:
-    """Copy to the host what `write_weights` writes."""
-    tensors = {k: v.contiguous() for k, v in _copied(generator.state_dict()).items()}
-    return tensors, {"iteration": run.iteration, "recipe": resolved(run.recipe)}
-
-
-def write_weights(weights: Weights, path: Path) -> None:
-    """Write only a generator's weights and its recipe, for `eval`, `upscale` and other tools."""
-    content = save(weights[0], seal(*weights))
-    with telling_disk(path, len(content)), whole(path) as file:
-        file.write(content)
-
-
-def weights_iteration(path: Path) -> int | None:
-    """The iteration of weights written by `write_weights`; None where the file does not say it."""
-    try:
-        with safe_open(path, "pt") as file:
-            found = json.loads(file.metadata()["ganlab"])["iteration"]
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError):
-        return None
-    return found if type(found) is int else None
-
-
-def load_generator(generator: nn.Module, path: Path) -> None:
-    """Read weights written by `write_weights` into a generator.
-
-    :raises GanlabError: when the file is absent, damaged or of another network.
-    """
-    if not path.is_file():
-        raise GanlabError(f"{path}: no such file; the run has not written weights yet")
-    try:
-        _check_shapes(generator, path)  # first, so that no more is read than the network holds
-        tensors, _ = read_safetensors(path, sealed=seals_weights(path.parent))
-        check_weights(tensors)
-        generator.load_state_dict(tensors)
-    except OddFile as error:
-        raise GanlabError(f"{path}: damaged: {error}; choose other weights") from None
-    except RuntimeError as error:
-        raise GanlabError(f"{path}: these are the weights of another network: {error}") from None
-
-
-def seals_weights(run: Path) -> bool:
-    """Whether every file of weights in a run folder has a digest; not in one of an older ganlab."""
-    manifest = read_json(run / "manifest.json")
-    return bool(manifest.get("id")) and not manifest.get("made_again")
-
-
-def _check_shapes(network: nn.Module, path: Path) -> None:
-    """:raises GanlabError: when names or shapes of the tensors are not those of the network."""
-    there, wanted = shapes_in(path), {n: tuple(v.shape) for n, v in network.state_dict().items()}
-    for name in [*wanted, *there]:
-        one, other = wanted.get(name, "none"), there.get(name, "none")
-        if one != other:
-            raise GanlabError(
-                f"{path}: these are the weights of another network: {printable(name)} has the "
-                f"shape {other} in the file, and {one} in the network"
-            )
-
-
-def state_of(run: Run) -> dict[str, Any]:
-    """All that a checkpoint holds, copied to the host: training may go on during writing."""
-    state: dict[str, Any] = _copied(_state(run))
-    return state
-
-
-def _copied(value: Any, known: dict[int, Tensor] | None = None) -> Any:
-    """Copy the tensors in nested dicts, lists and tuples to the host.
-
-    :param known: the copies so far, by the id of the original: a tensor that is there twice is
-        copied once.
-    """
-    known = {} if known is None else known
-    if isinstance(value, Tensor):
-        if id(value) not in known:
-            known[id(value)] = value.detach().to("cpu", copy=True)
-        return known[id(value)]
-    if isinstance(value, dict):
-        return {key: _copied(inner, known) for key, inner in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_copied(inner, known) for inner in value)
-    return value
-
-
-def _state(run: Run) -> dict[str, Any]:
-    networks: dict[str, Any] = {"G": run.G, "G_optimizer": run.G_optimizer}
-    if run.D is not None:
-        networks |= {"D": run.D, "D_optimizer": run.D_optimizer}
-    return {
-        **_progress(run),
-        "threads": torch.get_num_threads(),
-        "device": run.device.type,
-        "options": run.optimizer_options,
-        "networks": {name: _state_of(part) for name, part in networks.items()},
-        "plugins": {
-            name: plugin.state_dict()
-            for name, plugin in run.recipe.plugins.items()
-            if hasattr(plugin, "state_dict")  # torch's Stateful protocol
-        },
-    }
-
-
-def _progress(run: Run) -> dict[str, Any]:
-    return {field.name: getattr(run.progress, field.name) for field in fields(run.progress)}
-
-
-def _state_of(part: nn.Module | Optimizer) -> dict[str, Any]:
-    """A network's or optimizer's state, the same with captured steps as with plain ones."""
-    state = part.state_dict()
-    if isinstance(part, Optimizer):
-        kept = {"capturable": part.defaults["capturable"]} if "capturable" in part.defaults else {}
-        groups = [group | kept | {"lr": float(group["lr"])} for group in state["param_groups"]]
-        state = state | {"param_groups": groups}
-    return state
-
-
-def restore(run: Run, state: dict[str, Any], source: Path | str, changed: bool = False) -> None:
-    """Put what `state_of` returned into a run of the same recipe.
-
-    :param source: where the state is from, for messages.
-    :param changed: whether options of optimizers may have changed since, where the state does not
-        tell them: an older ganlab wrote it.
-    :raises GanlabError: when it is of other networks or plugins.
-    """
-    mine = _state(run)
-    for part in ("networks", "plugins"):
-        if mine[part].keys() != state[part].keys():
-            raise GanlabError(
-                f"{source}: it holds the {part} {sorted(state[part])}, but the recipe has "
-                f"{sorted(mine[part])}; resume with the recipe that made it"
-            )
-    for name, values in state["networks"].items():
-        try:
-            getattr(run, name).load_state_dict(values)
-        except Exception as error:  # of all kinds, since the state may be a stranger's
-            raise GanlabError(f"{source}: its {name} is of another network: {error}") from None
-    for name, optimizer in run.optimizers.items():
-        _lay_out(optimizer)
-        made = run.optimizer_options.get(name, [])
-        unknown: list[dict[str, Any]] = [{} for _ in made] if changed else []
-        _renew_options(optimizer, state.get("options", {}).get(name, unknown), made)
-    for name, values in state["plugins"].items():
-        plugin: Any = run.recipe.plugins[name]
-        plugin.load_state_dict(values)
-    if state["threads"] != torch.get_num_threads():
-        print(
-            f"checkpoint made with {state['threads']} CPU threads, now {torch.get_num_threads()}: "
-            "the last digits of float sums will differ",
-            file=sys.stderr,
-        )
-    if (device := state.get("device", run.device.type)) != run.device.type:
-        print(
-            f"checkpoint made on {device}, now on {run.device.type}: the run goes on, but other "
-            "devices round differently, so its numbers will differ",
-            file=sys.stderr,
-        )
-    # a checkpoint of an older version lacks the newer ones
-    run.progress = Progress(**{name: state[name] for name in _progress(run) if name in state})
-
-
-def _renew_options(
-    optimizer: Optimizer, before: list[dict[str, Any]], now: list[dict[str, Any]]
-) -> None:
-    """Set the options that the recipe makes otherwise since a change, such as the learning rate.
-
-    :param before, now: the options with which the optimizer was made, then and now.
-    """
-    if len(before) == len(now) == len(optimizer.param_groups):
-        for group, old, new in zip(optimizer.param_groups, before, now, strict=True):
-            group |= {key: value for key, value in new.items() if value != old.get(key)}
-
-
-def _lay_out(optimizer: Optimizer) -> None:
-    """Lay out each moment in memory as its parameter is.
-
-    Fused kernels pair values by their place in memory. In a checkpoint of a network that stores its
-    weights channels last, or does not, these places are others.
-    """
-
-    def laid_out(parameter: Tensor, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.shape != parameter.shape:
-            return value
-        if value.stride() == parameter.stride():
-            return value
-        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-    for parameter, moments in optimizer.state.items():
-        optimizer.state[parameter] = tree_map(partial(laid_out, parameter), moments)
 
 
 @contextmanager

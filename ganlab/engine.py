@@ -8,19 +8,12 @@ from time import perf_counter
 
 from torch import Tensor, nn
 
-from ganlab.checkpoint import (
-    Keep,
-    checkpoints_of,
-    roll_back,
-    state_of,
-    weights_of,
-    write_checkpoint,
-    write_weights,
-)
+from ganlab.checkpoint import Keep, checkpoints_of, roll_back, write_checkpoint
 from ganlab.errors import Diverged, RecipeError
 from ganlab.evaluation.health import game_health
 from ganlab.evaluation.samples import write_samples
 from ganlab.evaluation.scores import Evaluation, eval_mode, evaluate_generator
+from ganlab.generator_weights import weights_of, write_weights
 from ganlab.iteration import iterate
 from ganlab.monitoring.loading import told_at_the_end
 from ganlab.monitoring.verdicts import Verdict
@@ -30,6 +23,7 @@ from ganlab.runs.means import is_better
 from ganlab.runs.pictures import keep_pictures
 from ganlab.runs.writer import Writer
 from ganlab.soundness import unsound_part
+from ganlab.state import state_of
 from ganlab.stopping import Stopped, released
 from ganlab.system import keep_freed_memory, return_freed_memory
 

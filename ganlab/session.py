@@ -14,19 +14,14 @@ from typing import Any
 import torch
 
 from ganlab.assembly import assemble
-from ganlab.checkpoint import (
-    checkpoints_of,
-    last_checkpoint,
-    load_checkpoint,
-    lost_best,
-    owner_of,
-)
+from ganlab.checkpoint import checkpoints_of, last_checkpoint, load_checkpoint, owner_of
 from ganlab.disk import NotWritten
 from ganlab.engine import owes_evaluation, train
 from ganlab.errors import Diverged, OutOfMemory, PluginFailed, RecipeError
 from ganlab.failures.bundle import write_bundle
 from ganlab.failures.replay import Cause, find_cause, gone_back
 from ganlab.failures.telling import telling
+from ganlab.generator_weights import lost_best
 from ganlab.monitoring.verdicts import Verdict
 from ganlab.recipe.model import Recipe
 from ganlab.requirements import warnings_of

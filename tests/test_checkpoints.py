@@ -19,7 +19,6 @@ from ganlab.checkpoint import (
     load_checkpoint,
     read_checkpoint,
     roll_back,
-    state_of,
     write_checkpoint,
 )
 from ganlab.cli import main
@@ -28,6 +27,7 @@ from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.record import carry_out
 from ganlab.session import Limits, start
+from ganlab.state import state_of
 
 
 def ganlab(*arguments: object) -> Result:

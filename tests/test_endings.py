@@ -23,6 +23,7 @@ from tiny import TINY
 import ganlab.checkpoint
 import ganlab.disk
 import ganlab.files
+import ganlab.generator_weights
 import ganlab.runs.journal
 from ganlab import stopping
 from ganlab.checkpoint import last_checkpoint
@@ -307,7 +308,7 @@ class Disk:
                 self._fail(path)
             append(path, content)
 
-        for module in (ganlab.files, ganlab.checkpoint):
+        for module in (ganlab.files, ganlab.checkpoint, ganlab.generator_weights):
             monkeypatch.setattr(module, "whole", failing)
         monkeypatch.setattr(ganlab.runs.journal, "append_whole", failing_append)
 

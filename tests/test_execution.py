@@ -19,7 +19,7 @@ from recorder import CpuRecorder
 from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
 
 from ganlab.assembly import assemble, choose_execution
-from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
+from ganlab.checkpoint import load_checkpoint, write_checkpoint
 from ganlab.iteration import iterate
 from ganlab.plugin import Plugin
 from ganlab.recipe.model import load_recipe
@@ -29,6 +29,7 @@ from ganlab.speed.compiled import Compiled
 from ganlab.speed.device import release_memory
 from ganlab.speed.graphs import WARM_UPS, CudaRecorder, Graphs
 from ganlab.speed.trial import TOLERANCE, Snapshot, culprit
+from ganlab.state import state_of
 
 pytestmark = [
     # of torch's own compiler

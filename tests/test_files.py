@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ganlab.checkpoint import write_weights
 from ganlab.files import append, remove_stale, whole, write_json, write_text
+from ganlab.generator_weights import write_weights
 from ganlab.images.files import ImageError, read_image, write_png
 from ganlab.images.png import pack, strips, write_strips
 from ganlab.images.store import ImageStore

@@ -23,10 +23,10 @@ FLOORS = """
     bench report failures
     engine
     iteration
-    assembly checkpoint soundness
+    assembly checkpoint generator_weights soundness
     data
     requirements evaluation speed toolbox network_bounds
-    steps defaults hookspecs
+    steps defaults hookspecs state
     run
     shared_forward guard
     runs

@@ -10,7 +10,7 @@ from recorder import CpuRecorder
 from torch import Tensor, nn
 from training import train
 
-from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
+from ganlab.checkpoint import load_checkpoint, write_checkpoint
 from ganlab.cli import main
 from ganlab.errors import RecipeError
 from ganlab.iteration import iterate
@@ -18,6 +18,7 @@ from ganlab.recipe.model import load_recipe
 from ganlab.requirements import warnings_of
 from ganlab.run import Eager, Run
 from ganlab.speed.graphs import WARM_UPS, Graphs
+from ganlab.state import state_of
 
 GAME = ("wasserstein=false", "gradient_penalty=false", "bce={}", "iterations=20", "watch_every=0")
 TWO = ("num_discriminators=2", 'second={ use = "patch_discriminator", width = 6, num_layers = 1 }')

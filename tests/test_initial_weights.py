@@ -10,10 +10,12 @@ from torch import nn
 
 from ganlab import RecipeError
 from ganlab.assembly import assemble
-from ganlab.checkpoint import load_checkpoint, state_of, weights_of, write_checkpoint, write_weights
+from ganlab.checkpoint import load_checkpoint, write_checkpoint
+from ganlab.generator_weights import weights_of, write_weights
 from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
+from ganlab.state import state_of
 
 CPU = torch.device("cpu")
 

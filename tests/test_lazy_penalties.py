@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from ganlab.assembly import assemble
-from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
+from ganlab.checkpoint import load_checkpoint, write_checkpoint
 from ganlab.errors import RecipeError
 from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
+from ganlab.state import state_of
 
 CPU = torch.device("cpu")
 ADAM = "adam = { learning_rate = 1e-3, betas = [0.5, 0.9] }\n"

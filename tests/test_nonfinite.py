@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from training import build
 
 from ganlab import assembly, session
-from ganlab.checkpoint import checkpoints_of, read_checkpoint, state_of
+from ganlab.checkpoint import checkpoints_of, read_checkpoint
 from ganlab.errors import Diverged, RecipeError
 from ganlab.failures import replay
 from ganlab.guard import flag_of, is_sound, left_out_where
@@ -27,6 +27,7 @@ from ganlab.runs.journal import Journal
 from ganlab.runs.reading import Log
 from ganlab.session import Limits
 from ganlab.speed.graphs import Graphs
+from ganlab.state import state_of
 
 POISON = '''\
 import torch

@@ -9,10 +9,11 @@ from ganlab_plugins.pair_pool import PairPool
 
 from ganlab import Batch, RecipeError, hookimpl, hookspecs
 from ganlab.assembly import assemble
-from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
+from ganlab.checkpoint import load_checkpoint, write_checkpoint
 from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
+from ganlab.state import state_of
 from ganlab.streams import Streams
 
 CPU = torch.device("cpu")

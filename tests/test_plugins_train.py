@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ganlab import Batch, Plugin, Terms
 from ganlab.assembly import assemble
-from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
+from ganlab.checkpoint import load_checkpoint, write_checkpoint
 from ganlab.commands.check import check_recipe
 from ganlab.commands.describe import HOOKS
 from ganlab.engine import Loop
@@ -34,6 +34,7 @@ from ganlab.run import Run
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.journal import Journal
 from ganlab.runs.writer import Writer
+from ganlab.state import state_of
 
 pytestmark = pytest.mark.usefixtures("seeded_weights")
 

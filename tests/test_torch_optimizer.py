@@ -11,12 +11,13 @@ from torch import Tensor
 from training import train
 
 from ganlab.assembly import assemble
-from ganlab.checkpoint import load_checkpoint, state_of, write_checkpoint
+from ganlab.checkpoint import load_checkpoint, write_checkpoint
 from ganlab.cli import main
 from ganlab.errors import RecipeError
 from ganlab.recipe.model import load_recipe, resolved
 from ganlab.run import Eager, Run
 from ganlab.speed.graphs import WARM_UPS, Graphs
+from ganlab.state import state_of
 
 GAME = ("gradient_penalty=false", "watch_every=0", "iterations=12")
 KINDS = sorted(

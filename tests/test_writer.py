@@ -13,11 +13,13 @@ import torch
 
 from ganlab import checkpoint, engine
 from ganlab.assembly import assemble
+from ganlab.generator_weights import Weights
 from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.journal import Journal
 from ganlab.runs.writer import Writer
 from ganlab.session import Limits, start
+from ganlab.state import state_of
 
 
 def test_what_is_given_is_done_in_order_and_beside_the_giver() -> None:
@@ -60,7 +62,7 @@ def test_a_failure_is_raised_at_the_next_time() -> None:
 def test_a_state_is_a_copy_that_training_leaves_alone(tiny: Path) -> None:
     run = assemble(load_recipe(tiny, ["ema={}"]), torch.device("cpu"))
     iterate(run)
-    state = checkpoint.state_of(run)
+    state = state_of(run)
     before = torch.save(state, tiny.with_suffix(".a"))
     for run.iteration in range(1, 4):
         iterate(run)
@@ -104,7 +106,7 @@ def test_training_does_not_wait_for_the_disk(tiny: Path, monkeypatch: pytest.Mon
 def test_the_copy_of_a_state_is_freed_when_it_is_in_the_file(tiny: Path) -> None:
     run = assemble(load_recipe(tiny, ["ema={}"]), torch.device("cpu"))
     iterate(run)
-    state = checkpoint.state_of(run)
+    state = state_of(run)
     copies = [weakref.ref(tensor) for tensor in state["networks"]["G"].values()]
     gone: list[bool] = []
     gc.disable()  # it must not take a collection, which comes late or never
@@ -124,7 +126,7 @@ def test_a_checkpoint_counts_before_the_evaluation_of_its_iteration(
     counted: list[list[int]] = []
     whole = engine.write_weights
 
-    def write_weights(weights: checkpoint.Weights, path: Path) -> None:
+    def write_weights(weights: Weights, path: Path) -> None:
         counted.append(checkpoint.checkpoints_of(path.parent / "checkpoints"))
         whole(weights, path)
 

@@ -8,19 +8,15 @@ import torch
 from torch import Tensor
 
 from ganlab.assembly import assemble, build_network
-from ganlab.checkpoint import (
-    checkpoint_file,
-    load_checkpoint,
-    load_generator,
-    read_checkpoint,
-    state_of,
-)
+from ganlab.checkpoint import checkpoint_file, load_checkpoint, read_checkpoint
 from ganlab.engine import Loop
 from ganlab.errors import Diverged, GanlabError, RecipeError
+from ganlab.generator_weights import load_generator
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 from ganlab.runs.journal import Journal
 from ganlab.runs.writer import Writer
+from ganlab.state import state_of
 
 
 def evaluate_once(run: Run) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from ganlab.assembly import build_network, open_run
-from ganlab.checkpoint import checkpoints_of, load_generator, weights_iteration
+from ganlab.checkpoint import checkpoints_of
 from ganlab.errors import GanlabError, RecipeError
+from ganlab.generator_weights import load_generator, weights_iteration
 from ganlab.recipe.discovery import installed
 from ganlab.recipe.model import Recipe, load_part
 from ganlab.requirements import providers

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import tomlkit
 from safetensors.torch import load_file, save
 
-from ganlab.checkpoint import seals_weights
 from ganlab.errors import GanlabError, RecipeError, printable
+from ganlab.generator_weights import seals_weights
 from ganlab.recipe.model import Recipe
 from ganlab.runs.archive import FORMAT, Contents, WeightsRecord, write_archive
 from ganlab.runs.data import file_sha256

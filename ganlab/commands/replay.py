@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ganlab.assembly import assemble
-from ganlab.checkpoint import restore
 from ganlab.failures.bundle import Bundle, read_bundle
 from ganlab.failures.examination import Examination, Fault
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager
 from ganlab.speed.device import pick_device
+from ganlab.state import restore
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Bundle:
     what: str
     """What was not finite, in words."""
     state: dict[str, Any]
-    """As `checkpoint.state_of` gives it, before the iteration."""
+    """As `state_of` gives it, before the iteration."""
     batches: list[Batch]
     """The batch of each step of the iteration."""
     samples: list[str]

@@ -19,9 +19,7 @@ from ganlab.checkpoint import (
     delete_checkpoint,
     last_checkpoint,
     load_checkpoint,
-    restore,
     roll_back,
-    state_of,
 )
 from ganlab.errors import Diverged
 from ganlab.failures.bundle import Bundle
@@ -32,6 +30,7 @@ from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run
 from ganlab.runs.folder import RunFolder
 from ganlab.soundness import unsound_part
+from ganlab.state import restore, state_of
 from ganlab.stopping import Stopped, released
 
 MOST_AGAIN = 10_000  # iterations; more would take too long for one sentence

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ganlab.checkpoint import state_of, write_checkpoint
+from ganlab.checkpoint import write_checkpoint
+from ganlab.state import state_of
 
 
 @pytest.mark.benchmark(group="a checkpoint of SRResNet")
