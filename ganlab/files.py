@@ -116,6 +116,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
+def sha256(content: bytes | str) -> str:
+    """The sha256 of bytes, or of a text in UTF-8, in hexadecimal digits."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def sha256_of_file(file: Path) -> str:
+    """The sha256 of a file. It is read in pieces: VGG19 is half a gigabyte."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def finite(value: Any) -> Any:
     """A value for JSON, with None in the place of each number that is not finite."""
     if isinstance(value, dict):
@@ -157,4 +168,4 @@ def _here() -> str:
     space = ""
     with suppress(OSError):  # Linux
         space = str(Path("/proc/self/ns/pid").stat().st_ino)
-    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+    return sha256(f"{socket.gethostname()} {space}")[:8]

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ganlab.errors import printable
+from ganlab.files import sha256
 
 MOST_HEADER = 8 * 2**20  # bytes of names and shapes in a .safetensors file
 MOST_ARRAYS = 2**30  # bytes of the arrays in a .npz file
@@ -115,7 +116,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(f"{tensors_sha256(tensors)} {json.dumps(about)}".encode()).hexdigest()
+    return sha256(f"{tensors_sha256(tensors)} {json.dumps(about)}")
 
 
 def _check_seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], required: bool) -> None:

@@ -1,6 +1,5 @@
 """`ganlab data verify`: reads every image of a folder, and compares it with a list of digests."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from rich.progress import track
 
 from ganlab.commands.many import beside, listed
 from ganlab.errors import GanlabError
-from ganlab.files import whole
+from ganlab.files import sha256_of_file, whole
 from ganlab.images.files import ImageError, read_image
 from ganlab.images.listing import MANIFEST
 from ganlab.images.store import image_digest
@@ -106,15 +105,13 @@ def _examined(path: Path) -> tuple[str, str, str]:
     """The sha256 of a file, the digest of its pixels, and its fault."""
     try:
         image = read_image(path)  # first: it refuses what is no file, such as a pipe
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest(), image_digest(image), ""
+        return sha256_of_file(path), image_digest(image), ""
     except ImageError as error:
         fault = str(error).removeprefix(f"{path}: ")
     except OSError as error:
         fault = f"cannot be read ({error.strerror or error})"
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest(), "", fault
+        return sha256_of_file(path), "", fault
     except OSError:
         return "", "", fault
 

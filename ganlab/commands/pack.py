@@ -1,6 +1,5 @@
 """`ganlab pack`: one file with all that another person needs to make a run again, but its data."""
 
-import hashlib
 import json
 import sys
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -10,6 +9,7 @@ import tomlkit
 from safetensors.torch import load_file, save
 
 from ganlab.errors import GanlabError, RecipeError, printable
+from ganlab.files import sha256
 from ganlab.generator_weights import seals_weights
 from ganlab.recipe.model import Recipe
 from ganlab.runs.archive import FORMAT, Contents, WeightsRecord, write_archive
@@ -23,7 +23,7 @@ from ganlab.runs.folder import (
     recorded_paths,
 )
 from ganlab.runs.reading import Log, read_json
-from ganlab.runs.record import lines_of, of_recipe, read_record, sha256
+from ganlab.runs.record import lines_of, of_recipe, read_record
 from ganlab.tensor_files import (
     OddFile,
     check_weights,
@@ -186,7 +186,7 @@ def _without_error(status: dict[str, Any]) -> dict[str, Any]:
 def _code(file: Path, name: str, manifest: dict[str, Any]) -> bytes:
     code = file.read_bytes()
     recorded = manifest.get("plugins", {}).get(name, {}).get("sha256")
-    if hashlib.sha256(code).hexdigest() != recorded:
+    if sha256(code) != recorded:
         print(f"plugin {name}: its code has changed since the run started", file=sys.stderr)
     return code
 

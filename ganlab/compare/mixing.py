@@ -1,6 +1,5 @@
 """Recipes between two recipes: one recipe with some of the changes that lead to the other."""
 
-import hashlib
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -15,7 +14,7 @@ from ganlab.assembly import open_run
 from ganlab.compare.difference import Side, difference
 from ganlab.compare.plan import Variant
 from ganlab.errors import RecipeError
-from ganlab.files import write_text
+from ganlab.files import sha256, write_text
 from ganlab.recipe.model import Recipe, load_recipe
 from ganlab.report.model import Change
 from ganlab.speed.device import pick_device
@@ -153,7 +152,7 @@ class Mixtures:
             orders.reverse()
         names = arranged([name for name, options in mixed.items() if options is not None], *orders)
         text = tomlkit.dumps(settings | {"plugins": {name: mixed[name] for name in names}})
-        file = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.toml"
+        file = self._folder / f"{sha256(text)[:16]}.toml"
         write_text(file, text)
         return file
 

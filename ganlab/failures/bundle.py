@@ -5,7 +5,6 @@ optimizers, plugin state and batches, as they were before the iteration), and `b
 is written last. It holds no training data but the batches of that one iteration.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -19,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ganlab.errors import RecipeError
-from ganlab.files import whole, write_json
+from ganlab.files import sha256, whole, write_json
 from ganlab.plugin import Batch
 
 _TENSORS, _ABOUT, _RECIPE = "state.safetensors", "bundle.json", "recipe.toml"
@@ -63,7 +62,7 @@ def write_bundle(bundle: Bundle, recipe: Path, folder: Path) -> int:
         "batches": _taken_apart(pairs, tensors),
     }
     content = save(tensors)
-    about["sha256"] = hashlib.sha256(content).hexdigest()
+    about["sha256"] = sha256(content)
     with whole(folder / _TENSORS) as file:
         file.write(content)
     for source in (recipe, *sorted(recipe.parent.glob("*.py"))):
@@ -83,7 +82,7 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         content = (folder / _TENSORS).read_bytes()
-        if hashlib.sha256(content).hexdigest() != about["sha256"]:
+        if sha256(content) != about["sha256"]:
             raise ValueError(f"the sha256 of {_TENSORS} differs")
         tensors = load(content)
         pairs = _put_together(about["batches"], tensors)

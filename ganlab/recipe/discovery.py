@@ -4,7 +4,6 @@ The entry-point group `ganlab` is the registry: every installed distribution can
 the plugins that a recipe names are imported.
 """
 
-import hashlib
 import importlib.util
 import inspect
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ganlab.errors import RecipeError
+from ganlab.files import sha256
 from ganlab.monitoring.blame import described, is_interruption
 from ganlab.plugin import Plugin
 from ganlab.recipe.file import Origin, as_typed, did_you_mean
@@ -96,7 +96,7 @@ def find_plugin(use: str, origin: Origin | str) -> tuple[type[Plugin], PluginSou
     if not (inspect.isclass(plugin) and issubclass(plugin, Plugin)):
         raise RecipeError(f"{place} ({point.value}) is not a class derived from Plugin")
     file = Path(inspect.getfile(plugin))
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = sha256(file.read_bytes())
     return plugin, PluginSource(use, *_distribution(point), file, digest)
 
 

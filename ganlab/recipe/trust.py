@@ -5,7 +5,6 @@ if this user has run the same code before, or consents with `--trust-code`. Code
 that the user names is the user's own: it runs, and its sha256 is remembered.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import platformdirs
 
 from ganlab.errors import RecipeError
-from ganlab.files import write_text
+from ganlab.files import sha256, write_text
 
 _RECORDS = ("manifest.json", "status.json", "stats.jsonl", "timing.jsonl")
 _MOST = 5_000  # digests that are remembered, the newest
@@ -43,7 +42,7 @@ class Code(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
+        return sha256(self.content)
 
     @property
     def lines(self) -> int:

@@ -3,7 +3,6 @@
 It is a zip of plain files without folders. `pack.json` has the digest of every other file.
 """
 
-import hashlib
 import json
 import re
 import stat
@@ -16,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from ganlab.errors import RecipeError, printable
-from ganlab.files import whole
+from ganlab.files import sha256, whole
 from ganlab.recipe.file import MAX_BYTES
 from ganlab.runs.data import file_sha256
 
@@ -81,7 +80,7 @@ def write_archive(path: Path, contents: Contents, files: Mapping[str, bytes]) ->
 
     :param contents: its `files` are filled in here.
     """
-    digests = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
+    digests = {name: sha256(files[name]) for name in sorted(files)}
     about = contents.model_copy(update={"files": digests}).model_dump()
     with whole(path) as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, CONTENTS, (json.dumps(about, indent=2) + "\n").encode())

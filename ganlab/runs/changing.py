@@ -16,11 +16,12 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from ganlab.errors import RecipeError
+from ganlab.files import sha256
 from ganlab.option import MayChange
 from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.runs.data import Data
 from ganlab.runs.folder import RunFolder
-from ganlab.runs.record import Change, carry_out, differences, sha256, toml
+from ganlab.runs.record import Change, carry_out, differences, toml
 from ganlab.schedule import schedules_in
 
 _KEEPS = "what was computed so far depends on it"

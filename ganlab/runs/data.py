@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ganlab.files import sha256_of_file
+
 Section = Literal["training", "held_out", "weights", "left_out"]
 Items = dict[str, str]
 """Name of an item -> digest of its content, in the order in which the run reads the items."""
@@ -72,8 +74,7 @@ def file_sha256(file: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _file_sha256(file: Path, size: int, time: int) -> str:
-    with file.open("rb") as stream:  # read in pieces: VGG19 is half a gigabyte
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of_file(file)
 
 
 def digests(data: Data) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,6 @@ change, then comes recipe.toml, then manifest.json. After a crash between them t
 either the run before the change or the run after it.
 """
 
-import hashlib
 import json
 import secrets
 import sys
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tomlkit import inline_table, item
 
 from ganlab.errors import RecipeError
-from ganlab.files import write_json, write_text
+from ganlab.files import sha256, write_json, write_text
 
 RECIPE, MANIFEST, CHANGES = "recipe.toml", "manifest.json", "changes.jsonl"
 
@@ -57,7 +56,7 @@ class _Manifest(BaseModel):
     id: str = ""
     recipe: str = ""
     recipe_text: str = ""
-    changes: str = hashlib.sha256().hexdigest()
+    changes: str = sha256("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +88,6 @@ def toml(value: Any) -> str:
 def new_id() -> str:
     """A random name for a run: 32 hexadecimal digits."""
     return secrets.token_hex(16)
-
-
-def sha256(text: str) -> str:
-    """The sha256 of a text in UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_record(folder: Path) -> Record:
