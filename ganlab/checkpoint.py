@@ -8,7 +8,7 @@ half written is never read, and neither are flipped bits, which torch.load does 
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -184,7 +184,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read a sound checkpoint's state, which has the form of what `state_of` returns.
+    """Read a sound checkpoint's state, and check that it is such as `state_of` returns.
 
     :raises GanlabError: when it has another form, or weights that are not finite.
     """
@@ -227,11 +227,15 @@ def load_checkpoint(run: Run, folder: Path, changed: bool = False) -> int:
     for number in reversed(kept):
         path = checkpoint_file(folder, number)
         if is_sound(path):
-            _check_owner(path)
-            restore(run, read_state(path), path, changed)
-            return run.iteration
+            _load(run, path, changed)
+            return number
         print(f"{path}: damaged (its sha256 differs); trying the one before it", file=sys.stderr)
     raise GanlabError(f"{folder}: no undamaged checkpoint to resume from; start a new run")
+
+
+def _load(run: Run, path: Path, changed: bool = False) -> None:
+    _check_owner(path)
+    restore(run, read_state(path), path, changed)
 
 
 def _check_digests(folder: Path, kept: list[int]) -> None:
@@ -255,8 +259,11 @@ def _check_digests(folder: Path, kept: list[int]) -> None:
 
 def last_checkpoint(folder: Path) -> int | None:
     """The iteration of the newest sound checkpoint; None when there is none."""
-    kept = reversed(checkpoints_of(folder))
-    return next((n for n in kept if is_sound(checkpoint_file(folder, n))), None)
+    return _first_sound(folder, reversed(checkpoints_of(folder)))
+
+
+def _first_sound(folder: Path, iterations: Iterable[int]) -> int | None:
+    return next((n for n in iterations if is_sound(checkpoint_file(folder, n))), None)
 
 
 def roll_back(run: Run, folder: Path, since: int) -> int:
@@ -265,18 +272,19 @@ def roll_back(run: Run, folder: Path, since: int) -> int:
     Later checkpoints are deleted, also those kept for good: a resumed run would otherwise continue
     from them. Returns the iteration of the restored one.
 
-    :raises GanlabError: when there is no sound checkpoint; nothing is deleted then.
+    :raises GanlabError: when there is no sound checkpoint, or when it is of another run, other
+        networks or other plugins; nothing is deleted then.
     """
     kept = checkpoints_of(folder)
     before, after = [n for n in kept if n < since], [n for n in kept if n >= since]
-    wanted = (*reversed(before), *after)
-    target = next((n for n in wanted if is_sound(checkpoint_file(folder, n))), None)
+    target = _first_sound(folder, [*reversed(before), *after])
     if target is None:
         raise GanlabError(f"{folder}: no undamaged checkpoint to go back to")
+    _load(run, checkpoint_file(folder, target))
     for number in kept:
         if number > target:
             delete_checkpoint(folder, number)
-    return load_checkpoint(run, folder)
+    return target
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from ganlab.checkpoint import (
 )
 from ganlab.cli import main
 from ganlab.commands.generator import load_for_use
+from ganlab.errors import GanlabError
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.record import carry_out
@@ -192,6 +193,16 @@ def test_a_rollback_passes_over_a_damaged_checkpoint_and_deletes_later_ones(run:
     restored = assemble(load_recipe(run / "recipe.toml"), torch.device("cpu"))
     assert roll_back(restored, folder, since=7) == 5
     assert kept(run) == [2, 3, 4, 5]
+
+
+def test_a_rollback_to_a_checkpoint_of_another_form_deletes_nothing(run: Path) -> None:
+    folder = run / "checkpoints"
+    state = read_checkpoint(checkpoint_file(folder, 5))
+    write_checkpoint(state | {"plugins": {}}, folder, Keep(newest=9))
+    restored = build(run / "recipe.toml", [])
+    with pytest.raises(GanlabError, match="it holds the plugins"):
+        roll_back(restored, folder, since=6)
+    assert kept(run) == [2, 3, 4, 5, 6, 7, 8]
 
 
 def test_without_a_checkpoint_a_rollback_says_so_and_the_run_ends(tiny: Path) -> None:
