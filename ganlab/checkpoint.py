@@ -21,7 +21,7 @@ from ganlab.errors import GanlabError
 from ganlab.files import whole, write_text
 from ganlab.run import Run
 from ganlab.runs.reading import read_json
-from ganlab.state import check_form, restore
+from ganlab.state import check_form, check_networks, restore
 from ganlab.tensor_files import (
     OddFile,
     check_parts,
@@ -191,6 +191,7 @@ def read_state(path: Path) -> dict[str, Any]:
     state = read_checkpoint(path)
     with _of_ganlab(path):
         check_form(state, int(path.stem))
+        check_networks(state)
     return state
 
 

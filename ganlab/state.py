@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
@@ -16,8 +16,17 @@ from ganlab.errors import GanlabError
 from ganlab.run import Progress, Run
 from ganlab.tensor_files import OddFile, check_weights
 
+
+class _About(BaseModel):
+    """What a state says beside progress, networks and plugins."""
+
+    threads: int
+    device: str = ""  # a state of an older version says neither this nor the options
+    options: dict[str, list[dict[str, Any]]] = {}
+
+
 _PROGRESS = TypeAdapter(Progress)
-_PROGRESS_FIELDS = {field.name for field in fields(Progress)}
+_PROGRESS_FIELDS = [field.name for field in fields(Progress)]
 
 
 def state_of(run: Run) -> dict[str, Any]:
@@ -49,7 +58,7 @@ def _state(run: Run) -> dict[str, Any]:
     if run.D is not None:
         networks |= {"D": run.D, "D_optimizer": run.D_optimizer}
     return {
-        **_progress(run),
+        **{name: getattr(run.progress, name) for name in _PROGRESS_FIELDS},
         "threads": torch.get_num_threads(),
         "device": run.device.type,
         "options": run.optimizer_options,
@@ -60,10 +69,6 @@ def _state(run: Run) -> dict[str, Any]:
             if hasattr(plugin, "state_dict")  # torch's Stateful protocol
         },
     }
-
-
-def _progress(run: Run) -> dict[str, Any]:
-    return {field.name: getattr(run.progress, field.name) for field in fields(run.progress)}
 
 
 def _state_of(part: nn.Module | Optimizer) -> dict[str, Any]:
@@ -117,7 +122,11 @@ def restore(run: Run, state: dict[str, Any], source: Path | str, changed: bool =
             file=sys.stderr,
         )
     # a checkpoint of an older version lacks the newer ones
-    run.progress = Progress(**{name: state[name] for name in _progress(run) if name in state})
+    run.progress = Progress(**_progress_in(state))
+
+
+def _progress_in(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: state[name] for name in _PROGRESS_FIELDS if name in state}
 
 
 def _renew_options(
@@ -151,7 +160,7 @@ def _lay_out(optimizer: Optimizer) -> None:
 
 
 def check_form(state: Any, iteration: int) -> None:
-    """Refuse what has not the form of `state_of`.
+    """Check that a value has the form of what `state_of` returns.
 
     :raises OddFile: saying what is wrong.
     """
@@ -164,11 +173,18 @@ def check_form(state: Any, iteration: int) -> None:
     for name, held in state["networks"].items():
         if not isinstance(held, dict):
             raise OddFile(f"its {name} is no state")
-        if not name.endswith("_optimizer"):
-            check_weights(held)
     try:
-        _PROGRESS.validate_python({n: v for n, v in state.items() if n in _PROGRESS_FIELDS})
+        _PROGRESS.validate_python(_progress_in(state))
+        _About.model_validate(state)
     except ValidationError as error:
         raise OddFile(f"its {error.errors()[0]['loc'][0]} is wrong") from None
-    if not isinstance(state.get("threads"), int):
-        raise OddFile("it does not say its threads")
+
+
+def check_networks(state: dict[str, Any]) -> None:
+    """Check the weights of the networks in a state that has the right form.
+
+    :raises OddFile: naming the first tensor that is odd, or holds a number that is not finite.
+    """
+    for name, held in state["networks"].items():
+        if not name.endswith("_optimizer"):
+            check_weights(held)

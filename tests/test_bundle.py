@@ -109,6 +109,12 @@ def test_a_damaged_bundle_is_refused_by_name(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(RecipeError, match=r"damaged bundle: .*sha256 of state.safetensors differs"):
         replay_bundle(bundle, "cpu")
+    content[-1] ^= 1
+    file.write_bytes(content)
+    about = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps(about | {"state": {"dict": []}}))
+    with pytest.raises(RecipeError, match=r"damaged bundle: .*it is no state of iteration 2"):
+        replay_bundle(bundle, "cpu")
     (bundle / "bundle.json").write_text("[" * 5000)
     with pytest.raises(RecipeError, match="damaged bundle"):
         replay_bundle(bundle, "cpu")

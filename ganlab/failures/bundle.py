@@ -20,6 +20,7 @@ from torch import Tensor
 from ganlab.errors import RecipeError
 from ganlab.files import sha256, whole, write_json
 from ganlab.plugin import Batch
+from ganlab.state import check_form
 
 _TENSORS, _ABOUT, _RECIPE = "state.safetensors", "bundle.json", "recipe.toml"
 
@@ -86,11 +87,13 @@ def read_bundle(folder: Path) -> Bundle:
             raise ValueError(f"the sha256 of {_TENSORS} differs")
         tensors = load(content)
         pairs = _put_together(about["batches"], tensors)
+        state = _put_together(about["state"], tensors)
+        check_form(state, int(about["iteration"]) - 1)
         return Bundle(
             int(about["iteration"]),
             str(about["step"]),
             str(about["what"]),
-            dict(_put_together(about["state"], tensors)),
+            state,
             [Batch(real, condition) for real, condition in pairs],
             list(map(str, about["samples"])),
             str(about["device"]),
