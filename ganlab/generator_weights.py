@@ -1,10 +1,8 @@
 """A generator's weights as a file, for `eval`, `upscale` and other tools."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -41,32 +39,27 @@ def write_weights(weights: Weights, path: Path) -> None:
         file.write(content)
 
 
-def weights_iteration(path: Path) -> int | None:
-    """The iteration of weights written by `write_weights`; None where the file does not say it."""
-    try:
-        with safe_open(path, "pt") as file:
-            found = json.loads(file.metadata()["ganlab"])["iteration"]
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError):
-        return None
-    return found if type(found) is int else None
-
-
-def load_generator(generator: nn.Module, path: Path) -> None:
+def load_generator(generator: nn.Module, path: Path) -> int | None:
     """Read weights written by `write_weights` into a generator.
 
+    :returns: their iteration; None where the file does not say it.
     :raises GanlabError: when the file is absent, damaged or of another network.
     """
     if not path.is_file():
         raise GanlabError(f"{path}: no such file; the run has not written weights yet")
     try:
         _check_shapes(generator, path)  # first, so that no more is read than the network holds
-        tensors, _ = read_safetensors(path, sealed=seals_weights(path.parent))
+        tensors, metadata = read_safetensors(path, sealed=seals_weights(path.parent))
         check_weights(tensors)
         generator.load_state_dict(tensors)
     except OddFile as error:
         raise GanlabError(f"{path}: damaged: {error}; choose other weights") from None
     except RuntimeError as error:
         raise GanlabError(f"{path}: these are the weights of another network: {error}") from None
+    try:
+        return iteration_in(metadata)
+    except OddFile:
+        return None
 
 
 def seals_weights(run: Path) -> bool:

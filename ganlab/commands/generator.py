@@ -14,7 +14,7 @@ import torch
 from ganlab.assembly import build_network, open_run
 from ganlab.checkpoint import checkpoints_of
 from ganlab.errors import GanlabError, RecipeError
-from ganlab.generator_weights import load_generator, weights_iteration
+from ganlab.generator_weights import load_generator
 from ganlab.recipe.discovery import installed
 from ganlab.recipe.model import Recipe, load_part
 from ganlab.requirements import providers
@@ -68,14 +68,13 @@ def load_for_use(
             f"{folder.path}: it has no best generator yet: it chooses by {run.recipe.best_metric} "
             "at the evaluations of its recipe, and none has given that figure; use --weights last"
         )
-    load_generator(generator, folder.weights(which))
-    _tell_age(folder, which)
+    made = load_generator(generator, folder.weights(which))
+    _tell_age(folder, which, made)
     return run, generator, folder
 
 
-def _tell_age(folder: RunFolder, which: str) -> None:
+def _tell_age(folder: RunFolder, which: str, made: int | None) -> None:
     """Say of which iteration the weights are, where the run has come further."""
-    made = weights_iteration(folder.weights(which))
     reached = max([folder.read_status().get("iteration", 0), *checkpoints_of(folder.checkpoints)])
     if made is not None and made < reached:
         print(f"the {which} weights are of iteration {made:,}; the run has come to {reached:,}",
