@@ -5,7 +5,6 @@ digest is written last, and a file without a matching digest is not used. So a f
 half written is never read, and neither are flipped bits, which torch.load does not notice.
 """
 
-import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ganlab.disk import telling_disk
 from ganlab.errors import GanlabError
-from ganlab.files import whole, write_text
+from ganlab.files import sha256, sha256_of_file, whole, write_text
 from ganlab.run import Run
 from ganlab.runs.reading import read_json
 from ganlab.state import check_form, check_networks, restore
@@ -76,7 +75,7 @@ def write_checkpoint(
             _check_loadable(temporary)
         for write in others:
             write()
-        digest = _sha256(temporary)
+        digest = sha256_of_file(temporary)
     owner = _id_of(folder)
     named = f"# run {owner} {_seal(owner, digest)}\n" if owner else ""
     with telling_disk(path.with_suffix(".sha256"), len(digest)):
@@ -121,7 +120,7 @@ def is_sound(path: Path) -> bool:
     """Whether a checkpoint's file is as it was written, by its digest."""
     try:
         digest, owner, seal = _told(path)
-        return (not owner or seal == _seal(owner, digest)) and digest == _sha256(path)
+        return (not owner or seal == _seal(owner, digest)) and digest == sha256_of_file(path)
     except (FileNotFoundError, UnicodeDecodeError):
         return False
 
@@ -147,7 +146,7 @@ def _told(path: Path) -> tuple[str, str, str]:
 
 def _seal(owner: str, digest: str) -> str:
     """It tells a damaged id from that of another run."""
-    return hashlib.sha256(f"{owner} {digest}".encode()).hexdigest()[:16]
+    return sha256(f"{owner} {digest}")[:16]
 
 
 def _id_of(folder: Path) -> str:
@@ -308,8 +307,3 @@ def _check_loadable(path: Path) -> None:
             "the checkpoint could not be read back: the state of a plugin may hold tensors, "
             f"numbers, text, lists and dicts only ({error})"
         ) from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
