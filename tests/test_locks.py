@@ -1,7 +1,9 @@
 """File systems without locks: the folder, the fault and the remedy are told before any work."""
 
 import errno
+import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from ganlab import ImageError, ImageStore
 from ganlab.cli import main
 from ganlab.runs.folder import RunFolder
 
+GONE = 2**22 + 1  # Linux gives no process a number that large
 NUMBERS = [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO]
 
 
@@ -51,5 +54,27 @@ def test_a_cache_without_locks_is_named_with_the_remedy(no_locks: int, tmp_path:
 
 @posix
 @pytest.mark.parametrize("no_locks", NUMBERS[:1], indirect=True)
-def test_a_run_on_such_a_disk_is_not_told_to_be_in_use(no_locks: int, tmp_path: Path) -> None:
-    assert not RunFolder(tmp_path).is_in_use()
+@pytest.mark.parametrize(
+    ("host", "process", "in_use"),
+    [
+        ("", 0, False),
+        (socket.gethostname(), os.getpid(), True),
+        (socket.gethostname(), GONE, False),
+        ("elsewhere", GONE, True),  # whose processes nobody here knows
+    ],
+)
+def test_on_such_a_disk_a_run_is_in_use_if_its_holder_may_be_at_work(
+    no_locks: int, tmp_path: Path, host: str, process: int, in_use: bool
+) -> None:
+    folder = RunFolder(tmp_path)
+    if host:
+        folder.holder.write_text(json.dumps({"host": host, "process": process}))
+    assert folder.is_in_use() == in_use
+
+
+def test_the_holder_of_a_lock_is_written_as_long_as_it_is_held(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.lock():
+        told = json.loads(folder.holder.read_text())
+        assert (told["process"], told["host"]) == (os.getpid(), socket.gethostname())
+    assert not folder.holder.exists()
