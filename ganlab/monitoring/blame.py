@@ -75,6 +75,7 @@ def line_in(error: BaseException, kind: type[Plugin]) -> str:
 
 def described(error: BaseException) -> str:
     """An error in one line, such as "KeyError: 'x'"; of a group the first errors too."""
+    error = getattr(error, "inner_exception", error)  # what torch's compiler wraps
     line = first_line(error)
     told = (
         type(error).__name__ if line == type(error).__name__ else f"{type(error).__name__}: {line}"

@@ -1,8 +1,6 @@
 """The test of a quicker way to take an optimizer step against the step as it is written."""
 
-import linecache
 import math
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -10,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from ganlab.errors import first_line
-from ganlab.plugin import Losses, Plugin
+from ganlab.monitoring.blame import blame, described
+from ganlab.plugin import Losses
 from ganlab.run import Run, Update
 
 TOLERANCE = 0.02  # share of a step's length; bfloat16 and other kernels differ by much less
@@ -70,7 +68,7 @@ def tried(
             return losses
         reason = measure.fault.format(f"{apart:.2g}")
     except Exception as error:  # what torch raises here has no common base
-        reason = culprit(error)
+        reason = _reason(error, run)
     if before:
         before.restore()
     raise InTheWayError(reason)
@@ -122,19 +120,10 @@ def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
         return torch.stack(squares).sum().sqrt().item()
 
 
-def culprit(error: BaseException) -> str:
-    """The cause of an error, in one line: the innermost plugin, the message, its line of code."""
-    plugin = line = ""
-    cause: BaseException | None = error
-    while cause and not plugin:  # a capture that ends with an error raises a second one
-        for frame, number in traceback.walk_tb(cause.__traceback__):
-            if isinstance(owner := frame.f_locals.get("self"), Plugin):
-                plugin = f"{owner.name}: "
-                line = f" ({linecache.getline(frame.f_code.co_filename, number).strip()})"
-                error = cause
-        cause = cause.__context__
-    error = getattr(error, "inner_exception", error)  # what torch's compiler wraps
-    return f"{plugin}{first_line(error)}{line}"
+def _reason(error: BaseException, run: Run) -> str:
+    """Why a step could not be taken, in one line; it names the plugin whose code was at work."""
+    found = blame(error, run.recipe.plugins.values())
+    return f"{found.plugin.name}: {found.error} ({found.place})" if found else described(error)
 
 
 class Snapshot:
