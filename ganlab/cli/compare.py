@@ -12,6 +12,7 @@ from ganlab.cli.options import (
     device_option,
     json_option,
     next_is,
+    print_found,
     print_json,
     runs_option,
     set_option,
@@ -138,11 +139,7 @@ def bisect(good: str, bad: str, as_json: bool, **options: Any) -> None:
     found = bisect_recipes(good, bad, options)
     if found is None:
         return
-    if as_json:
-        print_json(as_data(found))
-    else:
-        for line in lines(found):
-            click.echo(line)
+    print_found(found, as_json, as_data, lines)
     sys.exit(0 if found.found else 1)
 
 
@@ -201,8 +198,4 @@ def _compared(outcome: Any, as_json: bool) -> None:
 def _needed(needs: Any, as_json: bool) -> None:
     from ganlab.compare.seeds import as_data, words_of
 
-    if as_json:
-        print_json(as_data(needs))
-    else:
-        for line in words_of(needs):
-            click.echo(line)
+    print_found(needs, as_json, as_data, words_of)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ganlab.cli.options import json_option, print_json
+from ganlab.cli.options import json_option, print_found
 
 
 @click.group()
@@ -34,12 +34,8 @@ def _verify(folder: Path, write: bool, manifest: Path | None, as_json: bool) -> 
 
     Example: ganlab data verify photographs --write
     """
-    from ganlab.commands.data import lines, verify_folder
+    from ganlab.commands.data import Verified, lines, verify_folder
 
     found = verify_folder(folder, manifest, write)
-    if as_json:
-        print_json(found.as_json())
-    else:
-        for line in lines(found):
-            click.echo(line)
+    print_found(found, as_json, Verified.as_json, lines)
     sys.exit(1 if found.faults else 0)

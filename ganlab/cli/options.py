@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 def print_json(value: Any) -> None:
     """Print a value as JSON. A number that is not finite becomes null, as in stats.jsonl."""
     click.echo(json.dumps(finite(value), indent=2, default=str, allow_nan=False))
+
+
+def print_found(
+    found: Any, as_json: bool, as_data: Callable[[Any], Any], lines: Callable[[Any], Iterable[str]]
+) -> None:
+    """Print what a command has found, by one of its two functions: as JSON, or as lines."""
+    if as_json:
+        print_json(as_data(found))
+    else:
+        for line in lines(found):
+            click.echo(line)
 
 
 def run_command(recipe: Path, overrides: tuple[str, ...]) -> list[str]:

@@ -10,7 +10,7 @@ from ganlab.cli.options import (
     check_device,
     json_option,
     next_is,
-    print_json,
+    print_found,
     set_option,
     trust_code_option,
 )
@@ -92,13 +92,9 @@ def verify(
 
     wanted = Wanted(iterations, overrides, device, tolerance)
     found = verify_file(file, wanted, lambda line: click.echo(line, err=as_json))
-    if as_json:
-        print_json(as_data(found))
-    else:
-        for line in result(found):
-            click.echo(line)
-        if found.later:
-            next_is("verify", file, "--iterations", max(found.later.values()))
+    print_found(found, as_json, as_data, result)
+    if found.later and not as_json:
+        next_is("verify", file, "--iterations", max(found.later.values()))
     sys.exit(0 if found.repeated else 1)
 
 
@@ -124,9 +120,5 @@ def replay(bundle: Path, device: str, as_json: bool) -> None:
     from ganlab.commands.replay import as_data, lines, replay_bundle
 
     found = replay_bundle(bundle, device)
-    if as_json:
-        print_json(as_data(found))
-    else:
-        for line in lines(found):
-            click.echo(line)
+    print_found(found, as_json, as_data, lines)
     sys.exit(0 if found.reproduced else 1)

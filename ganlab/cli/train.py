@@ -24,6 +24,15 @@ accept_data_option = click.option(
     is_flag=True,
     help="Continue a run although its data have changed; the run folder and the report say so.",
 )
+max_iterations_option = click.option(
+    "--max-iterations",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop after iteration N; resumable. Schedules stay those of the whole run.",
+)
+max_time_option = click.option(
+    "--max-time", type=Duration(), help="Stop after this time, such as 90s, 3m, 1.5h; resumable."
+)
 
 
 @click.command()
@@ -39,15 +48,8 @@ accept_data_option = click.option(
 @device_option
 @click.option("--name", help="Name of the run folder; default: the recipe's name and a number.")
 @runs_option
-@click.option(
-    "--max-iterations",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Stop after iteration N; resumable. Schedules stay those of the whole run.",
-)
-@click.option(
-    "--max-time", type=Duration(), help="Stop after this time, such as 90s, 3m, 1.5h; resumable."
-)
+@max_iterations_option
+@max_time_option
 @click.option(
     "--resume",
     "resumed",
@@ -125,10 +127,8 @@ def run(
 @click.command()
 @click.argument("run_folder", metavar="RUN")
 @device_option
-@click.option(
-    "--max-iterations", type=click.IntRange(min=1), metavar="N", help="Stop after iteration N."
-)
-@click.option("--max-time", type=Duration(), help="Stop after this time: 90s, 3m, 1.5h.")
+@max_iterations_option
+@max_time_option
 @click.option(
     "--iterations",
     type=click.IntRange(min=1),
