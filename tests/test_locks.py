@@ -62,6 +62,7 @@ def test_a_cache_without_locks_is_named_with_the_remedy(no_locks: int, tmp_path:
         (socket.gethostname(), GONE, False),
         ("elsewhere", GONE, True),  # whose processes nobody here knows
     ],
+    ids=["no holder", "at work", "gone", "of another machine"],  # the same in all test processes
 )
 def test_on_such_a_disk_a_run_is_in_use_if_its_holder_may_be_at_work(
     no_locks: int, tmp_path: Path, host: str, process: int, in_use: bool
