@@ -407,3 +407,8 @@ def merged(run: Run, answers: Iterable[dict[str, Value]]) -> dict[str, Value]:
             )
         result |= answer
     return result
+
+
+def num_parameters(module: nn.Module) -> int:
+    """How many numbers of a network are trained."""
+    return sum(p.numel() for p in module.parameters())

@@ -376,7 +376,7 @@ PHASES = {
     "ganlab.engine:write_weights": "writing weights",
     "ganlab.engine:write_samples": "writing samples",
     "ganlab.engine:keep_pictures": "writing pictures",
-    "ganlab.session:Page.write": "writing the page",
+    "ganlab.live_page:Page.write": "writing the page",
     "ganlab.checkpoint:delete_checkpoint": "deleting a checkpoint",
 }
 _LABELS = ["between", *PHASES.values()]

@@ -13,11 +13,11 @@ from test_replay import PLANT, ROOT, VALUE
 from ganlab import cli, session
 from ganlab.commands.replay import lines, replay_bundle
 from ganlab.errors import RecipeError
+from ganlab.limits import Limits
 from ganlab.recipe import trust
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.reading import Log
-from ganlab.session import Limits
 
 RECIPE = """\
 iterations = 5

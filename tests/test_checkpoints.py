@@ -24,10 +24,11 @@ from ganlab.checkpoint import (
 from ganlab.cli import main
 from ganlab.commands.generator import load_for_use
 from ganlab.errors import GanlabError
+from ganlab.limits import Limits
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.record import carry_out
-from ganlab.session import Limits, start
+from ganlab.session import start
 from ganlab.state import state_of
 
 

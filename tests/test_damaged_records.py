@@ -19,6 +19,7 @@ from PIL import Image, PngImagePlugin
 from ganlab.cli import main
 from ganlab.errors import GanlabError
 from ganlab.images.files import write_png
+from ganlab.limits import Limits
 from ganlab.recipe.model import load_recipe
 from ganlab.report import report_run
 from ganlab.report.model import Arm
@@ -27,7 +28,8 @@ from ganlab.runs.folder import RunFolder
 from ganlab.runs.journal import Journal
 from ganlab.runs.reading import LOGS
 from ganlab.runs.records import read_run
-from ganlab.session import Limits, start, summary
+from ganlab.session import start
+from ganlab.words import summary
 
 RECIPE = """\
 iterations = 6

@@ -31,10 +31,11 @@ from ganlab.cli import main
 from ganlab.cli.output import lasting_output, lost_output
 from ganlab.commands.generator import load_for_use
 from ganlab.errors import GanlabError
+from ganlab.limits import Limits
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.records import read_run
-from ganlab.session import Limits, resume, start
+from ganlab.session import resume, start
 from ganlab.stopping import Stopped, heard, heeding, held, released
 
 # it waits at a hook until it is stopped, and says that it is there

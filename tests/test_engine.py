@@ -218,6 +218,7 @@ def test_a_run_that_diverges_stops_and_nothing_it_wrote_holds_a_weight_that_is_n
     tiny: Path, tmp_path: Path
 ) -> None:
     from ganlab import session
+    from ganlab.limits import Limits
 
     (tmp_path / "burst.py").write_text(
         "from ganlab import Plugin, Schedule, hookimpl\n\n\nclass Burst(Plugin):\n"
@@ -228,7 +229,7 @@ def test_a_run_that_diverges_stops_and_nothing_it_wrote_holds_a_weight_that_is_n
     tiny.write_text(tiny.read_text() + 'burst = { use = "./burst.py" }\n')
     overrides = ["iterations=20", "checkpoint_every=1", "evaluate_every=1", "report_every=50"]
     recipe = load_recipe(tiny, overrides)
-    limits = session.Limits(None, None)
+    limits = Limits(None, None)
     folder, code = session.start(recipe, "cpu", limits, tmp_path / "runs")
     assert code == 3
     assert folder.read_status()["state"] == "diverged"

@@ -425,17 +425,18 @@ def test_a_generator_loss_that_names_logits_is_refused_without_a_discriminator(
 def test_a_page_is_renewed_while_that_takes_a_hundredth_of_the_time(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ganlab import session
+    from ganlab import live_page
+    from ganlab.runs.folder import RunFolder
 
     clock, written = [1000.0], []
-    monkeypatch.setattr(session.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(live_page.time, "monotonic", lambda: clock[0])
 
     def write(path: Path) -> None:
         written.append(clock[0])
         clock[0] += 2  # seconds that the page takes
 
     monkeypatch.setattr("ganlab.report.report_run", write)
-    page = session.Page(session.RunFolder(run), journal=None)  # type: ignore[arg-type]
+    page = live_page.Page(RunFolder(run), journal=None)  # type: ignore[arg-type]
     for seconds in (0, 10, 189, 2, 500):
         clock[0] += seconds
         page.renew()

@@ -16,9 +16,10 @@ from ganlab.bench.fit import peak_of
 from ganlab.commands.trace import trace_recipe
 from ganlab.compare import plan
 from ganlab.compare.plan import Variant, carry_out, make_plan
+from ganlab.limits import Limits
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
-from ganlab.session import Limits, start
+from ganlab.session import start
 from ganlab.speed.graphs import Graphs
 
 SETTINGS = ("ema={}", "evaluate_every=2")

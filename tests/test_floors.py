@@ -20,6 +20,8 @@ FLOORS = """
     commands
     checking
     session
+    words ending
+    limits live_page
     bench report failures
     engine
     iteration

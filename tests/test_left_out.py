@@ -11,6 +11,7 @@ from PIL import Image
 from ganlab import session
 from ganlab.commands.apply import evaluate_folder
 from ganlab.commands.score import score_files
+from ganlab.limits import Limits
 from ganlab.recipe.model import load_recipe
 from ganlab.report.model import Arm
 from ganlab.report.statistics import interval
@@ -19,7 +20,7 @@ from ganlab.runs.folder import RunFolder
 from ganlab.runs.means import is_better, left_out, means, means_of_all, told
 from ganlab.runs.reading import Log
 from ganlab.runs.records import read_run
-from ganlab.session import Limits
+from ganlab.words import summary
 
 NAN, INF = math.nan, math.inf
 OURS = {"a": {"psnr": 30.0}, "b": {"psnr": INF}, "c": {"psnr": 20.0}}
@@ -161,9 +162,9 @@ def test_a_flat_image_and_odd_figures_spoil_nothing(
     assert first["evaluation/figure"] is None
     err = capsys.readouterr().err
     assert "left out of the means: psnr_y, psnr_rgb, hf_ratio, lr_psnr: 1 of 4 images" in err
-    summary = session.summary(folder)
-    assert "left out of the means" in summary
-    assert "nan" not in summary.replace("not finite", "")
+    told = summary(folder)
+    assert "left out of the means" in told
+    assert "nan" not in told.replace("not finite", "")
     record = read_run(folder.path)
     assert record.best.iteration == 4
 

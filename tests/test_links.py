@@ -16,9 +16,10 @@ from ganlab.cli import main
 from ganlab.errors import printable
 from ganlab.files import whole
 from ganlab.images.files import write_png
+from ganlab.limits import Limits
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.links import plain_runs
-from ganlab.session import Limits, start
+from ganlab.session import start
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 SECRET = b"SECRET"

@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from ganlab import engine, iteration
 from ganlab.bench import data_share
 from ganlab.cli import main
+from ganlab.limits import Limits
 from ganlab.monitoring.loading import data_words
 from ganlab.recipe.model import load_recipe
-from ganlab.session import Limits, start
+from ganlab.session import start
 
 SLOW = """
 from ganlab import Plugin, hookimpl

@@ -15,20 +15,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from training import build
 
-from ganlab import assembly, session
+from ganlab import assembly, ending, session
 from ganlab.checkpoint import checkpoints_of, read_checkpoint
 from ganlab.errors import Diverged, RecipeError
 from ganlab.failures import replay
 from ganlab.guard import flag_of, is_sound, left_out_where
 from ganlab.iteration import iterate
+from ganlab.limits import Limits
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.journal import Journal
 from ganlab.runs.reading import Log
-from ganlab.session import Limits
 from ganlab.speed.graphs import Graphs
 from ganlab.state import state_of
+from ganlab.words import summary
 
 POISON = '''\
 import torch
@@ -198,7 +199,7 @@ def all_finite(folder: RunFolder) -> bool:
     return len(numbers) > 1000 and all(map(math.isfinite, numbers))
 
 
-def digest(run: session.Run) -> str:
+def digest(run: Run) -> str:
     """Of networks with their buffers, and of optimizers."""
     found = hashlib.sha256()
     for part in (run.G, run.D, run.G_optimizer, run.D_optimizer):
@@ -222,7 +223,7 @@ def test_a_run_that_stops_leaves_nothing_on_the_disk_that_is_not_finite(
     where: str, value: str, poisoned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = replay.Cause(2, "not looked for")
-    monkeypatch.setattr(session, "find_cause", lambda *_: found)
+    monkeypatch.setattr(ending, "find_cause", lambda *_: found)
     folder, code = run(poisoned, at(where, value))
     assert code == 3
     assert checkpoints_of(folder.checkpoints) == [1]
@@ -259,7 +260,7 @@ def test_a_skipped_step_changes_no_weight_no_buffer_and_no_optimizer(
 def test_a_number_that_no_step_made_is_not_skipped(
     where: str, value: str, poisoned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "find_cause", lambda *args: replay.Cause(2, args[3].what))
+    monkeypatch.setattr(ending, "find_cause", lambda *args: replay.Cause(2, args[3].what))
     folder, code = run(poisoned, at(where, value), "on_nonfinite=skip")
     assert code == 3
     assert "not finite" in folder.read_status()["message"]
@@ -281,7 +282,7 @@ def test_skipped_steps_are_counted_and_told_and_more_than_the_limit_in_a_row_sto
     assert "iteration 2, step 1 of D: D/poison is not finite" in told[0]["sentence"]
     lines = list(Log(folder.stats))
     assert [line["iteration"] for line in lines if "nonfinite/D" in line] == [2, 3]
-    assert "skipped: 2 steps of D" in session.summary(folder)
+    assert "skipped: 2 steps of D" in summary(folder)
     assert all_finite(folder)
 
     folder, code = run(poisoned, at("penalty", "nan", until=4), *skip)
@@ -321,7 +322,7 @@ def test_a_run_goes_back_and_on_with_other_random_numbers_and_tells_it(
     told = list(Log(folder.verdicts))
     assert [(line["iteration"], line["times"]) for line in told] == [(4, 1), (4, 2)]
     assert "step 1 of G: G/poison is not finite; it comes from poison" in told[0]["sentence"]
-    assert "rolled back: 2 times" in session.summary(folder)
+    assert "rolled back: 2 times" in summary(folder)
     assert list(Log(folder.timing))[-1]["iteration"] == 5
     assert all_finite(folder)
     plain, _ = run(poisoned, at("loss", "nan", lives=0), *back)

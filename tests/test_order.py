@@ -12,9 +12,10 @@ from torch import nn
 from ganlab.assembly import assemble
 from ganlab.errors import RecipeError
 from ganlab.iteration import iterate
+from ganlab.limits import Limits
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
-from ganlab.session import Limits, start
+from ganlab.session import start
 
 CPU = torch.device("cpu")
 GAME = """\

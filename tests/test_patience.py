@@ -31,7 +31,7 @@ RISES_ONCE = (1, 3, 2, 3, 2.5, 9)  # equal is not better
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ganlab.session.Page.write", lambda page: None)  # half of the time
+    monkeypatch.setattr("ganlab.live_page.Page.write", lambda page: None)  # half of the time
     (tmp_path / "scripted.py").write_text(SCRIPT)
     return tmp_path
 

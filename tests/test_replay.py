@@ -8,10 +8,11 @@ import torch
 
 from ganlab import session
 from ganlab.failures import replay
+from ganlab.limits import Limits
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.folder import RunFolder
-from ganlab.session import Limits
 from ganlab.soundness import weights_are_finite
+from ganlab.words import summary
 
 PLANT = '''\
 from pydantic import PrivateAttr
@@ -270,7 +271,7 @@ def test_the_summary_tells_the_cause_once_also_after_an_earlier_verdict(tmp_path
     known = {"iteration": 6, "of": 10, "message": "iteration 6: G/bad is not finite"}
     for verdict in ("D exploded from iteration 3", f"training exploded at {known['message']}"):
         folder.write_status("diverged", **known, verdicts=[verdict])
-        assert session.summary(folder).count(known["message"]) == 1
+        assert summary(folder).count(known["message"]) == 1
 
 
 def test_no_more_than_the_limit_is_taken_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from ganlab import system
+from ganlab.limits import Limits
 from ganlab.recipe.model import load_recipe
-from ganlab.session import Limits, start
+from ganlab.session import start
 
 REAL_OPEN = os.open
 

@@ -356,7 +356,7 @@ def test_an_error_of_ganlabs_own_code_says_so_with_its_traceback(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fault("nowhere", "KeyError", since=0)
-    monkeypatch.setattr("ganlab.session._announce", lambda *given: {}["beta"])
+    monkeypatch.setattr("ganlab.session.announce", lambda *given: {}["beta"])
     result = ganlab("run", "t.toml", "--name", "ours")
     assert result.exit_code == 1
     assert "Traceback" in result.stderr and "KeyError: 'beta'" in result.stderr

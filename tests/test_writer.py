@@ -15,10 +15,11 @@ from ganlab import checkpoint, engine
 from ganlab.assembly import assemble
 from ganlab.generator_weights import Weights
 from ganlab.iteration import iterate
+from ganlab.limits import Limits
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.journal import Journal
 from ganlab.runs.writer import Writer
-from ganlab.session import Limits, start
+from ganlab.session import start
 from ganlab.state import state_of
 
 

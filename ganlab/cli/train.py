@@ -94,13 +94,14 @@ def run(
     Example: ganlab run recipes/wgan_gp.toml --set gradient_penalty.weight=5 --seed 1
     """
     from ganlab import session
+    from ganlab.limits import Limits
     from ganlab.recipe.model import load_recipe, resolved
 
     _refuse_idle(resumed, name, continues, accept_data)
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     loaded = load_recipe(recipe, overrides)
-    limits = session.Limits(max_iterations, max_time)
+    limits = Limits(max_iterations, max_time)
     if dry_run:
         from ganlab.assembly import assemble
         from ganlab.speed.device import pick_device
@@ -167,10 +168,11 @@ def resume(
     Example: ganlab resume runs/wgan_gp-1 --iterations 40000 --set adam.learning_rate=1e-5
     """
     from ganlab import session
+    from ganlab.limits import Limits
 
     if iterations is not None:
         overrides = (*overrides, f"iterations={iterations}")
-    limits = session.Limits(max_iterations, max_time)
+    limits = Limits(max_iterations, max_time)
     _report(*session.resume(run_folder, device, limits, accept_data, overrides))
 
 
@@ -255,17 +257,19 @@ def _refuse_idle(resumed: str | None, name: str | None, continues: bool, accepts
 
 def _report(folder: Any, code: int) -> None:
     """Print the result of a run and the next command to type, and exit."""
-    from ganlab import session
+    from ganlab.ending import DIVERGED, DONE
+    from ganlab.runs.folder import enlarges
     from ganlab.stopping import INTERRUPTED, SIGTERMED
+    from ganlab.words import summary
 
-    click.echo(session.summary(folder))
+    click.echo(summary(folder))
     resumable = code in (SIGTERMED, INTERRUPTED)
     if resumable or folder.read_status().get("state") == "stopped":
         next_is("resume", folder.path)
-    elif code == session.DONE and session.enlarges(folder):
+    elif code == DONE and enlarges(folder):
         next_is("upscale", folder.path, "IMAGE")
-    elif code == session.DONE:
+    elif code == DONE:
         next_is("report", folder.path)
-    elif code == session.DIVERGED:
+    elif code == DIVERGED:
         next_is("check", folder.recipe)
     sys.exit(code)

@@ -15,11 +15,10 @@ from ganlab.monitoring.blame import described
 from ganlab.plugin import Plugin
 from ganlab.recipe.discovery import find_plugin, installed
 from ganlab.recipe.file import did_you_mean
-from ganlab.runs.folder import RunFolder
+from ganlab.runs.folder import RunFolder, enlarges
 from ganlab.runs.links import plain_runs
 from ganlab.runs.record import check_recipe, read_record
 from ganlab.schedule import Schedule
-from ganlab.session import enlarges
 from ganlab.terminal import Terminal
 
 # the kind of a plugin is that of the first hook in this list that it implements

@@ -21,12 +21,12 @@ from ganlab.requirements import providers
 from ganlab.run import Run
 from ganlab.runs.folder import (
     RunFolder,
+    enlarges,
     open_run_folder,
     read_json,
     read_tables,
     recorded_hooks,
 )
-from ganlab.session import enlarges
 from ganlab.speed.device import pick_device
 
 _MAKES = {"make_generator"}

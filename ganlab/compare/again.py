@@ -6,14 +6,16 @@ from pathlib import Path
 
 from ganlab.compare.data import DataNow
 from ganlab.compare.difference import difference, hashes, side, side_of
+from ganlab.ending import UNHEALTHY
 from ganlab.errors import GanlabError, RecipeError
+from ganlab.limits import Limits
 from ganlab.recipe.model import Recipe, resolved
 from ganlab.runs.data_changes import check_ended
 from ganlab.runs.folder import RunFolder, open_run_folder, plugin_record
 from ganlab.runs.links import plain_runs
 from ganlab.runs.reading import read_json
 from ganlab.runs.record import read_record
-from ganlab.session import UNHEALTHY, Limits, resume, start
+from ganlab.session import resume, start
 from ganlab.speed.device import pick_device
 
 MOST_CHANGES = 5  # named in a message

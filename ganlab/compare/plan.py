@@ -21,7 +21,9 @@ import torch
 
 from ganlab.bench.cost import estimate
 from ganlab.compare.data import DataNow
+from ganlab.ending import DIVERGED, DONE, FAILED, UNHEALTHY
 from ganlab.errors import GanlabError, RecipeError
+from ganlab.limits import Limits
 from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.runs.data import Data, as_opened, differences
 from ganlab.runs.environment import code_digest
@@ -29,15 +31,7 @@ from ganlab.runs.folder import RunFolder, plugin_record, read_data
 from ganlab.runs.links import plain_runs
 from ganlab.runs.reading import read_json
 from ganlab.runs.record import check_recipe, read_record
-from ganlab.session import (
-    DIVERGED,
-    DONE,
-    FAILED,
-    UNHEALTHY,
-    Limits,
-    resume,
-    start,
-)
+from ganlab.session import resume, start
 from ganlab.speed.device import devices, pick_device, release_memory
 from ganlab.stopping import SIGTERMED, Stopped, exit_code, heard, heeding, held
 from ganlab.system import interrupt

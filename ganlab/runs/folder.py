@@ -235,6 +235,12 @@ def is_complete(folder: RunFolder) -> bool:
     return isinstance(manifest.get("data"), dict) and all(isinstance(s, list) for s in shapes)
 
 
+def enlarges(folder: RunFolder) -> bool:
+    """Whether a run's generator makes images from images; in a toy problem it does not."""
+    manifest = read_json(folder.manifest)
+    return all(len(manifest.get(name, ())) == 3 for name in ("condition_shape", "real_shape"))
+
+
 def complete_record(folder: RunFolder, about: dict[str, Any], data: Data) -> None:
     """Add to the manifest what is known once the data are read; the record is complete then.
 
