@@ -26,7 +26,7 @@ from ganlab.report.model import Arm
 from ganlab.report.tables import compare
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.journal import Journal
-from ganlab.runs.reading import LOGS
+from ganlab.runs.reading import OBJECTS, LOGS
 from ganlab.runs.records import read_run
 from ganlab.session import start
 from ganlab.words import summary
@@ -121,6 +121,13 @@ def damaged(content: bytes, log: bool) -> Iterator[bytes]:
     head, _, tail = content.partition(b"\n") if log else (content, b"", b"")
     for value in wrong_values(json.loads(head or b"{}")):
         yield json.dumps(value).encode() + b"\n" + tail
+
+
+def test_every_value_of_a_record_is_checked_when_it_is_read(template: Path) -> None:
+    told_elsewhere = {"recipe", "recipe_text", "changes"}  # by runs/record.py, with its own checks
+    for name in ("status.json", "manifest.json"):
+        written = set(json.loads((template / name).read_text()))
+        assert written - told_elsewhere <= set(OBJECTS[name])
 
 
 @pytest.mark.parametrize("name", RECORDS)

@@ -96,7 +96,7 @@ LOGS: dict[str, Check] = {
 }
 """By the name of a .jsonl file: the kind of its lines."""
 
-_OBJECTS: dict[str, dict[str, Check]] = {
+OBJECTS: dict[str, dict[str, Check]] = {
     "status.json": {
         "state": is_text,
         "iteration": is_count,
@@ -106,12 +106,16 @@ _OBJECTS: dict[str, dict[str, Check]] = {
         "best": maybe(lambda v: isinstance(v, list) and len(v) == 2 and all(map(is_number, v))),
         "scores": table(maybe(is_number)),
         "bicubic": table(maybe(is_number)),
+        "left_out": table(listed(is_text)),
+        "skipped": table(is_count),
+        "rolled_back": is_count,
         "verdicts": listed(is_text),
         "exit_code": maybe(is_count),
         "message": is_text,
         "logs": table(lambda v: isinstance(v, list) and len(v) == 2 and is_count(v[0])),
     },
     "manifest.json": {
+        "id": is_text,
         "versions": table(is_text),
         "packages": table(is_text),
         "plugins": table(_is_plugin),
@@ -140,7 +144,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not fault and not isinstance(found, dict):
         fault = "it holds no table"
     if not fault:
-        checks = _OBJECTS.get(path.name, {})
+        checks = OBJECTS.get(path.name, {})
         wrong = [key for key, check in checks.items() if key in found and not check(found[key])]
         fault = f"{wrong[0]} has a wrong value" if wrong else ""
     if fault:
