@@ -9,7 +9,7 @@ from ganlab.checkpoint import last_checkpoint
 from ganlab.disk import NotWritten
 from ganlab.errors import Diverged, OutOfMemory, PluginFailed
 from ganlab.failures.bundle import write_bundle
-from ganlab.failures.replay import Cause, find_cause
+from ganlab.failures.replay import Cause, find_cause, gone_back
 from ganlab.limits import Limits
 from ganlab.monitoring.verdicts import Verdict
 from ganlab.run import Eager, Run
@@ -17,7 +17,6 @@ from ganlab.runs.journal import NONFINITE, Journal
 from ganlab.stopping import Stopped
 
 DONE, FAILED, DIVERGED, UNHEALTHY = 0, 1, 3, 4
-ROLLED_BACK = -1  # no exit code: the next sitting follows at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +26,8 @@ class Ending:
     state: str
     code: int
     message: str = ""
+    following: Run | None = None
+    """The run as it goes on at once, from an earlier checkpoint; None when it does not."""
 
 
 def failed(run: Run, journal: Journal, error: BaseException) -> Ending:
@@ -54,7 +55,7 @@ def diverged(run: Run, journal: Journal, limits: Limits, noticed: Diverged) -> E
     run.iteration = cause.iteration  # what came after it counts for nothing
     more = _keep_bundle(journal, cause)
     if run.recipe.on_nonfinite == "roll back" and times < run.recipe.most_nonfinite:
-        return _rolled_back(run, journal, limits, cause, more)
+        return _rolled_back(run, journal, cause, more)
     verdict = Verdict("exploded", cause.iteration, f"training exploded at {cause}")
     if verdict.name not in journal.verdicts:
         journal.verdict(cause.iteration, verdict, "stop", **more)
@@ -86,10 +87,8 @@ def _keep_bundle(journal: Journal, cause: Cause) -> dict[str, Any]:
     return {"samples": bundle.samples, "bundle": path.name}
 
 
-def _rolled_back(
-    run: Run, journal: Journal, limits: Limits, cause: Cause, more: dict[str, Any]
-) -> Ending:
-    """Report that the run goes back to its newest checkpoint, and on with other random numbers."""
+def _rolled_back(run: Run, journal: Journal, cause: Cause, more: dict[str, Any]) -> Ending:
+    """Take the run back to its newest checkpoint, to go on with other random numbers."""
     times, most = run.progress.rolled_back + 1, run.recipe.most_nonfinite
     sentence = f"a number was not finite at {cause}"
     verdict = Verdict(NONFINITE, cause.iteration, sentence)
@@ -98,4 +97,5 @@ def _rolled_back(
         f"going back to the newest checkpoint, and on with other random numbers: {times} of at "
         f"most {most} times"
     )
-    return Ending("running", ROLLED_BACK)
+    earlier = gone_back(journal.folder, run.device, times, cause.iteration - 1)
+    return Ending("running", DONE, following=earlier)

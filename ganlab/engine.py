@@ -37,9 +37,9 @@ def train(
 ) -> str:
     """Iterate until the recipe's end or until `stop()` gives a reason, and save the state.
 
-    :param writer: writes files while training goes on. At the end it has written all and is closed.
     A run that was stopped before an evaluation that is due does it first.
 
+    :param writer: writes files while training goes on. At the end it has written all and is closed.
     :param stop: returns "" to go on, or a reason to stop. After "signal" the state and the weights
         for use are saved; after any other reason the generator is also evaluated. A signal in the
         middle of an evaluation leaves it, and the run ends with "signal" too.

@@ -11,10 +11,9 @@ import torch
 
 from ganlab.assembly import assemble
 from ganlab.checkpoint import checkpoints_of, load_checkpoint, owner_of
-from ganlab.ending import DONE, FAILED, ROLLED_BACK, UNHEALTHY, Ending, diverged, failed
+from ganlab.ending import DONE, FAILED, UNHEALTHY, Ending, diverged, failed
 from ganlab.engine import owes_evaluation, train
 from ganlab.errors import Diverged, RecipeError
-from ganlab.failures.replay import gone_back
 from ganlab.failures.telling import telling
 from ganlab.generator_weights import lost_best
 from ganlab.limits import Limits
@@ -184,14 +183,13 @@ def _complete_again(run: Run, folder: RunFolder) -> None:
 
 def _sit_to_the_end(run: Run, folder: RunFolder, limits: Limits) -> int:
     """One sitting, and the next one as often as the policy "roll back" takes the run back."""
-    while (code := _sit(run, folder, limits)) == ROLLED_BACK:
-        run = gone_back(folder, run.device, run.progress.rolled_back + 1, run.iteration - 1)
-        limits.run = run
+    while (ending := _sit(run, folder, limits)).following:
+        run = limits.run = ending.following
         restate(folder.path, run.iteration)
-    return code
+    return ending.code
 
 
-def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
+def _sit(run: Run, folder: RunFolder, limits: Limits) -> Ending:
     """Train until done or stopped, and write how it ended into status.json."""
     recipe = run.recipe
     images = recipe.batch_size * recipe.g_steps
@@ -219,10 +217,10 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> int:
     finally:
         journal.end()
         found = _so_far(run, journal)
-        code = None if ending.code == ROLLED_BACK else ending.code
+        code = None if ending.following else ending.code
         folder.write_last_status(ending.state, ending.message, exit_code=code, **found)
     page.write()
-    return ending.code
+    return ending
 
 
 def _train(

@@ -26,7 +26,7 @@ from ganlab.report.model import Arm
 from ganlab.report.tables import compare
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.journal import Journal
-from ganlab.runs.reading import OBJECTS, LOGS
+from ganlab.runs.reading import LOGS, OBJECTS
 from ganlab.runs.records import read_run
 from ganlab.session import start
 from ganlab.words import summary

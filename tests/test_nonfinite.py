@@ -342,6 +342,21 @@ def test_a_run_without_a_checkpoint_goes_back_to_its_start(poisoned: Path) -> No
     assert (told["iteration"], told["action"]) == (2, "roll back")
 
 
+def test_an_error_while_a_run_goes_back_is_how_it_ended(
+    poisoned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(*_: object) -> Run:
+        raise RecipeError("0000002.pt: cannot be read")
+
+    monkeypatch.setattr(ending, "gone_back", unread)
+    with pytest.raises(RecipeError, match="cannot be read"):
+        run(poisoned, at("real", "inf"), "on_nonfinite=roll back")
+    (path,) = (poisoned.parent / "runs").iterdir()
+    status = RunFolder(path).read_status()
+    assert (status["state"], status["exit_code"]) == ("failed", 1)
+    assert "cannot be read" in status["message"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
