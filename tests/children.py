@@ -14,6 +14,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 METHODS = multiprocessing.get_all_start_methods()
@@ -36,9 +37,9 @@ def _begin(
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:0] = [str(cwd), *environment.get("PYTHONPATH", "").split(os.pathsep)]
-    for number, name in enumerate(output, 1):
+    for descriptor, name in enumerate(output, 1):
         file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, number)
+        os.dup2(file, descriptor)
     function(*arguments)
 
 
@@ -49,8 +50,14 @@ def _ganlab(*arguments: str) -> None:
     main()
 
 
+def _end(process: BaseProcess, folder: Path) -> None:
+    if process.is_alive():  # its test has failed
+        process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 class Child:
-    """A command at work; methods as of `subprocess.Popen`.
+    """A command at work, killed with its object; methods as of `subprocess.Popen`.
 
     :param function: what to call with the arguments instead of `ganlab`.
     """
@@ -64,13 +71,13 @@ class Child:
     ) -> None:
         self.args = [*map(str, arguments)]
         self._folder = Path(tempfile.mkdtemp())
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         output = [str(self._folder / name) for name in ("stdout", "stderr")]
         self._process = CONTEXT.Process(
             target=_begin,
             args=(function, tuple(self.args), cwd, dict(os.environ) | environment, output),
         )
         self._process.start()
+        weakref.finalize(self, _end, self._process, self._folder)
 
     @property
     def pid(self) -> int:
