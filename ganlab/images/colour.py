@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image
 
 Bytes = NDArray[np.uint8]
 
@@ -89,6 +89,8 @@ def conversion(profile: bytes, channels: int) -> Conversion:
     :raises ProfileError: when the profile is damaged, or is not for such pixels.
     :raises ImportError: when Pillow was built without LittleCMS.
     """
+    from PIL import ImageCms  # imported late, for few pictures have a profile
+
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = source.profile.xcolor_space.strip()
@@ -128,6 +130,8 @@ def _measured(name: str, transform: Any, mode: str, channels: int) -> Conversion
 
 
 def _applied(transform: Any, pixels: Bytes) -> Bytes:
+    from PIL import ImageCms
+
     mode = {1: "L", 3: "RGB", 4: "CMYK"}[pixels.shape[2]]
     flat = np.ascontiguousarray(pixels[:, :, 0] if mode == "L" else pixels)
     height, width = flat.shape[:2]
