@@ -10,6 +10,7 @@ from ganlab.disk import NotWritten
 from ganlab.errors import Diverged, OutOfMemory, PluginFailed
 from ganlab.failures.bundle import write_bundle
 from ganlab.failures.replay import Cause, find_cause, gone_back
+from ganlab.generator_weights import lost_best
 from ganlab.limits import Limits
 from ganlab.monitoring.verdicts import Verdict
 from ganlab.run import Eager, Run
@@ -98,4 +99,6 @@ def _rolled_back(run: Run, journal: Journal, cause: Cause, more: dict[str, Any])
         f"most {most} times"
     )
     earlier = gone_back(journal.folder, run.device, times, cause.iteration - 1)
+    if fault := lost_best(earlier, journal.folder.weights("best")):
+        journal.say(fault)
     return Ending("running", DONE, following=earlier)

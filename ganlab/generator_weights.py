@@ -1,5 +1,6 @@
 """A generator's weights as a file, for `eval`, `upscale` and other tools."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,13 @@ def lost_best(run: Run, file: Path) -> str:
         f"{file}: the best generator, of iteration {best:,}, is lost ({fault}); the next better "
         "one takes its place"
     )
+
+
+def drop_later(file: Path, iteration: int) -> None:
+    """Remove weights of a later iteration: they are of no iteration of a run that went back."""
+    with suppress(OddFile):
+        if iteration_in(read_safetensors(file)[1]) > iteration:
+            file.unlink()
 
 
 def _check_shapes(network: nn.Module, path: Path) -> None:

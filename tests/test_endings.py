@@ -443,6 +443,16 @@ def test_a_killed_run_is_told_from_a_running_one_and_who_runs_it_is_said(tiny: P
     assert listed(run.parent) == "killed"
 
 
+@posix
+def test_a_run_that_was_killed_before_its_first_step_is_told_so(tiny: Path) -> None:
+    child = begun(tiny, "run", tiny, *LONG, at="check_recipe")
+    (run,) = (tiny.parent / "runs").iterdir()
+    assert listed(run.parent) == "running"
+    child.kill()
+    child.wait()
+    assert listed(run.parent) == read_run(run).state == "killed"
+
+
 def test_weights_that_are_older_than_the_run_say_so(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from ganlab import assembly, ending, session
 from ganlab.checkpoint import checkpoints_of, read_checkpoint
 from ganlab.errors import Diverged, RecipeError
 from ganlab.failures import replay
+from ganlab.generator_weights import weights_of, write_weights
 from ganlab.guard import flag_of, is_sound, left_out_where
 from ganlab.iteration import iterate
 from ganlab.limits import Limits
@@ -340,6 +341,15 @@ def test_a_run_without_a_checkpoint_goes_back_to_its_start(poisoned: Path) -> No
     assert code == 0
     (told,) = list(Log(folder.verdicts))
     assert (told["iteration"], told["action"]) == (2, "roll back")
+
+
+def test_weights_of_an_iteration_that_a_run_went_back_from_are_not_kept(poisoned: Path) -> None:
+    folder, _ = run(poisoned, "iterations=4", "checkpoint_every=2", "evaluate_every=9")
+    made = assembly.assemble(load_recipe(folder.recipe), torch.device("cpu"))
+    for made.iteration in (2, 3):
+        write_weights(weights_of(made, made.G), folder.weights("best"))
+        earlier = replay.gone_back(folder, made.device, 1, 3)
+        assert (earlier.iteration, folder.weights("best").exists()) == (2, made.iteration == 2)
 
 
 def test_an_error_while_a_run_goes_back_is_how_it_ended(

@@ -24,6 +24,7 @@ from ganlab.checkpoint import (
 from ganlab.errors import Diverged
 from ganlab.failures.bundle import Bundle
 from ganlab.failures.examination import Examination
+from ganlab.generator_weights import drop_later
 from ganlab.iteration import iterate
 from ganlab.monitoring.calls import is_finite
 from ganlab.recipe.model import load_recipe
@@ -96,7 +97,7 @@ def gone_back(folder: RunFolder, device: torch.device, times: int, iterations: i
     """The run as it was at its newest planned checkpoint, or else at its start.
 
     A checkpoint that a stop has left between two planned ones does not count, so that a run that
-    was stopped equals one that was not. Later checkpoints are deleted.
+    was stopped equals one that was not. Later checkpoints are deleted, and a later best generator.
 
     :param times: how often the run went back, which decides about its random numbers from there on.
     :param iterations: how many of its iterations are sound.
@@ -109,6 +110,7 @@ def gone_back(folder: RunFolder, device: torch.device, times: int, iterations: i
     else:
         for number in kept:
             delete_checkpoint(folder.checkpoints, number)
+    drop_later(folder.weights("best"), run.iteration)
     run.progress.rolled_back = times
     return run
 

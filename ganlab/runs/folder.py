@@ -226,6 +226,7 @@ def _record_beginning(folder: RunFolder, recipe: Recipe, about: dict[str, Any]) 
     text = resolved(recipe)
     write_text(folder.recipe, text)
     write_json(folder.manifest, {"id": new_id(), **about, **of_recipe(text)})
+    write_text(folder.status, _status_text("running", iteration=0, of=recipe.iterations))
 
 
 def is_complete(folder: RunFolder) -> bool:
