@@ -32,6 +32,8 @@ SLIPS = [
     ("count of zero", "iterations = 4", "iterations = 0", 1, ["at least 1"]),
     ("negative count", "d_steps = 1", "d_steps = -1", 3, ["at least 0"]),
     ("no iterations at all", "iterations = 4\n", "", None, ["'iterations' is missing"]),
+    ("a count that would take days", "d_steps = 1", "d_steps = 100_000", 3, ["at most 1000"]),
+    ("images that would take days", "num_images = 2", "num_images = 1_000_000_000", 6, ["at most"]),
     ("unknown precision", "d_steps = 1", 'precision = "fp16"', 3, ["precision", "'bfloat16'"]),
     ("nan", "weight = 1.0", "weight = nan", 12, ["not a finite number"]),
     ("infinity", "weight = 10.0", "weight = inf", 11, ["not a finite number"]),

@@ -53,9 +53,9 @@ class Recipe(BaseModel):
     """How many iterations the run has; there are no epochs."""
     batch_size: int = Field(16, ge=1)
     """Samples in each step's batch."""
-    d_steps: int = Field(1, ge=0, le=10**6)
+    d_steps: int = Field(1, ge=0, le=1000)
     """Discriminator updates an iteration; 0 trains without a discriminator."""
-    g_steps: int = Field(1, ge=1, le=10**6)
+    g_steps: int = Field(1, ge=1, le=1000)
     """Generator updates an iteration, each on a fresh batch."""
     first: Literal["discriminator", "generator"] = "discriminator"
     """Which network takes its step first. "generator" (ESRGAN's code): one step each on one batch,

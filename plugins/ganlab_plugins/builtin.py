@@ -48,7 +48,7 @@ class Builtin(Plugin):
     """Side of a training crop in pixels (HR)."""
     leaves_share: float = Field(0.5, ge=0, le=1)
     """Share of the crops that come from dead leaves, in 0..1; the rest are of photographs."""
-    num_leaves: int = Field(48, ge=1)
+    num_leaves: int = Field(48, ge=1, le=10_000)
     """Dead leaves images of 320 x 320 pixels; painted once, about 50 ms each."""
     flips: bool = True
     """Mirror half of the crops."""

@@ -34,7 +34,7 @@ class C2ST(Plugin):
     patch: int = Field(16, ge=4, le=32)
     """Side of a patch in pixels."""
 
-    num_patches: int = Field(2000, ge=20)
+    num_patches: int = Field(2000, ge=20, le=100_000)
     """Patches of SR, and as many of HR; one half is for the fit, one for the test (n of them)."""
 
     @hookimpl

@@ -38,7 +38,7 @@ class DeadLeaves(Plugin):
     pixels without any (0.7 %) show one bottom leaf.
     """
 
-    num_images: int = Field(48, ge=1)
+    num_images: int = Field(48, ge=1, le=10_000)
     """Images to cut crops from; painted once, about 50 ms each, then kept in the cache folder."""
     size: int = Field(320, ge=16)
     """Side of these images in pixels."""

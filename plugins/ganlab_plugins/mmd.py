@@ -38,7 +38,7 @@ class MMD(Plugin):
     num_patches: int = Field(300, ge=10, le=5000)
     """Patches of SR, and as many of HR; time and memory grow with the square of the number."""
 
-    num_permutations: int = Field(199, ge=19)
+    num_permutations: int = Field(199, ge=19, le=100_000)
     """Random relabellings; the smallest possible p-value is 1 / (num_permutations + 1)."""
 
     @hookimpl

@@ -29,7 +29,7 @@ class SpectralNorm(Plugin):
     first_and_last: bool = True
     """Normalise the first and the last layer too; Real-ESRGAN's U-Net does not."""
 
-    num_power_iterations: int = Field(1, ge=1)
+    num_power_iterations: int = Field(1, ge=1, le=100)
     """Steps of power iteration at each forward pass in training."""
 
     @hookimpl(wrapper=True)
