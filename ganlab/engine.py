@@ -83,7 +83,8 @@ class Loop:
         while (
             not reason
             and run.iteration < recipe.iterations
-            and not (reason := self.out_of_patience() or stop())
+            # a first iteration is always taken: a run that has one can be stopped, saved and used
+            and not (reason := self.out_of_patience() or (stop() if run.iteration else ""))
         ):
             began = perf_counter()
             losses = self.iterate()

@@ -114,6 +114,13 @@ def test_a_signal_ends_a_run_saved_and_with_weights_of_where_it_stopped(
     assert "next: ganlab resume runs/r" in child.stderr
 
 
+def test_a_run_that_is_stopped_as_it_begins_takes_one_iteration_and_keeps_it(tiny: Path) -> None:
+    run = trained(tiny, called_off=lambda: True)
+    status = status_of(run)
+    assert (status["state"], status["iteration"]) == ("stopped", 1)
+    assert last_checkpoint(run / "checkpoints") == weights_are_of(run) == 1
+
+
 @posix
 @pytest.mark.parametrize("words", [["run"], ["check"], ["bench"], ["compare", "other.toml"]])
 def test_a_command_is_left_before_training_begins(tiny: Path, words: list[str]) -> None:

@@ -87,8 +87,8 @@ def test_training_does_not_wait_for_the_disk(tiny: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("ganlab.engine.write_checkpoint", slow)
 
     def called_off() -> bool:
-        asked.append(len(asked))  # before each iteration
-        if asked[-1] == 3:  # the checkpoint of iteration 2 is on its way
+        asked.append(len(asked))  # before each iteration but the first
+        if asked[-1] == 2:  # the checkpoint of iteration 2 is on its way
             at_work.append((list(began), list(ended)))
             gate.set()
         return False
