@@ -107,4 +107,4 @@ def test_the_command_tells_every_change_and_exits_1_only_when_asked(
 def test_what_is_neither_recipe_nor_run_is_refused(tiny: Path) -> None:
     result = CliRunner().invoke(main, ["diff", str(tiny), str(tiny.parent / "nothing")])
     assert result.exit_code == 2
-    assert "neither a recipe file nor a run folder" in result.stderr
+    assert "not a run folder" in result.stderr

@@ -9,11 +9,13 @@ import click
 
 from ganlab.cli.options import (
     FiniteRange,
+    RecipeOrRun,
     device_option,
     json_option,
     next_is,
     print_found,
     print_json,
+    run_argument,
     runs_option,
     set_option,
     trust_code_option,
@@ -74,9 +76,9 @@ def comparison_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("arms", nargs=-1, required=True, metavar="RECIPE_OR_RUN...")
+@click.argument("arms", nargs=-1, required=True, metavar="RECIPE_OR_RUN...", type=RecipeOrRun())
 @comparison_options
-def compare(arms: tuple[str, ...], **options: Any) -> None:
+def compare(arms: tuple[Path, ...], **options: Any) -> None:
     """Compare recipes, or runs, on the same crops, noise and seeds, with intervals.
 
     The first is the baseline. Each recipe is run once per seed. Runs that exist are used: an
@@ -114,8 +116,8 @@ def ablate(recipe: Path, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("good", metavar="GOOD")
-@click.argument("bad", metavar="BAD")
+@click.argument("good", metavar="GOOD", type=RecipeOrRun())
+@click.argument("bad", metavar="BAD", type=RecipeOrRun())
 @click.option("--seeds", default="0..2", show_default=True, help="As 0..2, or 0,2,5; at least two.")
 @set_option
 @click.option("--figure", help="The evaluation figure; default: the recipe's best_metric.")
@@ -125,7 +127,7 @@ def ablate(recipe: Path, **options: Any) -> None:
 @plan_option
 @trust_code_option
 @json_option
-def bisect(good: str, bad: str, as_json: bool, **options: Any) -> None:
+def bisect(good: Path, bad: Path, as_json: bool, **options: Any) -> None:
     """Find the change between two recipes or runs that makes a figure worse.
 
     Applies the changes from GOOD to BAD step by step, halving what is left, with paired seeds.
@@ -144,14 +146,14 @@ def bisect(good: str, bad: str, as_json: bool, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("run_folder", metavar="RUN")
+@run_argument
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     help="The page; default: report.html in the run.",
 )
-def report(run_folder: str, output: Path | None) -> None:
+def report(run_folder: Path, output: Path | None) -> None:
     """Write the page of one run: scores, curves, gradients, health, pictures, environment.
 
     The page is one file; it loads no scripts or pictures from elsewhere. A run writes its page at

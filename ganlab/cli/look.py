@@ -7,6 +7,7 @@ import click
 
 from ganlab.cli.options import (
     Duration,
+    RecipeOrRun,
     device_option,
     json_option,
     next_is,
@@ -20,12 +21,12 @@ from ganlab.errors import RecipeError
 
 
 @click.command()
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", type=RecipeOrRun())
+@click.argument("b", type=RecipeOrRun())
 @click.option("--exit-code", is_flag=True, help="Exit with 1 when there is a difference.")
 @trust_code_option
 @json_option
-def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
+def diff(a: Path, b: Path, exit_code: bool, as_json: bool) -> None:
     """List the differences between two recipes or runs: values, plugins and their code.
 
     Between two runs, the versions, the device and the code of ganlab are compared too.

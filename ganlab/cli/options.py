@@ -128,6 +128,31 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class RunReference(click.ParamType):
+    """A run: its path, its name, the beginning of its name, or @last; becomes its folder."""
+
+    name = "run"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        from ganlab.runs.reference import find_run
+
+        return value if isinstance(value, Path) else find_run(str(value))
+
+
+class RecipeOrRun(click.ParamType):
+    """A recipe file, or a run as in `RunReference`; becomes the path of the file or folder."""
+
+    name = "recipe_or_run"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        from ganlab.runs.reference import find_recipe_or_run
+
+        return find_recipe_or_run(value)
+
+
+run_argument = click.argument("run_folder", metavar="RUN", type=RunReference())
+
+
 def check_device(
     context: click.Context, parameter: click.Parameter, name: str | None
 ) -> str | None:

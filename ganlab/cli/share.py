@@ -11,13 +11,14 @@ from ganlab.cli.options import (
     json_option,
     next_is,
     print_found,
+    run_argument,
     set_option,
     trust_code_option,
 )
 
 
 @click.command()
-@click.argument("run_folder", metavar="RUN")
+@run_argument
 @click.option(
     "-o",
     "--output",
@@ -26,7 +27,7 @@ from ganlab.cli.options import (
     help="The file; default: the run's name and .zip. An existing file is not overwritten.",
 )
 @click.option("--weights", is_flag=True, help="Put in the generator's weights too.")
-def pack(run_folder: str, output: Path | None, weights: bool) -> None:
+def pack(run_folder: Path, output: Path | None, weights: bool) -> None:
     """Pack a run into one file for another person, who can then verify it.
 
     The file holds the resolved recipe, the manifest, the versions of all packages, the digests of

@@ -12,6 +12,7 @@ from ganlab.cli.options import (
     json_option,
     next_is,
     print_json,
+    run_argument,
     run_command,
     runs_option,
     set_option,
@@ -111,9 +112,11 @@ def run(
         next_is(*run_command(recipe, overrides))
     elif resumed:
         from ganlab.compare.again import check_same_recipe
+        from ganlab.runs.reference import find_run
 
-        check_same_recipe(loaded, resumed, f"--resume {resumed}")
-        _report(*session.resume(resumed, device, limits, accept_data))
+        begun = find_run(resumed, parent)
+        check_same_recipe(loaded, begun, f"--resume {resumed}")
+        _report(*session.resume(begun, device, limits, accept_data))
     elif continues:
         from ganlab.compare.again import run_or_continue
 
@@ -126,7 +129,7 @@ def run(
 
 
 @click.command()
-@click.argument("run_folder", metavar="RUN")
+@run_argument
 @device_option
 @max_iterations_option
 @max_time_option
@@ -146,7 +149,7 @@ def run(
 @accept_data_option
 @trust_code_option
 def resume(
-    run_folder: str,
+    run_folder: Path,
     device: str,
     max_iterations: int | None,
     max_time: float | None,
@@ -177,7 +180,7 @@ def resume(
 
 
 @click.command()
-@click.argument("run_folder", metavar="RUN")
+@run_argument
 @click.argument("iteration", type=click.IntRange(min=0), required=False)
 @click.option(
     "--prune", is_flag=True, help="Delete damaged ones and those that the recipe does not keep."
@@ -192,7 +195,7 @@ def resume(
 )
 @json_option
 def checkpoints(
-    run_folder: str,
+    run_folder: Path,
     iteration: int | None,
     prune: bool,
     keep: int | None,

@@ -9,13 +9,14 @@ from ganlab.cli.options import (
     json_option,
     next_is,
     print_json,
+    run_argument,
     trust_code_option,
     weights_option,
 )
 
 
 @click.command("eval")
-@click.argument("run_folder", metavar="RUN")
+@run_argument
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="A folder of HR images."
 )
@@ -23,7 +24,7 @@ from ganlab.cli.options import (
 @device_option
 @trust_code_option
 @json_option
-def evaluate(run_folder: str, data: Path, weights: str, device: str, as_json: bool) -> None:
+def evaluate(run_folder: Path, data: Path, weights: str, device: str, as_json: bool) -> None:
     """Score a run's generator, and bicubic for comparison, on a folder of images.
 
     The images are degraded as in training. The scores: PSNR and SSIM on the Y channel (BT.601,
@@ -90,7 +91,7 @@ def score(
 
 
 @click.command()
-@click.argument("run_folder", metavar="RUN")
+@run_argument
 @click.argument(
     "images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
@@ -121,7 +122,7 @@ def score(
 @device_option
 @trust_code_option
 def upscale(
-    run_folder: str,
+    run_folder: Path,
     images: tuple[Path, ...],
     output: Path,
     overwrite: bool,

@@ -23,7 +23,7 @@ from ganlab.runs.means import left_out, means_of_all, told
 from ganlab.terminal import Terminal
 
 
-def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str, Any]:
+def evaluate_folder(run: Path | str, data: Path, weights: str, device: str) -> dict[str, Any]:
     """Score every image of a folder, enlarged by the generator and by bicubic, and take the means.
 
     "set" has the figures that plugins of the recipe compute from all the images together. It is
@@ -64,7 +64,7 @@ def evaluate_folder(run: str, data: Path, weights: str, device: str) -> dict[str
         "bicubic": _figures(loaded, generator, of_sets, by_bicubic),
     }
     found = {"images": rows, "mean": mean, "left_out": without, "set": figures}
-    return {"run": run, "data": str(data), "scale": loaded.scale, **found}
+    return {"run": str(run), "data": str(data), "scale": loaded.scale, **found}
 
 
 def _figures(

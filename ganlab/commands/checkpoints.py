@@ -23,7 +23,7 @@ from ganlab.runs.folder import RunFolder, open_run_folder
 from ganlab.terminal import Terminal
 
 
-def describe_checkpoints(run: str) -> list[dict[str, Any]]:
+def describe_checkpoints(run: Path | str) -> list[dict[str, Any]]:
     """Each checkpoint of a run, the oldest first.
 
     :returns: "iteration", "file", "bytes", "written" (local time), "sound".
@@ -33,7 +33,9 @@ def describe_checkpoints(run: str) -> list[dict[str, Any]]:
     return [_described(folder, number) for number in checkpoints_of(folder.checkpoints)]
 
 
-def prune_checkpoints(run: str, newest: int | None, every: int | None) -> list[dict[str, Any]]:
+def prune_checkpoints(
+    run: Path | str, newest: int | None, every: int | None
+) -> list[dict[str, Any]]:
     """Delete the checkpoints that are not kept, and the damaged ones; returns the deleted ones.
 
     :param newest, every: in the place of the recipe's `keep` and `keep_every`.
@@ -47,7 +49,7 @@ def prune_checkpoints(run: str, newest: int | None, every: int | None) -> list[d
         every = recipe.keep_every if every is None else every
     with folder.lock():
         folder.remove_stale()
-        found = describe_checkpoints(run)
+        found = describe_checkpoints(folder.path)
         sound = [one["iteration"] for one in found if one["sound"]]
         if found and not sound:
             raise GanlabError(
@@ -60,7 +62,7 @@ def prune_checkpoints(run: str, newest: int | None, every: int | None) -> list[d
     return gone
 
 
-def inspect_checkpoint(run: str, iteration: int) -> dict[str, Any]:
+def inspect_checkpoint(run: Path | str, iteration: int) -> dict[str, Any]:
     """What a checkpoint holds. No code of the file is run.
 
     :returns: what `describe_checkpoints` says of it, and "progress"; "networks": {name: {key:
@@ -125,7 +127,7 @@ def _optimizer(state: dict[str, Any]) -> dict[str, Any]:
     return {"options": groups, "state": values}
 
 
-def show_list(found: list[dict[str, Any]], run: str) -> None:
+def show_list(found: list[dict[str, Any]], run: Path | str) -> None:
     """Print what `describe_checkpoints` returns."""
     console = Terminal(soft_wrap=True)
     if not found:

@@ -171,10 +171,8 @@ def toml(value: Any) -> str:
 
 def describe_runs(parent: Path) -> list[dict[str, Any]]:
     """Each run folder under a folder: name, how it ended, iteration, last scores."""
-    folders = plain_runs(parent)
-    folders.sort(key=lambda path: (path / "recipe.toml").stat().st_mtime)
     found = []
-    for path in folders:
+    for path in plain_runs(parent):
         status = RunFolder(path).read_status() | _changes(path)
         found.append({"run": str(path), "state": status.get("state", "unknown"), **status})
     return found

@@ -47,7 +47,7 @@ class Photograph:
 
 
 def upscale_files(
-    run: str,
+    run: Path | str,
     images: Iterable[Path],
     output: Path,
     tile: int,

@@ -81,7 +81,7 @@ class Bisection:
     reused: int = 0
 
 
-def bisect_recipes(good: str, bad: str, options: dict[str, Any]) -> Bisection | None:
+def bisect_recipes(good: Path | str, bad: Path | str, options: dict[str, Any]) -> Bisection | None:
     """`ganlab bisect`: plan, then run recipes between the two until the change is found.
 
     :param options: those of the command line.

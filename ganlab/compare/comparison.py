@@ -22,13 +22,14 @@ from ganlab.report.model import Arm, Comparison
 from ganlab.report.tables import compare
 from ganlab.runs.data import digests
 from ganlab.runs.records import RunRecord, read_run
+from ganlab.runs.reference import names_recipe
 from ganlab.speed.device import devices, pick_device
 
 Outcome = tuple[Comparison, Path] | Needs | None
 """What a comparison gives: tables and page; of a plan alone the seeds needed, if asked for."""
 
 
-def compare_arms(arguments: Sequence[str], options: dict[str, Any]) -> Outcome:
+def compare_arms(arguments: Sequence[Path | str], options: dict[str, Any]) -> Outcome:
     """`ganlab compare`: plan, run, compare, and write the page.
 
     :param options: those of the command line.
@@ -182,7 +183,7 @@ def say(line: str) -> None:
 
 
 def arms_of(
-    arguments: Sequence[str], overrides: tuple[str, ...]
+    arguments: Sequence[Path | str], overrides: tuple[str, ...]
 ) -> tuple[list[Variant], list[Arm], list[str]]:
     """The recipes among the arguments, the arms made of run folders, and all names in order.
 
@@ -194,7 +195,7 @@ def arms_of(
     runs: dict[str, list[RunRecord]] = {}
     order: list[str] = []  # names of recipes and keys of run folders
     for argument in arguments:
-        if Path(argument).suffix == ".toml":
+        if names_recipe(argument):
             variants.append(Variant(Path(argument).stem, Path(argument), overrides))
             order.append(variants[-1].name)
         else:
@@ -225,7 +226,7 @@ def arms_of(
     return variants, list(arms.values()), named
 
 
-def can_be_compared(arguments: Sequence[str]) -> bool:
+def can_be_compared(arguments: Sequence[Path | str]) -> bool:
     """Whether `ganlab compare` takes these recipes and runs as two arms or more."""
     try:
         return len(arms_of(arguments, ())[2]) > 1

@@ -11,7 +11,7 @@ from typing import Any
 import tomlkit
 
 from ganlab.compare.data import DataNow
-from ganlab.errors import GanlabError, RecipeError
+from ganlab.errors import GanlabError
 from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.report.model import Change, Group
 from ganlab.requirements import CHAINED
@@ -25,6 +25,7 @@ from ganlab.runs.folder import (
 )
 from ganlab.runs.reading import read_json
 from ganlab.runs.record import read_record
+from ganlab.runs.reference import names_recipe
 from ganlab.speed.device import pick_device
 
 
@@ -60,9 +61,8 @@ def side(argument: Path | str, overrides: Iterable[str] = ()) -> Side:
     :param overrides: `key=value` strings, as given to `--set`.
     :raises RecipeError: when the argument is neither, or the recipe is wrong.
     """
-    path = Path(argument)
-    if path.suffix == ".toml" and not path.is_dir():
-        return side_of(load_recipe(path, overrides))
+    if names_recipe(argument):
+        return side_of(load_recipe(argument, overrides))
     folder = open_run_folder(argument)
     manifest = read_json(folder.manifest)
 
@@ -197,10 +197,6 @@ def check_two(a: Path | str, b: Path | str, overrides: Iterable[str] = ()) -> tu
     :param overrides: `key=value` strings for both, as given to `--set`.
     :raises RecipeError: naming the argument that is neither a recipe nor a run.
     """
-    for argument in (a, b):
-        path = Path(argument)
-        if path.suffix != ".toml" and not (path / "recipe.toml").is_file():
-            raise RecipeError(f"{argument}: neither a recipe file nor a run folder")
     one, other = side(a, overrides), side(b, overrides)
     for each in (one, other):
         if each.environment is not None and not each.data:

@@ -26,6 +26,7 @@ from ganlab.runs.data import Data, digests
 from ganlab.runs.links import FOLDERS, check_plain
 from ganlab.runs.reading import read_json, tell_once
 from ganlab.runs.record import check_recipe, new_id, of_recipe, read_record
+from ganlab.runs.reference import find_run
 from ganlab.system import is_running
 
 _DATA = TypeAdapter(Data)
@@ -258,19 +259,17 @@ def complete_record(folder: RunFolder, about: dict[str, Any], data: Data) -> Non
 
 
 def open_run_folder(path: Path | str, edited: bool = False) -> RunFolder:
-    """Open the folder of a run, given as a path or as a name under runs/.
+    """Open the folder of a run: a `Path` is the folder itself, a text is a reference to it.
 
     :param edited: whether the run's recipe.toml may have been edited; what it says is not believed.
     :raises RecipeError: when it is not a run folder, a link is in it, or its recipe.toml was edited
         by hand.
     """
-    for candidate in (Path(path), Path("runs") / path):
-        if (candidate / "recipe.toml").is_file():
-            check_plain(candidate)
-            if not edited:
-                check_recipe(candidate)
-            return RunFolder(candidate)
-    raise RecipeError(f"{path}: not a run folder (it has no recipe.toml); `ganlab runs` lists them")
+    folder = find_run(path)
+    check_plain(folder)
+    if not edited:
+        check_recipe(folder)
+    return RunFolder(folder)
 
 
 def _claim(made: Path, parent: Path, name: str | None, stem: str) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ganlab.errors import GanlabError, RecipeError, printable
+from ganlab.runs.reference import runs_in
 
 FOLDERS = ("checkpoints", "samples", "pictures")
 """The folders in a run folder that ganlab reads and writes."""
@@ -36,17 +37,15 @@ def check_plain(run: Path) -> None:
 
 
 def plain_runs(parent: Path) -> list[Path]:
-    """The run folders in a folder, sorted by name; those that `check_plain` refuses are told."""
+    """The runs of `runs_in`, without those that `check_plain` refuses; these are told."""
     found = []
-    for file in sorted(parent.glob("*/recipe.toml")) if parent.is_dir() else []:
-        if file.parent.name.startswith("."):  # a run that is just being made
-            continue
+    for folder in runs_in(parent):
         try:
-            check_plain(file.parent)
+            check_plain(folder)
         except GanlabError as error:
             print(f"left out: {error}", file=sys.stderr)
         else:
-            found.append(file.parent)
+            found.append(folder)
     return found
 
 
