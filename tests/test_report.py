@@ -4,6 +4,7 @@ import base64
 import hashlib
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +18,9 @@ from ganlab.report.charts import BOTTOM, HEIGHT, LEFT, MOST_POINTS, TOP, Axis, c
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.page import render
 from ganlab.report.statistics import Interval
-from ganlab.report.tables import compare
-from ganlab.report.wording import shown
-from ganlab.runs.records import Series, read_run
+from ganlab.report.tables import bicubic_of, compare
+from ganlab.report.wording import shown, shown_alone
+from ganlab.runs.records import RunRecord, Series, read_run
 
 
 class Page(HTMLParser):
@@ -105,6 +106,78 @@ def test_every_section_that_the_contents_name_is_there(page: Page) -> None:
     assert links == ids
     assert {"#health", "#scores", "#curves", "#losses", "#gradients", "#monitors", "#images",
             "#pictures", "#recipes", "#environment", "#plane"} <= ids  # fmt: skip
+
+
+def test_a_page_begins_with_crops_then_scores_then_curves(page: Page) -> None:
+    sections = [a["id"] for t, a in page.tags if t == "section"]
+    assert sections == [
+        "pictures", "scores", "images", "plane", "curves", "losses", "gradients", "monitors",
+        "health", "recipes", "environment",
+    ]  # fmt: skip
+
+
+def test_bicubic_stands_beside_the_figures_of_a_run_and_of_a_comparison(compared: Path) -> None:
+    record = read_run(compared / "runs" / "plain-1")
+    mean = record.status["bicubic"]["psnr_y"]
+    comparison = compare("one", [Arm("one", (record,))])
+    assert {t.view for t in comparison.tables} == {
+        "last checkpoint, 12 iterations", f"best checkpoint, {record.best.iteration} iterations"
+    }  # fmt: skip
+    assert comparison.tables[0].bicubic == pytest.approx(mean)
+    text = re.sub(r"\s+", " ", Page(render(comparison)).text)
+    psnr = record.last.figures["psnr_y"]
+    assert f"psnr_y ↑{shown_alone(mean)}{shown_alone(psnr)}" in text.replace("\xa0", " ")
+    assert re.search(f"bicubic +{shown_alone(mean)}", (compared / "output.txt").read_text())
+    both = compare("two", [Arm("one", (record,)), Arm("two", (record,))])
+    assert f"bicubic{shown_alone(mean)}" in Page(render(both)).text
+
+
+def test_bicubic_of_another_degradation_stands_beside_no_mean(compared: Path) -> None:
+    record = read_run(compared / "runs" / "plain-1")
+    other = {image: scores | {"psnr_y": 20.0} for image, scores in record.bicubic.items()}
+    arms = [Arm("one", (record,)), Arm("two", (replace(record, bicubic=other),))]
+    assert bicubic_of(arms[1:], "psnr_y", lambda r: r.last) == 20
+    assert bicubic_of(arms, "psnr_y", lambda r: r.last) is None
+    assert bicubic_of(arms, "ssim_y", lambda r: r.last) is not None
+    assert bicubic_of(arms, "nothing", lambda r: r.last) is None
+
+
+def test_every_chart_of_a_score_of_images_has_the_line_of_bicubic(page: Page) -> None:
+    lines = [a for t, a in page.tags if t == "line" and a["class"] == "level bicubic"]
+    assert len(lines) == 6  # PSNR and SSIM of luma and of RGB, hf_ratio, lr_psnr
+
+
+def test_a_level_line_lies_inside_its_chart_also_where_the_curve_is_far() -> None:
+    chart = curves("x", "", [Arm("a", ())], [[series([10, 11])]], 30)
+    assert chart
+    assert chart.bicubic
+    assert TOP < chart.bicubic.y < HEIGHT - BOTTOM
+    assert chart.bicubic.y < chart.lines[0].marks[0].y  # higher on the page
+
+
+def test_a_run_with_one_evaluation_is_a_point_that_is_seen(compared: Path) -> None:
+    record = read_run(compared / "runs" / "plain-1")
+    one, two = (replace(record, evaluations=record.evaluations[:n]) for n in (1, 2))
+
+    def points(*runs: RunRecord) -> list[str]:
+        page = Page(render(compare("x", [Arm("x", runs)])))
+        of_curves = page.tags[page.tags.index(("section", {"id": "curves"})) :]
+        return [a["r"] or "" for t, a in of_curves if t == "circle" and a["class"] == "dot arm0"]
+
+    figures = len(record.evaluations[0].figures)
+    assert points(one) == ["5"] * figures
+    assert points(two) == []
+    assert sorted(points(one, one)) == ["3"] * 2 * figures + ["5"] * figures
+    seeds_differ = sorted(points(one, two))
+    assert seeds_differ == ["3"] * figures + ["5"] * figures  # their mean is one point too
+
+
+def test_a_verdict_stands_at_the_head_of_a_page(compared: Path) -> None:
+    record = read_run(compared / "runs" / "plain-1")
+    verdict = {"iteration": 4, "name": "dead", "since": 2, "sentence": "D is dead.", "action": "-"}
+    page = render(compare("x", [Arm("x", (replace(record, verdicts=[verdict]),))]))
+    head = page[: page.index("<main>")]
+    assert 'D is dead. <a href="#health">Verdict on failed training</a>' in head
 
 
 def test_headings_come_in_order_and_every_picture_has_a_text(page: Page) -> None:
@@ -259,8 +332,6 @@ def test_numbers_for_people() -> None:
 
 def test_a_name_that_is_no_text_does_not_end_a_page(compared: Path) -> None:
     """A file name that is not UTF-8 comes as lone surrogates."""
-    from dataclasses import replace
-
     record = read_run(next((compared / "runs").glob("plain-*")))
     page = render(compare("\udcff", [Arm("caf\udce9", (replace(record, crops=[]),))]))
     page.encode()

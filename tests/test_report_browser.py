@@ -12,6 +12,7 @@ from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 OPTIONS = (
@@ -49,7 +50,8 @@ def page(driver: WebDriver, compared: Path) -> WebDriver:
 TRANSFORMS = """
 return [...document.querySelectorAll('.row img')].map(image => {
   const m = new DOMMatrix(getComputedStyle(image).transform);
-  return [m.a, m.e / image.offsetWidth, m.f / image.offsetHeight].map(n => n.toFixed(3)).join(' ');
+  const box = image.parentElement.getBoundingClientRect(); // offsetWidth is rounded
+  return [m.a, m.e / box.width, m.f / box.height].map(n => n.toFixed(3)).join(' ');
 });
 """
 
@@ -124,8 +126,8 @@ def test_a_wheel_scrolls_the_page_until_a_picture_is_zoomed(page: WebDriver) -> 
     place = "return window.scrollY"
     top = page.execute_script(place)
     wheel = ScrollOrigin.from_element(view)
-    ActionChains(page).scroll_from_origin(wheel, 0, -200).perform()
-    WebDriverWait(page, 5).until(lambda _: page.execute_script(place) < top - 198)  # smoothly
+    ActionChains(page).scroll_from_origin(wheel, 0, 200).perform()
+    WebDriverWait(page, 5).until(lambda _: page.execute_script(place) > top + 198)  # smoothly
     view.send_keys("+")
     top, (before,) = page.execute_script(place), transforms(page)
     ActionChains(page).scroll_from_origin(ScrollOrigin.from_element(view), 0, -100).perform()
@@ -142,7 +144,15 @@ def test_a_finger_scrolls_the_page_over_pictures(page: WebDriver) -> None:
     assert page.execute_script(ways)[0] == "none"
 
 
+def slide(page: WebDriver) -> WebElement:
+    """Open the slider of the first image."""
+    slider = page.find_element(By.CSS_SELECTOR, ".slider")
+    slider.find_element(By.TAG_NAME, "summary").click()
+    return slider
+
+
 def test_dragging_on_the_pair_moves_its_cut_and_zoom_holds_there_too(page: WebDriver) -> None:
+    slide(page)
     pair = page.find_element(By.CSS_SELECTOR, ".slider .pair")
     drag = ActionChains(page).move_to_element(pair).click_and_hold()
     for _ in range(4):
@@ -174,7 +184,7 @@ def test_arrows_move_a_zoomed_picture_and_0_shows_the_whole(page: WebDriver) -> 
 
 
 def test_the_slider_moves_the_cut_and_shows_the_chosen_pictures(page: WebDriver) -> None:
-    slider = page.find_element(By.CSS_SELECTOR, ".slider")
+    slider = slide(page)
     over = slider.find_element(By.CSS_SELECTOR, ".over")
     top = slider.find_element(By.CSS_SELECTOR, ".top")
     cut = "return getComputedStyle(arguments[0]).clipPath"
@@ -237,6 +247,7 @@ return e.tagName + ' ' + (e.className.baseVal ?? e.className);
 
 
 def test_the_keyboard_alone_reaches_links_pictures_and_slider(page: WebDriver) -> None:
+    slide(page)
     page.find_element(By.TAG_NAME, "body").click()
     reached = set()
     for _ in range(150):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,11 @@ class Line:
     path: str
     marks: tuple[Mark, ...] = ()
 
+    @property
+    def is_point(self) -> bool:
+        """Whether it has one place only, and so no length that could be seen."""
+        return " " not in self.path
+
 
 @dataclass(frozen=True, slots=True)
 class Whisker:
@@ -64,6 +69,8 @@ class Chart:
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...] = ()
     whiskers: tuple[Whisker, ...] = ()
+    bicubic: Mark | None = None
+    """The right end of a level line at the figure of bicubic interpolation."""
 
 
 class Axis:
@@ -106,11 +113,16 @@ def number(value: float) -> str:
 
 
 def curves(
-    title: str, unit: str, arms: Sequence[Arm], series: Sequence[list[Series]]
+    title: str,
+    unit: str,
+    arms: Sequence[Arm],
+    series: Sequence[list[Series]],
+    bicubic: float | None = None,
 ) -> Chart | None:
     """Chart of a figure over iterations: thin lines for seeds, a bold one for an arm's mean.
 
     :param series: for each arm, one series per seed; missing ones are left out.
+    :param bicubic: the same figure of bicubic interpolation, where it has one.
     """
     every = [one for several in series for one in several if len(one.values)]
     if not every:
@@ -119,25 +131,23 @@ def curves(
     values = values[np.isfinite(values)]
     if not len(values):
         return None
+    values = values if bicubic is None else np.append(values, bicubic)
     log = bool((values > 0).all() and values.max() / 300 > values.min())
     x = Axis([0, *(int(one.iterations[-1]) for one in every)], LEFT, WIDTH - RIGHT)
     y = Axis(values, HEIGHT - BOTTOM, TOP, log)
     lines: list[Line] = []
     for number_of_arm, several in enumerate(series):
+        name = arms[number_of_arm].name
         shown = [_thinned(one) for one in several if len(one.values)]
         if len(shown) > 1:
-            lines += [Line(number_of_arm, False, _path(_places(one, x, y))) for one in shown]
+            lines += [_line(number_of_arm, False, one, f"{name}, a seed", x, y) for one in shown]
         if mean := _mean(several):
-            mean = _thinned(mean)
-            lines.append(
-                Line(
-                    number_of_arm,
-                    True,
-                    _path(_places(mean, x, y)),
-                    _marks(mean, arms[number_of_arm].name, x, y),
-                )
-            )
-    return Chart(title, "iteration", unit, x.ticks(), y.ticks(), tuple(lines))
+            lines.append(_line(number_of_arm, True, _thinned(mean), name, x, y))
+    lines = [line for line in lines if line.path]
+    level = None
+    if bicubic is not None:
+        level = Mark(WIDTH - RIGHT, y(bicubic), f"bicubic: {bicubic:.5g}")
+    return Chart(title, "iteration", unit, x.ticks(), y.ticks(), tuple(lines), bicubic=level)
 
 
 def plane(
@@ -180,6 +190,13 @@ def series_of(record: RunRecord, name: str) -> Series | None:
         return None
     iterations, values = zip(*pairs, strict=True)
     return Series(np.array(iterations), np.array(values, float))
+
+
+def _line(arm: int, bold: bool, one: Series, name: str, x: Axis, y: Axis) -> Line:
+    """A curve; the mean of an arm tells its values, and so does a single point."""
+    line = Line(arm, bold, _path(_places(one, x, y)))
+    told = bold or line.is_point
+    return replace(line, marks=_marks(one, name, x, y)) if told else line
 
 
 def _mean(several: Sequence[Series]) -> Series | None:

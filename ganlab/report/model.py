@@ -56,6 +56,8 @@ class Table:
     """"equal iterations, 1,400", "equal training time, 93 s", "best checkpoint of each run"."""
     higher_is_better: bool | None
     rows: tuple[Row, ...]
+    bicubic: float | None = None
+    """The same figure of bicubic interpolation; None where it is unknown, or not one for all."""
 
 
 @dataclass(frozen=True, slots=True)

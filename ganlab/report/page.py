@@ -16,12 +16,15 @@ from markupsafe import Markup
 from ganlab import __version__
 from ganlab.report.charts import Chart, curves, plane, series_of
 from ganlab.report.model import Comparison, Row, Table
-from ganlab.report.wording import decimals, shown
+from ganlab.report.statistics import Interval
+from ganlab.report.tables import bicubic_of
+from ganlab.report.wording import decimals, shown, shown_alone
 from ganlab.runs.means import means
 from ganlab.runs.pictures import read_picture
 from ganlab.runs.records import RunRecord
 
 MOST_PICTURES = 8
+SHOWN_AT_ONCE = 4  # of them; a click shows the others
 Section = tuple[str, str, str, list[Chart]]  # id, title, explanation, charts
 TITLES = {"lr": "LR", "bicubic": "bicubic", "hr": "original"}
 
@@ -64,7 +67,10 @@ def render(comparison: Comparison) -> str:
         several=len(comparison.arms) > 1,
         views=_views(comparison),
         bars={(t.view, t.figure): _bars(t) for t in comparison.tables},
+        side_by_side=_side_by_side(comparison),
         shown=shown,
+        shown_alone=shown_alone,
+        shown_at_once=SHOWN_AT_ONCE,
         size=lambda value: "" if value is None else f"{value:.{decimals(value)}f}",
         look=_look,
         arm_names=[arm.name for arm in comparison.arms],
@@ -133,12 +139,12 @@ def _of_one_run(record: RunRecord) -> str:
 def _contents(
     comparison: Comparison, sections: Sequence[Section], of_plane: bool, pictures: bool
 ) -> list[tuple[str, str]]:
-    found = [("health", "Health"), ("scores", "Scores")]
+    found = [("pictures", "Crops")] if pictures else []
+    found += [("scores", "Scores")]
+    found += [("images", "Image by image")] if comparison.images else []
     found += [("plane", "Distortion and detail")] if of_plane else []
     found += [(section[0], section[1]) for section in sections]
-    found += [("images", "Image by image")] if comparison.images else []
-    found += [("pictures", "Crops")] if pictures else []
-    return [*found, ("recipes", "Recipes"), ("environment", "Environment")]
+    return [*found, ("health", "Health"), ("recipes", "Recipes"), ("environment", "Environment")]
 
 
 def _seeds(comparison: Comparison) -> str:
@@ -152,6 +158,14 @@ def _views(comparison: Comparison) -> list[tuple[str, list[Table]]]:
     for table in comparison.tables:
         views.setdefault(table.view, []).append(table)
     return list(views.items())
+
+
+def _side_by_side(comparison: Comparison) -> list[tuple[Table, list[Interval | None]]]:
+    """Each figure of the first arm, with its value in every view."""
+    views = _views(comparison)
+    values = {(t.view, t.figure): t.rows[0].value for t in comparison.tables}
+    first = views[0][1] if views else []
+    return [(t, [values.get((view, t.figure)) for view, _ in views]) for t in first]
 
 
 def _bars(table: Table) -> list[dict[str, float] | None]:
@@ -197,7 +211,10 @@ def _curves(comparison: Comparison) -> Iterator[Section]:
             ]
             prefix, _, rest = name.partition("/")
             title = name if prefix in ("D", "G") else f"{kind} {rest}".strip()
-            found.append(curves(title, "", comparison.arms, of_arms))
+            level = None
+            if prefix == "evaluation":
+                level = bicubic_of(comparison.arms, rest, lambda record: record.last)
+            found.append(curves(title, "", comparison.arms, of_arms, level))
         return [chart for chart in found if chart]
 
     def prefixed(*prefixes: str) -> list[str]:

@@ -93,7 +93,11 @@ def _views(arms: Sequence[Arm]) -> Iterator[tuple[str, Chosen]]:
     of_time = _at_equal_time(arms, whole) if len(arms) > 1 else None
     if of_time and any(of_time[1](record) is not first[1](record) for record in evaluated):
         yield of_time
-    yield "best checkpoint of each run", lambda r: r.best if r.counts else None
+    only = evaluated[0].best if len(evaluated) == 1 else None
+    name = (
+        f"best checkpoint, {only.iteration:,} iterations" if only else "best checkpoint of each run"
+    )
+    yield name, lambda r: r.best if r.counts else None
 
 
 def _at_equal_iterations(whole: Sequence[RunRecord]) -> tuple[str, Chosen]:
@@ -165,7 +169,7 @@ def _table(figure: str, view: str, arms: Sequence[Arm], chosen: Chosen) -> Table
         rows = [replace(rows[0], words="")]
     for arm, mine in zip(arms[1:], values[1:], strict=True):
         rows.append(_row(arm.name, mine, baseline, higher))
-    return Table(figure, view, higher, tuple(rows))
+    return Table(figure, view, higher, tuple(rows), bicubic_of(arms, figure, chosen))
 
 
 def _row(
@@ -197,12 +201,32 @@ def values_of(arms: Sequence[Arm], figure: str, chosen: Chosen) -> list[dict[int
     When the means of these runs are over different images, since a score was not finite somewhere,
     they are taken again over the images that all runs have.
     """
-    records = [record for arm in arms for record in arm.runs]
-    behind = [r.behind(e, figure).keys() for r in records if (e := chosen(r))]
-    behind = [images for images in behind if images]
-    shared = set.intersection(*map(set, behind)) if behind else set()
+    behind = _behind(arms, figure, chosen)
+    shared = set.intersection(*behind) if behind else set()
     again = shared if any(images != shared for images in behind) else set()
     return [by_seed(arm, figure, chosen, again) for arm in arms]
+
+
+def _behind(arms: Sequence[Arm], figure: str, chosen: Chosen) -> list[set[str]]:
+    """The images over which each run's figure is a mean; without runs whose figure is no mean."""
+    records = [record for arm in arms for record in arm.runs]
+    found = [set(r.behind(e, figure)) for r in records if (e := chosen(r))]
+    return [images for images in found if images]
+
+
+def bicubic_of(arms: Sequence[Arm], figure: str, chosen: Chosen) -> float | None:
+    """A figure of bicubic interpolation, the mean over the images of the runs' own means.
+
+    None where no run has it, and where the runs have different ones: those of another degradation.
+    """
+    behind = _behind(arms, figure, chosen)
+    images = sorted(set.intersection(*behind)) if behind else []
+    rows = [record.bicubic for arm in arms for record in arm.runs if record.bicubic]
+    scores = [[row.get(image, {}).get(figure, math.nan) for image in images] for row in rows]
+    found = [fmean(of_one) for of_one in scores if of_one]
+    # devices round differently
+    same = bool(found) and all(math.isclose(one, found[0], rel_tol=1e-4) for one in found)
+    return found[0] if same else None
 
 
 def by_seed(

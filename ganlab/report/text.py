@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rich.table import Table as RichTable
 
 from ganlab.report.model import Comparison, Cost, Table
-from ganlab.report.wording import decimals, narrowing, shown
+from ganlab.report.wording import decimals, narrowing, shown, shown_alone
 from ganlab.terminal import Terminal
 
 WIDTH = 160  # columns in a file or a pipe, which have no width of their own
@@ -54,6 +54,8 @@ def _scores(table: Table) -> RichTable:
     for row in table.rows:
         difference = shown(row.difference, signed=True) if row.difference else ""
         result.add_row(row.arm, shown(row.value), difference, row.words)
+    if table.bicubic is not None:
+        result.add_row("bicubic", shown_alone(table.bicubic), "", "")
     return result
 
 

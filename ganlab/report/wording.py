@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ganlab.report.model import Comparison, Row
-from ganlab.report.statistics import Interval
+from ganlab.report.statistics import Interval, interval
 
 
 def narrowing(row: Row) -> float | None:
@@ -25,6 +25,11 @@ def shown(value: Interval | None, signed: bool = False) -> str:
         return number.format(value.mean)
     low, high = number.format(value.low), number.format(value.high)
     return f"{number.format(value.mean)} [{low}, {high}]"
+
+
+def shown_alone(value: float) -> str:
+    """`28.21`: a figure that has no interval."""
+    return shown(interval([value]))
 
 
 def decimals(size: float) -> int:
