@@ -1,5 +1,6 @@
 """The public names, for `from ganlab import ...`. `__init__.py` reads this list."""
 
+from . import api as api
 from .errors import Diverged as Diverged, GanlabError as GanlabError, RecipeError as RecipeError
 from .images.files import (
     ImageError as ImageError,

@@ -1,7 +1,7 @@
 """Photographs enlarged several at once, files read and written beside it."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 from ganlab.cli import main
 from ganlab.commands import many, upscale
 from ganlab.commands.apply import evaluate_folder
-from ganlab.commands.upscale import upscale_files
+from ganlab.commands.upscale import jobs_of, upscale_files
 from ganlab.images import png, resampling
 from ganlab.images.files import ImageError, read_image, split_alpha, write_png
 from ganlab.images.png import Packed
@@ -51,8 +51,12 @@ def files(tmp_path: Path) -> list[Path]:
     return [tmp_path / f"{name}.png" for name in SIDES]
 
 
+def enlarging(trained: Path, files: list[Path], output: Path, tile: int) -> Iterator[str]:
+    return upscale_files(str(trained), jobs_of(files, output), output, tile, "last", "cpu")
+
+
 def enlarged(trained: Path, files: list[Path], output: Path, tile: int = 256) -> list[str]:
-    return list(upscale_files(str(trained), files, output, tile, "last", "cpu"))
+    return list(enlarging(trained, files, output, tile))
 
 
 def nearest(images: torch.Tensor) -> torch.Tensor:
@@ -113,7 +117,7 @@ def test_a_file_is_told_once_it_is_written(
     monkeypatch.setattr(upscale, "write_strips", full)
     lines = []
     with pytest.raises(ImageError, match=r"b\.png: cannot be written"):
-        for line in upscale_files(str(trained), files, tmp_path / "out", 256, "last", "cpu"):
+        for line in enlarging(trained, files, tmp_path / "out", 256):
             assert Path(line.partition(":")[0]).is_file()
             lines.append(line)
     assert len(lines) == 1
@@ -260,7 +264,7 @@ def test_a_fault_in_the_middle_of_a_picture_leaves_no_half_file(
     files = [tmp_path / "a.png", tmp_path / "b.png"]
     lines = []
     with pytest.raises(fault):
-        for line in upscale_files(str(trained), files, tmp_path / "out", 64, "last", "cpu"):
+        for line in enlarging(trained, files, tmp_path / "out", 64):
             lines.append(line)
     assert len(lines) == len(kept)
     assert [path.name for path in (tmp_path / "out").iterdir()] == kept

@@ -15,7 +15,7 @@ POINTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-
 
 # An import may only point down this list, or stay on its floor. A folder stands for its files.
 FLOORS = """
-    cli
+    cli api
     compare
     commands
     checking

@@ -140,10 +140,10 @@ def upscale(
 
     Example: ganlab upscale runs/wgan_gp-1 photo.jpg
     """
-    from ganlab.commands.upscale import upscale_files
+    from ganlab.commands.upscale import jobs_of, upscale_files
 
-    depth = int(bits) if bits else None
-    lines = upscale_files(run_folder, images, output, tile, weights, device, depth, overwrite)
+    depth, jobs = int(bits) if bits else None, jobs_of(images, output)
+    lines = upscale_files(run_folder, jobs, output, tile, weights, device, depth, overwrite)
     for line in lines:
         click.echo(line)
     next_is("eval", run_folder, "--data", "FOLDER")

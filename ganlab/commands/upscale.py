@@ -1,7 +1,7 @@
 """Enlarge photographs with a finished run."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,7 +48,7 @@ class Photograph:
 
 def upscale_files(
     run: Path | str,
-    images: Iterable[Path],
+    jobs: Sequence[Job],
     output: Path,
     tile: int,
     weights: str,
@@ -56,22 +56,21 @@ def upscale_files(
     bits: int | None = None,
     overwrite: bool = False,
 ) -> Iterator[str]:
-    """Enlarge image files and write them to a folder as PNG files; yields a line of text for each.
+    """Enlarge image files and write each as a PNG file; yields a line of text for each.
 
     A file keeps the colour profile of its image; CMYK becomes sRGB. A grey image stays grey; the
     generator is shown its plane three times, and the mean of its answer is the result. A file that
     is there already is passed over, so an interrupted batch goes on where it was. An image that
     cannot be read stops none of the others.
 
-    :param images: files, or folders of images, whose subfolders are kept.
+    :param jobs: from `jobs_of`.
+    :param output: the folder that it was given, for a message.
     :param bits: 8 or 16 for each value of the files; by default as many as the image has.
     :param overwrite: make files again that are there already.
-    :raises RecipeError: when two images would be written to one file, or an image to its own place.
     :raises GanlabError: after all others, when images could not be read; it names each.
     :raises ImageError: at once, when a file cannot be written.
     :raises OutOfMemory: with the advice to take smaller tiles.
     """
-    jobs = _jobs(images, output)
     loaded, generator, _ = load_for_use(run, weights, device)
     tile -= tile % MULTIPLE  # so that bands of colour and alpha have the same rows
     faults: list[GanlabError] = []
@@ -104,9 +103,10 @@ def upscale_files(
         raise GanlabError(together(title, faults))
 
 
-def _jobs(images: Iterable[Path], output: Path) -> list[Job]:
-    """The image files and the files to write. A folder stands for the images in it.
+def jobs_of(images: Iterable[Path], output: Path) -> list[Job]:
+    """The image files and the PNG files to write, all in one folder.
 
+    :param images: files, or folders of images, whose subfolders are kept.
     :raises RecipeError: when an image would replace another one or itself.
     """
     jobs: dict[str, Job] = {}

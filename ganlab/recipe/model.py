@@ -174,7 +174,20 @@ def load_recipe(file: Path | str, overrides: Iterable[str] = (), name: str = "")
     :param name: of this variant of the file; its runs get this name.
     :raises RecipeError: with file, line, fault and remedy.
     """
-    recipe, table = _begun(Path(file), overrides, name)
+    return _whole(*_begun(Path(file), overrides, name))
+
+
+def unused(recipe: Recipe) -> Recipe:
+    """The same recipe with new plugins. A plugin keeps state of its run, so it serves one run.
+
+    :raises RecipeError: as `load_recipe` does: a plugin file may have changed.
+    """
+    assert recipe._table is not None
+    return _whole(*_made(recipe._table, recipe.file, recipe._name))
+
+
+def _whole(recipe: Recipe, table: RecipeTable) -> Recipe:
+    """The recipe, with its plugins added."""
     entries = [_Entry(table, name) for name in _tables(table)]
     require_consent([entry.code for entry in entries if entry.code])
     for entry in entries:
@@ -270,7 +283,10 @@ def _settings(table: RecipeTable) -> Recipe:
 
 def _begun(file: Path, overrides: Iterable[str], name: str) -> tuple[Recipe, RecipeTable]:
     """A recipe without its plugins yet, and its table."""
-    table = read_recipe(file, overrides)
+    return _made(read_recipe(file, overrides), file, name)
+
+
+def _made(table: RecipeTable, file: Path, name: str) -> tuple[Recipe, RecipeTable]:
     recipe = _settings(table)
     recipe._file, recipe._name, recipe._table = file, name, table
     return recipe, table

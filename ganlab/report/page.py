@@ -34,7 +34,7 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(_own("page.html.j2"))
+    return environment.from_string(own("page.html.j2"))
 
 
 def render(comparison: Comparison) -> str:
@@ -45,7 +45,7 @@ def render(comparison: Comparison) -> str:
     pictures inside the page.
     """
     records = [run for arm in comparison.arms for run in arm.runs]
-    css, js = (_own(name) for name in ("page.css", "page.js"))
+    css, js = (own(name) for name in ("page.css", "page.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(css)}'; script-src '{_hash(js)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -83,7 +83,7 @@ def render(comparison: Comparison) -> str:
         environment=list(_environment(comparison)),
         folders=[(a.name, r.seed, r.folder.path, r.state) for a in comparison.arms for r in a.runs],
     )
-    return _visible(text)
+    return visible(text)
 
 
 def _look(arm: int) -> str:
@@ -91,7 +91,8 @@ def _look(arm: int) -> str:
     return "bicubic" if arm < 0 else f"arm{arm % 7}" + (" again" if arm > 6 else "")
 
 
-def _own(name: str) -> str:
+def own(name: str) -> str:
+    """The text of a file of this package."""
     return files("ganlab.report").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -100,7 +101,7 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(digest).decode()}"
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Make control characters visible, and marks that change the writing direction."""
     hidden = {*range(32), 127, *range(0x80, 0xA0), 0x200E, 0x200F, 0x2028, 0x2029}
     hidden |= {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
