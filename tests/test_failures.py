@@ -33,7 +33,7 @@ def names(folder: Path) -> list[str]:
     ],
 )
 def test_a_failure_gets_the_verdict_that_its_recipe_names(recipe: Path, tmp_path: Path) -> None:
-    expected = re.search(r"^# Verdict: (\w+)\.$", recipe.read_text(), re.MULTILINE)
+    expected = re.search(r"^# Reaches: the verdict (\w+)\.$", recipe.read_text(), re.MULTILINE)
     assert expected, "a recipe of the gallery says which verdict it must get"
     exit_code, folder = run(recipe, tmp_path)
     assert exit_code == (3 if recipe.stem == "unstable" else 0)

@@ -11,7 +11,7 @@ import sys
 import click
 
 from ganlab import __version__
-from ganlab.cli import compare, data, look, share, train, use
+from ganlab.cli import compare, data, look, recipes, share, train, use
 from ganlab.cli.options import Group, traceback_option
 
 
@@ -20,7 +20,7 @@ from ganlab.cli.options import Group, traceback_option
 def main() -> None:
     """Run GAN experiments that you can trust, mainly for super-resolution.
 
-    Begin with: ganlab run recipes/wgan_gp.toml
+    Begin with: ganlab run wgan_gp
     """
     # the import of torch makes a million objects that stay; the garbage collector would spend half
     # a second on examining them again and again
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 traceback_option(main)
-for module in (train, look, compare, use, share, data):
+for module in (train, look, compare, use, share, data, recipes):
     for name, command in vars(module).items():
         if isinstance(command, click.Command) and not name.startswith("_"):  # not of a group
             traceback_option(command)

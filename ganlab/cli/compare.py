@@ -85,7 +85,7 @@ def compare(arms: tuple[Path, ...], **options: Any) -> None:
     interrupted comparison continues, and one more seed costs one more run per recipe. Prints a
     table and writes one page. Exit code 1 when a run diverged or failed: it has no figures.
 
-    Example: ganlab compare recipes/wgan_gp.toml recipes/r3gan.toml --seeds 0..4
+    Example: ganlab compare wgan_gp r3gan --seeds 0..4
     """
     from ganlab.compare.comparison import compare_arms
 
@@ -108,7 +108,7 @@ def ablate(recipe: Path, **options: Any) -> None:
     variant is compared with the whole recipe, paired by seed. Exit code 1 when a run diverged or
     failed: it has no figures.
 
-    Example: ganlab ablate recipes/wgan_gp.toml --seeds 0..2 --plan
+    Example: ganlab ablate wgan_gp --seeds 0..2 --plan
     """
     from ganlab.compare.ablation import ablate_recipe
 

@@ -33,7 +33,7 @@ def diff(a: Path, b: Path, exit_code: bool, as_json: bool) -> None:
 
     Defaults count: a value that one recipe sets and the other has by default is no difference.
 
-    Example: ganlab diff recipes/wgan_gp.toml runs/wgan_gp-1
+    Example: ganlab diff wgan_gp runs/wgan_gp-1
     """
     from dataclasses import asdict
 
@@ -75,7 +75,7 @@ def explain(
 
     With a KEY, such as gradient_penalty.weight: show that value, its meaning and its limits.
 
-    Example: ganlab explain recipes/r3gan.toml adam
+    Example: ganlab explain r3gan adam
     """
     from ganlab.commands.explain import explain_recipe, show
 
@@ -112,7 +112,7 @@ def trace(
     A call inside another call is indented. ~ marks a plugin that changes the results of the other
     plugins; its time does not include theirs.
 
-    Example: ganlab trace recipes/wgan_gp.toml --iteration 1200
+    Example: ganlab trace wgan_gp --iteration 1200
     """
     from dataclasses import asdict
 
@@ -171,7 +171,7 @@ def bench(
     compared with the machine's measured ceilings. Trains for some seconds on the recipe's last
     iterations; stores nothing but the file of --trace.
 
-    Example: ganlab bench recipes/wgan_gp.toml --vs plain
+    Example: ganlab bench wgan_gp --vs plain
     """
     if (fit or cards) and (vs or trace_file or (fit and cards)):
         one, others = ("--fit", "--cards, ") if fit else ("--cards", "")

@@ -225,6 +225,6 @@ def run_command(recipe: Path, overrides: tuple[str, ...]) -> list[str]:
 def next_is(*arguments: object) -> None:
     """Print the command that a user may want next: `ganlab` with these arguments.
 
-    A word in capitals stands for the user's own: IMAGE, FOLDER, RECIPE, ANOTHER_RUN.
+    A word in capitals stands for the user's own: IMAGE, FOLDER, NAME, RECIPE, ANOTHER_RUN.
     """
     click.echo(f"next: {shlex.join(['ganlab', *map(str, arguments)])}", err=True)

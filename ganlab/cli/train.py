@@ -92,7 +92,7 @@ def run(
     without it the newest runs/<recipe>-<n> of this very recipe. When it has ended, nothing is
     trained, and the exit code is that of the run.
 
-    Example: ganlab run recipes/wgan_gp.toml --set gradient_penalty.weight=5 --seed 1
+    Example: ganlab run wgan_gp --set gradient_penalty.weight=5 --seed 1
     """
     from ganlab import session
     from ganlab.limits import Limits
@@ -238,7 +238,7 @@ def checkpoints(
 def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
     """Find everything that can be wrong, before any training, with tiny real steps.
 
-    Example: ganlab check recipes/wgan_gp.toml
+    Example: ganlab check wgan_gp
     """
     from ganlab.commands.check import check_recipe
 

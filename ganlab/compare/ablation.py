@@ -10,6 +10,7 @@ from ganlab.assembly import assemble
 from ganlab.compare.comparison import Outcome, carry_through
 from ganlab.compare.plan import Variant
 from ganlab.errors import RecipeError
+from ganlab.recipe.bundled import is_bundled
 from ganlab.recipe.file import did_you_mean
 from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.run import Run
@@ -50,7 +51,7 @@ def plan_ablation(
     :raises RecipeError: for a plugin or a key that is not in the recipe, or if there is nothing to
         compare.
     """
-    if file.is_dir():
+    if file.is_dir() and not is_bundled(file):
         raise RecipeError(f"{file}: is a folder; name a recipe, such as {file / 'recipe.toml'}")
     recipe = load_recipe(file, overrides)
     for name in without:

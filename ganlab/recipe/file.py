@@ -106,7 +106,7 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> RecipeTable:
     :raises RecipeError: with file and line, for every fault in the text itself.
     """
     table = RecipeTable(path)
-    for file, values, origins in _lineage(path):
+    for file, values, origins in lineage(path):
         if not isinstance(values.get("plugins", {}), dict):
             raise RecipeError(
                 f"{origins.get(('plugins',), Origin(file))}: plugins must be a table, [plugins]"
@@ -148,8 +148,11 @@ def _nearest(origins: dict[Key, Origin], key: Key) -> Origin | None:
     return next((origins[key[:n]] for n in range(len(key), -1, -1) if key[:n] in origins), None)
 
 
-def _lineage(path: Path) -> list[tuple[Path, dict[str, Any], dict[Key, Origin]]]:
-    """The files of a recipe, the most basic first."""
+def lineage(path: Path) -> list[tuple[Path, dict[str, Any], dict[Key, Origin]]]:
+    """The files of a recipe, the most basic first, each with its values and their origins.
+
+    :raises RecipeError: with file and line, for every fault in the text itself.
+    """
     found: list[tuple[Path, dict[str, Any], dict[Key, Origin]]] = []
     chain: list[Path] = []
     size = 0

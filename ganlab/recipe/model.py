@@ -26,6 +26,7 @@ from ganlab.monitoring.blame import described, is_interruption, line_in
 from ganlab.names import shortened
 from ganlab.option import MayChange
 from ganlab.plugin import Plugin
+from ganlab.recipe.bundled import find_recipe
 from ganlab.recipe.discovery import (
     PluginSource,
     class_of,
@@ -170,6 +171,7 @@ class Recipe(BaseModel):
 def load_recipe(file: Path | str, overrides: Iterable[str] = (), name: str = "") -> Recipe:
     """Read, merge and validate a recipe; build its plugins.
 
+    :param file: a file, or the name of a recipe that comes with ganlab.
     :param overrides: `key=value` strings, as given to `--set`.
     :param name: of this variant of the file; its runs get this name.
     :raises RecipeError: with file, line, fault and remedy.
@@ -283,6 +285,7 @@ def _settings(table: RecipeTable) -> Recipe:
 
 def _begun(file: Path, overrides: Iterable[str], name: str) -> tuple[Recipe, RecipeTable]:
     """A recipe without its plugins yet, and its table."""
+    file = find_recipe(file)
     return _made(read_recipe(file, overrides), file, name)
 
 

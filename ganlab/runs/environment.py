@@ -16,8 +16,8 @@ from ganlab.system import processor_name
 _PACKAGES = ("ganlab", "torch", "torchvision", "numpy", "pillow", "scikit-image", "pluggy")
 # parts that show results or start runs, and change no result
 _WITHOUT_EFFECT = (
-    "api.py", "bench", "checking", "cli", "commands", "compare", "report", "testing.py",
-    "__main__.py",
+    "api.py", "bench", "checking", "cli", "commands", "compare", "recipes", "report",
+    "testing.py", "__main__.py",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ganlab.errors import RecipeError, clipped, printable
+from ganlab.recipe.bundled import is_bundled
 from ganlab.recipe.file import did_you_mean
 
 RUNS = Path("runs")
@@ -34,14 +35,19 @@ def find_run(reference: Path | str, parent: Path = RUNS) -> Path:
 
 
 def find_recipe_or_run(argument: Path | str) -> Path:
-    """The recipe file or the run folder that a user names; see `find_run`."""
+    """The recipe, as it was named, or the folder of the run that a user names; see `find_run`.
+
+    :raises RecipeError: when it is neither.
+    """
     return Path(argument) if names_recipe(argument) else find_run(argument)
 
 
 def names_recipe(argument: Path | str) -> bool:
     """Whether an argument that is a recipe or a run is a recipe."""
     path = Path(argument)
-    return path.suffix == ".toml" and not is_run(path)
+    if any(map(is_run, (path, RUNS / path))):
+        return False
+    return path.suffix == ".toml" or is_bundled(path)
 
 
 def is_run(folder: Path) -> bool:
