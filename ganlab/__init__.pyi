@@ -45,6 +45,12 @@ from .plugin import (
     RecipePath as RecipePath,
     hookimpl as hookimpl,
 )
+from .published import (
+    Archive as Archive,
+    DataSet as DataSet,
+    PublishedFile as PublishedFile,
+    how_to_get as how_to_get,
+)
 from .recipe.file import did_you_mean as did_you_mean
 from .run import (
     Progress as Progress,

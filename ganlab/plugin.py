@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 from torch import Tensor
 
 from ganlab.errors import RecipeError
+from ganlab.published import PublishedFile
 from ganlab.schedule import Schedule, schedules_in
 from ganlab.streams import Streams
 
@@ -148,6 +149,12 @@ class Plugin(BaseModel):
     reads_length: ClassVar[bool] = False
     """What it does depends on the recipe's `iterations`, such as a decay over the whole run. A run
     that is made longer is then not the run that a longer recipe gives from the start."""
+
+    published: ClassVar[tuple[PublishedFile, ...]] = ()
+    """The published files of weights that it can read, the one it reads by default first.
+
+    `ganlab weights fetch` gets them, and `load_weights` names that command when one is missing.
+    """
 
     observes: ClassVar[bool] = False
     """It only looks on, to log or to draw, so `check` does not warn that it has no effect."""

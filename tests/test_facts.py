@@ -163,6 +163,33 @@ def test_training_opens_no_connection(
     assert done.exit_code == 0, done.output
 
 
+def test_only_what_fetches_can_open_a_connection() -> None:
+    names = r"urllib\.request|http\.client|ftplib|requests|httpx|urllib3|aiohttp|torch\.hub"
+    client = re.compile(
+        rf"^\s*(import|from) ({names})\b|load_state_dict_from_url|create_connection"
+    )
+    files = [*(ROOT / "ganlab").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
+    texts = {file.relative_to(ROOT).as_posix(): file.read_text() for file in files}
+    able = {name for name, text in texts.items() if any(map(client.search, text.splitlines()))}
+    assert able == {"ganlab/download.py"}
+    users = {name for name, text in texts.items() if "ganlab.download" in text}
+    assert users == {"ganlab/commands/fetch.py"}
+
+
+def test_a_missing_file_of_weights_is_named_with_its_command_and_not_fetched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    done = invoke("check", folder / "game.toml", "--set", "perceptual_loss={}")
+    assert done.exit_code == 2
+    assert "`ganlab weights fetch vgg19` gets it (548.1 MiB)" in done.stderr
+    assert invoke("weights", "list").exit_code == 0
+
+
 def test_every_loss_and_penalty_has_tests_of_its_own() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     hooks = {"generator_loss", "discriminator_loss", "penalty"}

@@ -36,9 +36,9 @@ FLOORS = """
     monitoring testing
     plugin
     schedule streams images degradation speed.device
-    stopping disk
+    stopping disk download
     terminal names
-    errors system option files tensor_files
+    errors system option files tensor_files published
 """
 LEVEL = {name: number for number, line in enumerate(FLOORS.split("\n")) for name in line.split()}
 

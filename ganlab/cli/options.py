@@ -198,6 +198,7 @@ runs_option = click.option(
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, as in `run`."
 )
+yes_option = click.option("--yes", is_flag=True, help="Do not ask before a large download.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ganlab.plugin import EvaluatedImage, Plugin, RecipePath, hookimpl
+from ganlab.published import PublishedFile
 from ganlab.run import Run
 from ganlab.toolbox.patches import random_patches, require_held_out
 from ganlab.toolbox.weights import load_weights, weights_file
@@ -24,9 +25,16 @@ class InceptionFeatures(FeatureExtractorInceptionV3):
     :param dims: number of features: 64, 192, 768, or 2048 (the pooled ones before the last layer).
     """
 
-    file_name = "weights-inception-2015-12-05-6726825d.pth"
-    sha256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-    source = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{file_name}"
+    FILE = PublishedFile(
+        name="inception",
+        source="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+        "weights-inception-2015-12-05-6726825d.pth",
+        licence="Apache-2.0; trained on ImageNet, whose terms may apply",
+        size=95_628_359,
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        sha256_from="torch-fidelity (the first 8 digits) and public records",
+    )
+    file_name, sha256, source = FILE.file_name, FILE.sha256, FILE.source
 
     def __init__(self, dims: int = 2048) -> None:
         empty = io.BytesIO()
@@ -56,6 +64,8 @@ class InceptionDistance(Plugin):
     cache folder, or from `weights`. Slow without a GPU: about 0.2 s for each SR patch and each HR
     patch.
     """
+
+    published: ClassVar = (InceptionFeatures.FILE,)
 
     patch: int = Field(128, ge=32, le=1024)
     """Side of a patch in pixels; the network sees it resized to 299."""

@@ -8,13 +8,14 @@ that LPIPS and DISTS learnt on top of them are read from the torchmetrics packag
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ganlab.plugin import Plugin
+from ganlab.published import PublishedFile
 from ganlab.run import Run
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -23,11 +24,43 @@ Precision = Literal["float32", "bfloat16"]
 VGG_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
 
+def _of_torchvision(name: str, file_name: str, size: int, sha256: str) -> PublishedFile:
+    """A file of torchvision, which states the first 8 digits of the digest in the file's name."""
+    return PublishedFile(
+        name=name,
+        source=f"https://download.pytorch.org/models/{file_name}",
+        licence="BSD-3-Clause; trained on ImageNet, whose terms may apply",
+        size=size,
+        sha256=sha256,
+        sha256_from="torchvision (the first 8 digits) and public records",
+    )
+
+
 class Backbone(nn.Module):
     """The convolutions of a torchvision classifier, random until `load_weights` fills them.
 
     Its ReLUs do not work in place. torchvision's do, and would overwrite the features before them.
     """
+
+    FILES: ClassVar[dict[str, PublishedFile]] = {
+        "alexnet": _of_torchvision(
+            "alexnet", "alexnet-owt-7be5be79.pth", 244_408_911,
+            "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        ),
+        "squeezenet1_1": _of_torchvision(
+            "squeezenet", "squeezenet1_1-b8a52dc0.pth", 4_958_839,
+            "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
+        ),
+        "vgg16": _of_torchvision(
+            "vgg16", "vgg16-397923af.pth", 553_433_881,
+            "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        ),
+        "vgg19": _of_torchvision(
+            "vgg19", "vgg19-dcbb9e9d.pth", 574_673_361,
+            "dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
+        ),
+    }  # fmt: skip
+    """The published weights of each architecture."""
 
     ignored = ("classifier.",)
     """Beginnings of names in the published file that `load_weights` must leave out."""
@@ -45,19 +78,17 @@ class Backbone(nn.Module):
     @property
     def source(self) -> str:
         """The address of torchvision's published weights."""
-        from torchvision import models  # takes seconds to import; not needed to read a recipe
-
-        return str(models.get_model_weights(self.architecture)["IMAGENET1K_V1"].url)
+        return self.FILES[self.architecture].source
 
     @property
     def file_name(self) -> str:
         """The file name of the published weights, such as vgg19-dcbb9e9d.pth."""
-        return self.source.rpartition("/")[2]
+        return self.FILES[self.architecture].file_name
 
     @property
     def sha256(self) -> str:
         """The first 8 hexadecimal digits of the published weights' digest."""
-        return self.file_name.removesuffix(".pth").rpartition("-")[2]
+        return self.FILES[self.architecture].sha256[:8]
 
     def check(self, plugin: Plugin, shape: tuple[int, ...], what: str) -> None:
         """Refuse images that the network does not accept.
@@ -193,6 +224,11 @@ class LPIPSNetwork(Backbone):
         for number in range(len(self.nodes)):
             weight = learnt[f"lin{number}.model.1.weight"]
             self.register_buffer(f"linear{number}", weight, persistent=False)
+
+    @classmethod
+    def published(cls, *networks: str) -> tuple[PublishedFile, ...]:
+        """The published weights of these networks."""
+        return tuple(cls.FILES[cls.ARCHITECTURES[network]] for network in networks)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """The distance of each pair of images.

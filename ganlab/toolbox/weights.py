@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ganlab.disk import size
 from ganlab.images.files import cache_folder
 from ganlab.plugin import Plugin
 from ganlab.runs.data import file_sha256
@@ -57,16 +58,28 @@ def load_weights(
     if _left_out.get():
         return
     if not file.is_file():
-        raise plugin.error(f"needs the weights file {file}; get it from {source}, and put it there")
+        raise plugin.error(f"needs the weights file {file}; {_how_to_get(plugin, file, source)}")
     found = file_sha256(file)
     if not found.startswith(sha256.lower()):
         raise plugin.error(
             f"{file} is not the expected file: its sha256 begins with {found[:8]}, and should "
-            f"begin with {sha256[:8]}; get it again from {source}"
+            f"begin with {sha256[:8]}; {_how_to_get(plugin, file, source)}"
         )
     state = read_weights(plugin, file)
     wanted = {name: value for name, value in state.items() if not name.startswith(ignored)}
     fill_network(plugin, network, wanted, file)
+
+
+def _how_to_get(plugin: Plugin, file: Path, source: str) -> str:
+    """The command that gets a file, when it is one that the plugin declares; else its address."""
+    by_hand = f"get it from {source}, and put it there"
+    for published in plugin.published:
+        if published.source == source:
+            command = f"`ganlab weights fetch {published.name}`"
+            if file == weights_file(published.file_name):
+                return f"{command} gets it ({size(published.size)}), or {by_hand}"
+            return f"{by_hand}, or leave out the option `weights` and type {command}"
+    return by_hand
 
 
 def read_weights(plugin: Plugin, file: Path) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """DISTS as a score: how far structure and texture differ in the features of VGG16."""
 
+from typing import ClassVar
+
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
@@ -23,6 +25,8 @@ class DISTS(Plugin):
     side of 256, so their figures differ for larger images. A grey image counts as a colour image of
     three equal channels. The weights of VGG16 come from a file; nothing is downloaded.
     """
+
+    published: ClassVar = (DISTSNetwork.FILES["vgg16"],)
 
     weights: RecipePath | None = None
     """The file of weights; by default weights/vgg16-397923af.pth in ganlab's cache folder."""

@@ -1,6 +1,6 @@
 """DISTS as a loss: how far structure and texture differ in the features of VGG16."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 from torch import Tensor
@@ -28,6 +28,8 @@ class DISTSLoss(Plugin):
     loss. alpha and beta come with torchmetrics. The weights of VGG16 come from a file; nothing is
     downloaded. Images must have three colour channels.
     """
+
+    published: ClassVar = (DISTSNetwork.FILES["vgg16"],)
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on this term."""

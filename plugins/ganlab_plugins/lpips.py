@@ -1,6 +1,6 @@
 """LPIPS as a score: a distance of images that was fitted to human perception."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 from torch import Tensor
@@ -25,6 +25,8 @@ class LPIPS(Plugin):
     counts as a colour image of three equal channels. The weights of the network come from a file;
     nothing is downloaded.
     """
+
+    published: ClassVar = LPIPSNetwork.published("alex", "vgg", "squeeze")
 
     network: Literal["alex", "vgg", "squeeze"] = "alex"
     """AlexNet, VGG16 or SqueezeNet 1.1; their figures are not comparable."""

@@ -1,6 +1,6 @@
 """LPIPS as a loss: a distance of images that was fitted to human perception."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 from torch import Tensor
@@ -28,6 +28,8 @@ class LPIPSLoss(Plugin):
     sides of at least 31 pixels (alex), 16 (vgg) or 17 (squeeze). A generator trained on the LPIPS
     of one network should be evaluated with that of another.
     """
+
+    published: ClassVar = LPIPSNetwork.published("vgg", "alex", "squeeze")
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on this term."""

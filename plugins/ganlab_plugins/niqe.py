@@ -1,5 +1,7 @@
 """NIQE: how far an image is from undistorted photographs, without a reference."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from ganlab import (
     Plugin,
+    PublishedFile,
     RecipePath,
     Run,
     hookimpl,
@@ -23,9 +26,15 @@ from ganlab import (
 Floats = NDArray[np.float64]
 
 BLOCK = 96  # side in pixels
-FILE = "niqe_pris_params.npz"
-SHA256 = "2a7c182a68c9e7f1b2e2e5ec723279d6f65d912b6fcaf37eb2bf03d7367c4296"
-SOURCE = f"https://github.com/XPixelGroup/BasicSR/raw/master/basicsr/metrics/{FILE}"
+PARAMETERS = PublishedFile(
+    name="niqe",
+    source="https://github.com/XPixelGroup/BasicSR/raw/master/basicsr/metrics/niqe_pris_params.npz",
+    licence="Apache-2.0, as BasicSR",
+    size=11_850,
+    is_rounded=True,  # nobody states it; computed from its 36 + 36 x 36 + 49 numbers
+    sha256="2a7c182a68c9e7f1b2e2e5ec723279d6f65d912b6fcaf37eb2bf03d7367c4296",
+    sha256_from="public records",
+)
 SHAPES = np.arange(0.2, 10.001, 0.001)
 RATIOS = gamma(2 / SHAPES) ** 2 / (gamma(1 / SHAPES) * gamma(3 / SHAPES))
 WINDOW = np.exp(-(np.arange(-3, 4) ** 2) / (2 * (7 / 6) ** 2))
@@ -53,6 +62,8 @@ class NIQE(Plugin):
     Few blocks make S uncertain: an image of 512 x 512 has 25 blocks. At least 2 are needed. An
     image of 512 x 512 takes about 0.1 s.
     """
+
+    published: ClassVar = (PARAMETERS,)
 
     weights: RecipePath | None = None
     """The file niqe_pris_params.npz; by default the one in ganlab's cache folder."""
@@ -87,7 +98,8 @@ class NIQE(Plugin):
             model.register_buffer("mu_pris_param", torch.zeros(1, 36, dtype=torch.float64))
             model.register_buffer("cov_pris_param", torch.eye(36, dtype=torch.float64))
             model.register_buffer("gaussian_window", torch.zeros(7, 7, dtype=torch.float64))
-            load_weights(self, model, weights_file(FILE, self.weights), SHA256, SOURCE)
+            file = weights_file(PARAMETERS.file_name, self.weights)
+            load_weights(self, model, file, PARAMETERS.sha256, PARAMETERS.source)
             self._model = model
         return self._model
 

@@ -1,6 +1,6 @@
 """Perceptual loss: generated and real image should have the same features in VGG19."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import AfterValidator, Field, PrivateAttr
@@ -48,6 +48,8 @@ class PerceptualLoss(Plugin):
     It needs the weights of VGG19 in a file; nothing is downloaded. It takes colour images only.
     Layers after the deepest one named are not computed.
     """
+
+    published: ClassVar = (VGGFeatures.FILES["vgg19"],)
 
     weight: NonNegativeSchedule = Schedule.constant(1.0)
     """Factor on this term."""
