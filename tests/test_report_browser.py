@@ -15,6 +15,9 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+from ganlab.commands.describe import describe_runs
+from ganlab.report import write_index
+
 OPTIONS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
@@ -39,11 +42,23 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 @pytest.fixture
 def page(driver: WebDriver, compared: Path) -> WebDriver:
     """The page of the comparison, fresh, at the size of a desk."""
+    return opened(driver, compared / "page.html")
+
+
+@pytest.fixture
+def index(driver: WebDriver, compared: Path) -> WebDriver:
+    """The page over all runs, of which one has no score."""
+    entries = describe_runs(compared / "runs")
+    entries[1] |= {"scores": {}}
+    return opened(driver, write_index(compared / "runs", entries))
+
+
+def opened(driver: WebDriver, file: Path) -> WebDriver:
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     driver.set_window_size(1280, 900)
-    driver.get((compared / "page.html").as_uri())
+    driver.get(file.as_uri())
     return driver
 
 
@@ -280,3 +295,40 @@ def test_without_scripts_the_page_reads_the_same(page: WebDriver, compared: Path
     assert not page.find_element(By.CSS_SELECTOR, ".slider").is_displayed()
     assert not page.find_element(By.CSS_SELECTOR, ".controls").is_displayed()
     assert page.find_elements(By.CSS_SELECTOR, "circle title")
+
+
+VALUES = """
+const column = [...document.querySelectorAll('.runs thead th')]
+  .findIndex(head => head.textContent === arguments[0]);
+return [...document.querySelectorAll('.runs tbody tr')].map(r => r.cells[column].dataset.value);
+"""
+
+
+def test_a_click_on_a_head_sorts_the_runs_and_another_turns_them_round(index: WebDriver) -> None:
+    assert index.get_log("browser") == []
+    for name, number in (("psnr_y", float), ("run", str)):
+        head = index.find_element(By.XPATH, f"//thead//button[text()='{name}']")
+        orders = []
+        for _ in range(2):
+            head.click()
+            orders.append([v for v in index.execute_script(VALUES, name) if v])
+        first, second = orders
+        assert first == second[::-1] == sorted(first, key=number, reverse=name == "psnr_y")
+        assert len(set(first)) > 1
+    assert index.execute_script("return document.querySelectorAll('[aria-sort]').length") == 1
+
+
+def test_a_run_without_a_score_comes_last_in_both_directions(index: WebDriver) -> None:
+    head = index.find_element(By.XPATH, "//thead//button[text()='psnr_y']")
+    for _ in range(2):
+        head.click()
+        assert [v == "" for v in index.execute_script(VALUES, "psnr_y")] == [False] * 3 + [True]
+
+
+def test_the_index_fits_a_phone_and_its_keyboard_sorts(index: WebDriver) -> None:
+    size = {"width": 390, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    index.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    assert index.execute_script(TOO_WIDE) == []
+    assert index.execute_script("return document.querySelector('.scroll').scrollWidth") <= 390
+    index.find_element(By.XPATH, "//thead//button[text()='seed']").send_keys(Keys.ENTER)
+    assert index.execute_script(VALUES, "seed") == ["0", "0", "1", "1"]

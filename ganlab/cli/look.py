@@ -244,13 +244,23 @@ def plugins(name: str | None, hook: str | None, as_json: bool) -> None:
 
 @click.command()
 @runs_option
+@click.option("--html", is_flag=True, help="Write a page with small pictures: index.html there.")
 @json_option
-def runs(parent: Path, as_json: bool) -> None:
-    """List the runs under a folder, with how they ended and their scores."""
+def runs(parent: Path, html: bool, as_json: bool) -> None:
+    """List the runs under a folder, with how they ended and their scores.
+
+    Example: ganlab runs --html
+    """
     from ganlab.commands import describe
 
+    if html and as_json:
+        raise RecipeError("--html writes a page, and --json prints a list; leave out one of them")
     found = describe.describe_runs(parent)
-    if as_json:
+    if html and found:
+        from ganlab.report import write_index
+
+        click.echo(f"page: {write_index(parent, found)}")
+    elif as_json:
         print_json(found)
     else:
         describe.show_runs(found, parent)

@@ -1,10 +1,13 @@
-"""Reports: one self-contained page about a run or a comparison."""
+"""Reports: one self-contained page about a run, a comparison, or all runs of a folder."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ganlab.errors import RecipeError
 from ganlab.files import write_text
+from ganlab.report.index import render_index
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.page import render
 from ganlab.report.tables import compare
@@ -32,9 +35,22 @@ def write_report(comparison: Comparison, path: Path) -> Path:
 
     :raises RecipeError: when the page cannot be written, or another file is in the way.
     """
+    return _write(path, render(comparison))
+
+
+def write_index(parent: Path, entries: Sequence[dict[str, Any]]) -> Path:
+    """Write index.html into a folder of runs; only a page from ganlab is overwritten.
+
+    :param entries: from `describe_runs`.
+    :raises RecipeError: when the page cannot be written, or another file is in the way.
+    """
+    return _write(parent / "index.html", render_index(parent, entries))
+
+
+def _write(path: Path, text: str) -> Path:
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, render(comparison))
+    write_text(path, text)
     return path
 
 

@@ -6,15 +6,14 @@ It has no script and no style sheet, so that it looks the same where a viewer re
 import base64
 import io
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
 from ganlab.report.charts import Chart, curves, series_of
 from ganlab.report.model import Arm, Comparison
-from ganlab.report.page import TITLES, own, visible
+from ganlab.report.offline import filled
+from ganlab.report.page import TITLES
 from ganlab.report.wording import shown
 from ganlab.runs.pictures import KINDS, read_picture
 from ganlab.runs.records import RunRecord
@@ -24,16 +23,15 @@ MOST_CHARTS = 4
 
 def of_run(record: RunRecord) -> str:
     """A run: how it ended, its figures beside bicubic's, a crop, curves of its losses."""
-    return visible(
-        _template("run").render(
-            record=record,
-            name=record.folder.path.name,
-            iteration=record.status.get("iteration", 0),
-            figures=record.last.figures if record.last else {},
-            bicubic=record.status.get("bicubic") or {},
-            pictures=list(_pictures(record)),
-            charts=list(_charts(record)),
-        )
+    return filled(
+        "run.html.j2",
+        record=record,
+        name=record.folder.path.name,
+        iteration=record.status.get("iteration", 0),
+        figures=record.last.figures if record.last else {},
+        bicubic=record.status.get("bicubic") or {},
+        pictures=list(_pictures(record)),
+        charts=list(_charts(record)),
     )
 
 
@@ -41,19 +39,14 @@ def of_comparison(comparison: Comparison, page: Path) -> str:
     """A comparison: the tables of its first view, and where its page is."""
     first = comparison.tables[0].view if comparison.tables else ""
     tables = [table for table in comparison.tables if table.view == first]
-    return visible(
-        _template("comparison").render(
-            comparison=comparison, view=first, tables=tables, page=page, shown=shown
-        )
+    return filled(
+        "comparison.html.j2",
+        comparison=comparison,
+        view=first,
+        tables=tables,
+        page=page,
+        shown=shown,
     )
-
-
-@cache
-def _template(which: str) -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(own(f"{which}.html.j2"))
 
 
 def _pictures(record: RunRecord) -> Iterator[tuple[str, str]]:

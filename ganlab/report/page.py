@@ -1,21 +1,15 @@
-"""A comparison as one self-contained HTML page: escaped, offline, readable without scripts."""
+"""A comparison as one self-contained HTML page."""
 
 import base64
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
-
-from ganlab import __version__
 from ganlab.report.charts import Chart, curves, plane, series_of
 from ganlab.report.model import Comparison, Row, Table
+from ganlab.report.offline import offline_page
 from ganlab.report.statistics import Interval
 from ganlab.report.tables import bicubic_of
 from ganlab.report.wording import decimals, shown, shown_alone
@@ -29,36 +23,17 @@ Section = tuple[str, str, str, list[Chart]]  # id, title, explanation, charts
 TITLES = {"lr": "LR", "bicubic": "bicubic", "hr": "original"}
 
 
-@cache
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(own("page.html.j2"))
-
-
 def render(comparison: Comparison) -> str:
-    """Render the page as UTF-8 text; equal comparisons give equal pages.
-
-    All text goes through jinja's escaping. The one style sheet and the one script are ganlab's
-    own. The Content-Security-Policy names them by their hashes. Apart from them, it allows only
-    pictures inside the page.
-    """
+    """Render the page as UTF-8 text; equal comparisons give equal pages."""
     records = [run for arm in comparison.arms for run in arm.runs]
-    css, js = (own(name) for name in ("page.css", "page.js"))
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(css)}'; script-src '{_hash(js)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     pictures = _pictures(comparison)
     sections = [section for section in _curves(comparison) if section[3]]
     of_plane = _plane(comparison)
-    text = _template().render(
+    return offline_page(
+        "page.html.j2",
+        "page.css",
+        "page.js",
         comparison=comparison,
-        version=__version__,
-        policy=policy,
-        css=Markup(css),  # ganlab's own, without </style>
-        js=Markup(js),
         lead=_lead(comparison),
         contents=_contents(comparison, sections, bool(of_plane), bool(pictures)),
         verdicts=[(a.name, r.seed, v) for a in comparison.arms for r in a.runs for v in r.verdicts],
@@ -83,31 +58,11 @@ def render(comparison: Comparison) -> str:
         environment=list(_environment(comparison)),
         folders=[(a.name, r.seed, r.folder.path, r.state) for a in comparison.arms for r in a.runs],
     )
-    return visible(text)
 
 
 def _look(arm: int) -> str:
     """The CSS class of an arm's colour and dashes: seven, then the same with other dashes."""
     return "bicubic" if arm < 0 else f"arm{arm % 7}" + (" again" if arm > 6 else "")
-
-
-def own(name: str) -> str:
-    """The text of a file of this package."""
-    return files("ganlab.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
-
-
-def visible(text: str) -> str:
-    """Make control characters visible, and marks that change the writing direction."""
-    hidden = {*range(32), 127, *range(0x80, 0xA0), 0x200E, 0x200F, 0x2028, 0x2029}
-    hidden |= {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-    hidden |= {*range(0xD800, 0xE000)}  # from file names that are not UTF-8
-    hidden -= {9, 10}
-    return text.translate({code: f"\\u{code:04x}" for code in hidden})
 
 
 def _lead(comparison: Comparison) -> str:

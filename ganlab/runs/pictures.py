@@ -111,6 +111,12 @@ def picture(folder: Path, number: int, kind: str) -> Path:
     return folder / f"{number:02d}-{kind}.png"
 
 
+def newest_sample(samples: Path) -> Path | None:
+    """The picture of the last evaluation in a run's folder of samples; None before the first."""
+    numbered = [file for file in samples.glob("*.png") if file.stem.isdecimal()]
+    return max(numbered, key=lambda file: int(file.stem), default=None)
+
+
 def _hardest(images: Sequence[EvaluatedImage]) -> list[EvaluatedImage]:
     if len(images) <= KEPT:
         return list(images)
