@@ -10,10 +10,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PrivateAttr,
     model_serializer,
     model_validator,
 )
+from pydantic_core import CoreSchema
 from torch import Tensor
 
 from ganlab.option import NoEffect
@@ -30,14 +32,24 @@ class Schedule(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
     start: float = Field(alias="from")
+    """The value until iteration `after`."""
     end: float = Field(alias="to")
+    """The value at the end, and from then on."""
     over: int = Field(1, ge=1)
+    """Iterations that the change takes."""
     after: int = Field(0, ge=0)
+    """The iteration at which the change begins."""
     shape: Literal["linear", "cosine"] = "linear"
+    """How the value moves: on a line, or on half a cosine wave."""
 
     _value: Tensor | None = PrivateAttr(None)
 
@@ -49,6 +61,15 @@ class Schedule(BaseModel):
         if isinstance(value, int | float) and not isinstance(value, bool):
             return {"from": value, "to": value}
         return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """A number is allowed as well as a table; the model's own schema knows the table only."""
+        made = handler(core_schema)
+        handler.resolve_ref_schema(made)["type"] = ["number", "object"]
+        return made
 
     @classmethod
     def constant(cls, value: float) -> "Schedule":

@@ -1,4 +1,4 @@
-"""Commands that only inspect: `diff`, `explain`, `trace`, `bench`, `plugins`, `runs`, `doctor`."""
+"""Commands that look: `diff`, `explain`, `trace`, `bench`, `plugins`, `schema`, `runs`, `doctor`"""
 
 import sys
 from pathlib import Path
@@ -240,6 +240,36 @@ def plugins(name: str | None, hook: str | None, as_json: bool) -> None:
     else:
         describe.show(found, whole=name is not None)
         next_is("plugins", *([found[0]["name"]] if name is None and found else []))
+
+
+@click.command()
+@click.argument("recipes", nargs=-1, metavar="[RECIPE]...", type=click.Path(path_type=Path))
+@click.option("--write", is_flag=True, help="Write the files that editors read; print nothing.")
+def schema(recipes: tuple[Path, ...], write: bool) -> None:
+    """Print the JSON Schema of a recipe: the settings, and the options of all installed plugins.
+
+    With --write: put it into .ganlab/recipe.schema.json here, with tombi.toml and .taplo.toml, by
+    which editors know which files are recipes. Each RECIPE gets a first line that names the schema,
+    for one that lies elsewhere than in recipes/.
+
+    Example: ganlab schema --write my_idea.toml
+    """
+    from ganlab.commands import describe, schema
+
+    for fault in describe.broken_plugins().values():
+        click.echo(f"left out: {fault}", err=True)
+    if recipes and not write:
+        raise RecipeError("a RECIPE is changed only with --write: its first line names the schema")
+    if not write:
+        print_json(schema.recipe_schema())
+        return
+    written, kept = schema.write_editor_files(Path())
+    for recipe in recipes:
+        schema.name_schema(recipe, Path())
+    for file in (*written, *recipes):
+        click.echo(f"wrote {file}")
+    for file in kept:
+        click.echo(f"{file} is kept as it is; it may need a rule for {schema.FILE}", err=True)
 
 
 @click.command()
