@@ -156,6 +156,11 @@ class Plugin(BaseModel):
     `ganlab weights fetch` gets them, and `load_weights` names that command when one is missing.
     """
 
+    reads_folder: ClassVar[str] = ""
+    """For data that are a folder of images: the option that names the folder. `--data FOLDER` gives
+    it there. The plugin is registered in the entry-point group `ganlab.reads_folder` too, so that
+    `--data` finds it for a recipe with other data."""
+
     observes: ClassVar[bool] = False
     """It only looks on, to log or to draw, so `check` does not warn that it has no effect."""
 

@@ -199,6 +199,10 @@ set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, as in `run`."
 )
 yes_option = click.option("--yes", is_flag=True, help="Do not ask before a large download.")
+data_option = click.option(
+    "--data", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Train on the images of this folder instead of the recipe's; a part is held out.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -218,9 +222,13 @@ def print_found(
             click.echo(line)
 
 
-def run_command(recipe: Path, overrides: tuple[str, ...]) -> list[str]:
-    """The arguments of the command that trains a recipe."""
-    return ["run", str(recipe), *(part for one in overrides for part in ("--set", one))]
+def run_command(recipe: Path, overrides: tuple[str, ...], folder: Path | None = None) -> list[str]:
+    """The arguments of the command that trains a recipe.
+
+    :param folder: of `--data`.
+    """
+    data = ["--data", str(folder)] if folder else []
+    return ["run", str(recipe), *data, *(part for one in overrides for part in ("--set", one))]
 
 
 def next_is(*arguments: object) -> None:

@@ -8,6 +8,7 @@ import click
 
 from ganlab.cli.options import (
     Duration,
+    data_option,
     device_option,
     json_option,
     next_is,
@@ -45,6 +46,7 @@ max_time_option = click.option(
     metavar="KEY=VALUE",
     help="Override a value, such as gradient_penalty.weight=5; may be repeated.",
 )
+@data_option
 @click.option("--seed", type=click.IntRange(min=0), help="Override the recipe's seed.")
 @device_option
 @click.option("--name", help="Name of the run folder; default: the recipe's name and a number.")
@@ -71,6 +73,7 @@ max_time_option = click.option(
 def run(
     recipe: Path,
     overrides: tuple[str, ...],
+    data: Path | None,
     seed: int | None,
     device: str,
     name: str | None,
@@ -88,6 +91,9 @@ def run(
     recipe. Exit codes: 0 done, 1 failed, 2 wrong recipe or usage, 3 diverged, 4 stopped by a
     verdict, 75 stopped by a signal and resumable, 130 Ctrl-C and resumable.
 
+    With --data a run learns from your own images. Some of them are held out and named; the
+    generator is scored on these.
+
     With --continue the same command may be given again and again. The run is that of --name, or
     without it the newest runs/<recipe>-<n> of this very recipe. When it has ended, nothing is
     trained, and the exit code is that of the run.
@@ -96,20 +102,17 @@ def run(
     """
     from ganlab import session
     from ganlab.limits import Limits
-    from ganlab.recipe.model import load_recipe, resolved
+    from ganlab.recipe.model import load_recipe
+    from ganlab.recipe.own_data import on_folder
 
     _refuse_idle(resumed, name, continues, accept_data)
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, on_folder(recipe, overrides, data))
     limits = Limits(max_iterations, max_time)
     if dry_run:
-        from ganlab.assembly import assemble
-        from ganlab.speed.device import pick_device
-
-        assemble(loaded, pick_device(device))
-        click.echo(resolved(loaded, copied=False), nl=False)
-        next_is(*run_command(recipe, overrides))
+        _show_resolved(loaded, device)
+        next_is(*run_command(recipe, overrides, data))
     elif resumed:
         from ganlab.compare.again import check_same_recipe
         from ganlab.runs.reference import find_run
@@ -233,18 +236,30 @@ def checkpoints(
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @set_option
+@data_option
 @device_option
 @trust_code_option
-def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
+def check(recipe: Path, overrides: tuple[str, ...], data: Path | None, device: str) -> None:
     """Find everything that can be wrong, before any training, with tiny real steps.
 
     Example: ganlab check wgan_gp
     """
     from ganlab.commands.check import check_recipe
+    from ganlab.recipe.own_data import on_folder
 
-    for line in check_recipe(recipe, overrides, device):
+    for line in check_recipe(recipe, on_folder(recipe, overrides, data), device):
         click.echo(line)
-    next_is(*run_command(recipe, overrides))
+    next_is(*run_command(recipe, overrides, data))
+
+
+def _show_resolved(recipe: Any, device: str) -> None:
+    """Build a run of a recipe, and print the recipe with every value."""
+    from ganlab.assembly import assemble
+    from ganlab.recipe.model import resolved
+    from ganlab.speed.device import pick_device
+
+    assemble(recipe, pick_device(device))
+    click.echo(resolved(recipe, copied=False), nl=False)
 
 
 def _refuse_idle(resumed: str | None, name: str | None, continues: bool, accepts: bool) -> None:

@@ -22,6 +22,8 @@ from ganlab.recipe.file import Origin, as_typed, did_you_mean
 from ganlab.recipe.trust import Code, is_in_a_run
 
 GROUP = "ganlab"
+READS_FOLDER = "ganlab.reads_folder"
+"""The group of those plugins that have `Plugin.reads_folder`; known without an import of all."""
 MOST_BYTES = 2**20  # of a plugin file
 
 
@@ -59,6 +61,11 @@ def offered() -> list[EntryPoint]:
         return list(entry_points(group=GROUP))
     except Exception:  # the record of one distribution is damaged: leave only that one out
         return [point for there in distributions() for point in _points_of(there)]
+
+
+def folder_readers() -> list[str]:
+    """The names of the installed plugins that read a folder of images, sorted."""
+    return sorted({point.name for point in entry_points(group=READS_FOLDER)} & installed().keys())
 
 
 def _points_of(distribution: Distribution) -> list[EntryPoint]:

@@ -31,6 +31,8 @@ from ganlab import (
     told_remarks,
 )
 
+_NAMES = 8  # of held-out images in a note
+
 
 class ImageFolder(Plugin):
     """Random square crops of the images in a folder, nested folders included.
@@ -44,6 +46,8 @@ class ImageFolder(Plugin):
     become sRGB. Nothing is read before the first
     crop, so that a finished run can be used without its data.
     """
+
+    reads_folder = "path"
 
     path: RecipePath = Field(examples=["photographs"])
     """Folder of training images (HR)."""
@@ -72,6 +76,7 @@ class ImageFolder(Plugin):
     _store: ImageStore | None = PrivateAttr(None)
     _remarks: dict[str, str] = PrivateAttr(default_factory=dict)  # on held-out images
     _listings: dict[Path, Listing] = PrivateAttr(default_factory=dict)
+    _division: str = PrivateAttr("")  # which images are held out, in words
 
     @model_validator(mode="after")
     def _one_rule(self) -> "ImageFolder":
@@ -85,6 +90,7 @@ class ImageFolder(Plugin):
     @hookimpl
     def run_start(self, run: Run) -> None:
         told = [listing.told() for listing in self._listings.values()]
+        told += [self._division] if self._division else []
         told += told_remarks((self._store.remarks if self._store else {}) | self._remarks)
         run.notes += [f"{self.name}: {sentence}" for sentence in told]
 
@@ -112,6 +118,7 @@ class ImageFolder(Plugin):
             chosen = [files[i * len(files) // number] for i in range(number)]
         else:  # the first by hash, so that an image that is added moves at most one
             chosen = sorted(files[:number])
+            self._division = self._divided(len(files), [file.name for file in chosen])
         names = [file.name for file in chosen]
         if len(set(names)) < number:
             common = os.path.commonpath(chosen)
@@ -127,6 +134,21 @@ class ImageFolder(Plugin):
         if chosen and not images:
             raise self.error(f"no held-out image can be read: {', '.join(names[:4])}", "on_broken")
         return images
+
+    def _divided(self, held_out: int, chosen: list[str]) -> str:
+        """One sentence: how many images are held out, and the names of those that are scored."""
+        if not held_out:
+            return "no image is held out, so nothing is scored"
+        names = ", ".join(chosen[:_NAMES]) + (" ..." if len(chosen) > _NAMES else "")
+        which = "" if held_out == len(chosen) else f"{len(chosen):,} of them, "
+        return (
+            (
+                f"{held_out:,} held out, chosen by a hash of their names; scored, not trained on: "
+                f"{which}{names}"
+            )
+            .encode(errors="backslashreplace")
+            .decode()
+        )  # a name need not be text
 
     def _open(self) -> ImageStore:
         # listed now, so that a wrong path is reported before training, not at an evaluation
