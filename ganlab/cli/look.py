@@ -1,4 +1,4 @@
-"""Commands that look: `diff`, `explain`, `trace`, `bench`, `plugins`, `schema`, `runs`, `doctor`"""
+"""Commands that look: `diff`, `explain`, `trace`, `bench`, `plugins`, `schema`, `runs`, ..."""
 
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ from ganlab.cli.options import (
     json_option,
     next_is,
     print_json,
+    run_argument,
     run_command,
     runs_option,
     set_option,
@@ -295,6 +296,26 @@ def runs(parent: Path, html: bool, as_json: bool) -> None:
     else:
         describe.show_runs(found, parent)
         next_is(*(describe.next_for(found[-1]["run"]) if found else ("run", "RECIPE")))
+
+
+@click.command()
+@run_argument
+def watch(run_folder: Path) -> None:
+    """Show a run in the terminal while it trains: figures, and a curve of each loss.
+
+    Each new strip of pictures is shown too where the terminal has sixel or kitty graphics. It ends
+    when the run ends, or at Ctrl-C, which does not stop the run. Without a terminal, prints a line
+    at each evaluation. Of a run that has ended, shows the last figures.
+
+    Example: ganlab watch runs/wgan_gp-1
+    """
+    from ganlab.commands.describe import next_for
+    from ganlab.commands.watch import watch as watch_run
+    from ganlab.runs.folder import open_run_folder
+    from ganlab.terminal import Terminal
+
+    watch_run(open_run_folder(run_folder), Terminal(width=None if sys.stdout.isatty() else 120))
+    next_is(*next_for(str(run_folder)))
 
 
 @click.command()
