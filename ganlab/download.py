@@ -53,10 +53,10 @@ class Watcher:
     """Waits a number of seconds before another attempt."""
 
 
-def download(file: PublishedFile, target: Path, watcher: Watcher, room: int = 0) -> str:
+def download(file: PublishedFile, target: Path, watcher: Watcher, copies: int = 1) -> str:
     """Fetch a file, and check its size and digest; returns its sha256.
 
-    :param room: bytes that are needed on the disk beside the file.
+    :param copies: how often the disk must hold it: twice, when it is unpacked beside itself.
     :raises GanlabError: naming the address, what went wrong and what to do. What has arrived stays,
         unless it is not the file that was asked for.
     """
@@ -65,7 +65,7 @@ def download(file: PublishedFile, target: Path, watcher: Watcher, room: int = 0)
         target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     with _alone(part):
-        transfer = _Transfer(file, part, watcher, room)
+        transfer = _Transfer(file, part, watcher, copies)
         transfer.run()
         with telling_disk(part):
             found = sha256_of_file(part)
@@ -120,7 +120,7 @@ class _Transfer:
     file: PublishedFile
     part: Path
     watcher: Watcher
-    room: int
+    copies: int
 
     @property
     def have(self) -> int:
@@ -198,7 +198,7 @@ class _Transfer:
 
     def _begin(self, answer: _Answer) -> None:
         """Refuse to begin what the disk cannot hold; note the version of what will come."""
-        needed = (answer.total or self.file.size) - answer.begin + self.room
+        needed = self.copies * (answer.total or self.file.size) - answer.begin
         with telling_disk(self.part):
             free = shutil.disk_usage(self.part.parent).free
             if needed > free:

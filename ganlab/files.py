@@ -23,6 +23,9 @@ from typing import IO, Any, BinaryIO
 
 from ganlab.system import is_running, sync_folder
 
+MANIFEST = "SHA256SUMS"
+"""The name of a file of digests in a folder of images: `ganlab data verify` compares with it."""
+
 _TEMPORARY = re.compile(r"\.ganlab-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.tmp")
 _mine: set[str] = set()
 """The temporary names in use by this process."""

@@ -93,7 +93,11 @@ def data_sets() -> dict[str, DataSet]:
     A declaration that cannot be read is told on stderr, and left out.
     """
     found = {}
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+    try:
+        points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    except Exception:  # the record of one distribution is damaged; `ganlab plugins` tells which
+        points = []
+    for point in points:
         try:
             declared = point.load()
         except Exception as error:  # the code is a stranger's

@@ -50,6 +50,7 @@ def test_help_answers_without_torch() -> None:
     code = (
         "import sys; from click.testing import CliRunner; from ganlab.cli import main;"
         "assert CliRunner().invoke(main, ['--help']).exit_code == 0;"
+        "assert CliRunner().invoke(main, ['data', 'list']).exit_code == 0;"
         "assert CliRunner().invoke(main, ['run', '--help']).exit_code == 0;"
         "print('torch' in sys.modules)"
     )

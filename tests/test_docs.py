@@ -4,6 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -64,6 +65,8 @@ def test_every_command_shown_exists_with_its_options() -> None:
     for line in shown:
         words = line.partition("#")[0].partition("ganlab ")[2].split()
         command = main.commands[words[0]]
+        if isinstance(command, click.Group) and words[1:]:
+            command = command.commands[words[1]]
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known, line
 

@@ -1,16 +1,61 @@
-"""`ganlab data`: folders of images."""
+"""`ganlab data`: folders of images, and sets of images that others publish."""
 
 import sys
 from pathlib import Path
 
 import click
 
-from ganlab.cli.options import json_option, print_found
+from ganlab.cli.options import json_option, print_found, yes_option
 
 
 @click.group()
 def data() -> None:
-    """Look after folders of images."""
+    """Fetch sets of images, and look after folders of images."""
+
+
+to_option = click.option(
+    "--to", "parent", default="data", show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that holds the folders of the sets.",
+)  # fmt: skip
+
+
+@data.command("list")
+@to_option
+@json_option
+def _list(parent: Path, as_json: bool) -> None:
+    """List the published sets of images that can be fetched, with size and terms.
+
+    Example: ganlab data list
+    """
+    from ganlab.commands import data_sets
+    from ganlab.published import data_sets as known
+
+    print_found(
+        parent,
+        as_json,
+        lambda parent: [data_sets.as_json(each, parent) for each in known().values()],
+        data_sets.lines,
+    )
+
+
+@data.command("fetch")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@to_option
+@yes_option
+def _fetch(names: tuple[str, ...], parent: Path, yes: bool) -> None:
+    """Fetch sets of images from their publishers, and unpack them.
+
+    NAME is one of `ganlab data list`. Address, size, terms and sha256 are shown first. A download
+    that was cut goes on where it ended. The archive is removed when its images are unpacked; their
+    digests are in SHA256SUMS, for `ganlab data verify`.
+
+    Example: ganlab data fetch Set5 Set14
+    """
+    from ganlab.commands.data_sets import fetch_data
+
+    for line in fetch_data(names, parent, yes):
+        click.echo(line)
 
 
 @data.command("verify")

@@ -18,6 +18,7 @@ from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import evaluate_images
 from ganlab.images.metrics import WINDOW
 from ganlab.plugin import EvaluatedImage
+from ganlab.published import how_to_get
 from ganlab.run import Run, merged
 from ganlab.runs.means import left_out, means_of_all, told
 from ganlab.terminal import Terminal
@@ -34,7 +35,7 @@ def evaluate_folder(run: Path | str, data: Path, weights: str, device: str) -> d
         "mean"}.
     """
     if not data.is_dir():
-        raise RecipeError(f"--data {data}: no such folder")
+        raise RecipeError(f"--data {data}: no such folder{how_to_get(data)}")
     loaded, generator, _ = load_for_use(run, weights, device, judging=True)
     of_sets = [impl for impl in loaded.hook.evaluate.get_hookimpls() if "images" in impl.argnames]
 

@@ -11,9 +11,8 @@ from rich.progress import track
 
 from ganlab.commands.many import beside, listed
 from ganlab.errors import GanlabError
-from ganlab.files import sha256_of_file, whole
+from ganlab.files import MANIFEST, sha256_of_file, whole
 from ganlab.images.files import ImageError, read_image
-from ganlab.images.listing import MANIFEST
 from ganlab.images.store import image_digest
 from ganlab.terminal import Terminal
 

@@ -20,7 +20,7 @@ from rich.progress import (
 from ganlab.disk import size, telling_disk
 from ganlab.download import Watcher, download
 from ganlab.errors import RecipeError
-from ganlab.files import write_json
+from ganlab.files import sha256_of_file, write_json
 from ganlab.published import PublishedFile
 from ganlab.recipe.trust import state_folder
 from ganlab.terminal import Terminal
@@ -61,25 +61,32 @@ def require_consent(sizes: list[int], is_given: bool) -> None:
         raise RecipeError("nothing was fetched")
 
 
-def fetch(file: PublishedFile, target: Path, room: int = 0) -> str:
+def fetch(file: PublishedFile, target: Path, copies: int = 1) -> str:
     """Fetch a file to its place, with progress on stderr; returns its sha256.
 
-    If nobody states its digest, that of the first fetch on this machine is noted, and later fetches
-    must have the same.
+    A file of the right digest that is there already is left as it is. If nobody states its digest,
+    that of the first fetch on this machine is noted, and later fetches must have the same.
 
-    :param room: bytes that are needed on the disk beside the file.
+    :param copies: how often the disk must hold it.
     """
     noted = _notes().get(file.source, "")
     if noted and not file.sha256:
         whence = f"its first fetch here; if you trust the new file, remove its line in {_file()}"
         file = replace(file, sha256=noted, sha256_from=whence)
+    if is_there(file, target):
+        return file.sha256
     with _watching(file.file_name) as watcher:
-        found = download(file, target, watcher, room)
+        found = download(file, target, watcher, copies)
     if not file.sha256:
         with telling_disk(_file()):
             _file().parent.mkdir(parents=True, exist_ok=True)
             write_json(_file(), _notes() | {file.source: found})
     return found
+
+
+def is_there(file: PublishedFile, target: Path) -> bool:
+    """Whether a file of the stated digest is in its place."""
+    return bool(file.sha256) and target.is_file() and sha256_of_file(target) == file.sha256
 
 
 @contextmanager

@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ganlab.commands.fetch import fetch, require_consent, size_of, told
+from ganlab.commands.fetch import fetch, is_there, require_consent, size_of, told
 from ganlab.errors import RecipeError
-from ganlab.files import sha256_of_file
 from ganlab.published import PublishedFile
 from ganlab.recipe.discovery import find_plugin, installed
 from ganlab.recipe.file import did_you_mean
@@ -83,7 +82,7 @@ def fetch_weights(names: tuple[str, ...], is_consented: bool) -> Iterator[str]:
     wanted = {weights.path: weights for weights in map(_named, names)}
     lacking = []
     for path, weights in wanted.items():
-        if path.is_file() and sha256_of_file(path).startswith(weights.file.sha256):
+        if is_there(weights.file, path):
             yield f"{path}: is there already"
             continue
         lacking.append(weights)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ganlab.files import MANIFEST
 from ganlab.images.files import SUFFIXES, ImageError
+from ganlab.published import how_to_get
 
-MANIFEST = "SHA256SUMS"
-"""The name of a file of digests, which `ganlab data verify` writes into a folder of images."""
 _SHOWN = 8  # reasons in a sentence
 _NAMES = 3
 
@@ -76,7 +76,8 @@ def images_of(folder: Path) -> Listing:
     """
     if not folder.is_dir():
         fault = "is a file, not a folder" if folder.exists() else "no such folder"
-        raise ImageError(f"{folder}: {fault}; give the folder that holds the images.")
+        how = "" if folder.exists() else how_to_get(folder)
+        raise ImageError(f"{folder}: {fault}; give the folder that holds the images{how}.")
     walk = _Walk(folder)
     walk.all()
     found = walk.found
