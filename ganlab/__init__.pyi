@@ -92,6 +92,7 @@ from .toolbox.perceptual import (
     VGGFeatures as VGGFeatures,
 )
 from .toolbox.spectral import spectral_norm_faults as spectral_norm_faults
+from .toolbox.tracker import Tracked as Tracked, Tracker as Tracker
 from .toolbox.weights import (
     fill_network as fill_network,
     load_weights as load_weights,

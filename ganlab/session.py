@@ -44,6 +44,7 @@ from ganlab.runs.record import (
 from ganlab.runs.writer import Writer
 from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
 from ganlab.stopping import Stopped, exit_code, heard, heeding, held, released
+from ganlab.tracking import follow, leave
 from ganlab.words import announce, tell_changes, warn_of_changes
 
 FINISHING = "finishing this iteration, then saving"
@@ -207,6 +208,7 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> Ending:
     journal.begin(run.iteration, owes_evaluation(run), progress.logs, progress.rolled_back)
     folder.write_status("running", iteration=run.iteration, of=recipe.iterations)
     announce(run, folder, journal)  # what it names is there by now
+    trackers = follow(run, folder, journal.say)
     try:
         with telling(folder):
             ending = _train(run, journal, writer, limits, note_evaluation)
@@ -216,9 +218,9 @@ def _sit(run: Run, folder: RunFolder, limits: Limits) -> Ending:
         raise
     finally:
         journal.end()
-        found = _so_far(run, journal)
-        code = None if ending.following else ending.code
-        folder.write_last_status(ending.state, ending.message, exit_code=code, **found)
+        found = _so_far(run, journal) | {"exit_code": None if ending.following else ending.code}
+        folder.write_last_status(ending.state, ending.message, **found)
+        leave(trackers, ending.state)
     page.write()
     return ending
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from statistics import fmean
 from typing import IO, Any
@@ -24,11 +25,15 @@ class Terminal(Console):
     """A console for tables and lines that hold names of files, recipes and plugins.
 
     rich would take "[red]" in them for markup, ":smile:" for a picture, and pass on what a terminal
-    obeys. Styles are given by `style`, never in the text.
+    obeys. Styles are given by `style`, never in the text. In a notebook it writes plain lines;
+    rich would make a piece of HTML of each, and keep every state of a progress bar.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
+        plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+        if "ipykernel" in sys.modules:
+            plain |= {"force_jupyter": False, "force_terminal": False}
+        super().__init__(**plain | options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)

@@ -22,7 +22,7 @@ FLOORS = """
     checking
     session
     words ending
-    limits live_page
+    limits live_page tracking
     bench report failures
     engine
     iteration

@@ -20,6 +20,7 @@ from ganlab.runs.links import plain_runs
 from ganlab.runs.record import check_recipe, read_record
 from ganlab.schedule import Schedule
 from ganlab.terminal import Terminal
+from ganlab.toolbox.tracker import Tracker
 
 # the kind of a plugin is that of the first hook in this list that it implements
 _KINDS = {
@@ -92,6 +93,8 @@ def _described(name: str) -> dict[str, Any]:
 
 
 def _kind(plugin: type[Plugin], hooks: list[str]) -> str:
+    if issubclass(plugin, Tracker):
+        return "trackers"
     wraps = {hook for hook in hooks if getattr(plugin, hook).ganlab_impl["wrapper"]}
     for hook, kind in _KINDS.items():
         # chained hooks are always wrappers; a wrapper of discriminator_loss is not an objective
@@ -128,7 +131,7 @@ def show(found: list[dict[str, Any]], whole: bool) -> None:
     """Print plugins: one line for each, or everything about them when `whole`."""
     console = Terminal(soft_wrap=whole)
     if not whole:
-        for kind in dict.fromkeys([*_KINDS.values(), "training"]):
+        for kind in dict.fromkeys([*_KINDS.values(), "training", "trackers"]):
             table = Table(box=None, pad_edge=False, show_header=False)
             table.add_column(no_wrap=True, min_width=max(len(p["name"]) for p in found))
             table.add_column()

@@ -70,6 +70,10 @@ class RunFolder:
         """The generator's weights: the last, or the best by the recipe's metric."""
         return self.path / ("generator.safetensors" if which == "last" else "best.safetensors")
 
+    def tracked(self, tracker: str) -> Path:
+        """How far a tracker has come with this run."""
+        return self.path / f"tracked-{tracker}.json"
+
     def bundle(self, iteration: int) -> Path:
         """The folder with which an iteration that was not finite can be taken again."""
         return self.path / f"nonfinite-{iteration:07d}"
