@@ -1,5 +1,7 @@
 """The errors that are printed for the user as one message, without a traceback."""
 
+import re
+
 
 class GanlabError(Exception):
     """Something outside the recipe stopped the work; the command ends with exit code 1."""
@@ -53,6 +55,14 @@ def first_line(error: BaseException) -> str:
 def clipped(text: str, longest: int = LONGEST) -> str:
     """A text, or its beginning when it is longer than a message should quote."""
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def visible(text: str) -> str:
+    """A text of several lines in which every other control character is escaped."""
+    parts = re.split(r"([\n\t])", text)
+    if all(part.isprintable() for part in parts[::2]):
+        return text
+    return "".join(part if part in "\n\t" else printable(part) for part in parts)
 
 
 def printable(text: str) -> str:

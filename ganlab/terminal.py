@@ -1,7 +1,6 @@
 """Text for the terminal: names are shown as they are, and no part of them is obeyed."""
 
 import math
-import re
 import sys
 from collections.abc import Sequence
 from statistics import fmean
@@ -10,15 +9,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.text import Text
 
-from ganlab.errors import printable
-
-
-def visible(text: str) -> str:
-    """A text of several lines in which every other control character is escaped."""
-    parts = re.split(r"([\n\t])", text)
-    if all(part.isprintable() for part in parts[::2]):
-        return text
-    return "".join(part if part in "\n\t" else printable(part) for part in parts)
+from ganlab.errors import visible
 
 
 class Terminal(Console):

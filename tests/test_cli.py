@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,18 +43,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = invoke("run", recipe, "--runs", folder / "runs", "--name", "done")
     assert result.exit_code == 0, result.output
     return folder / "runs" / "done"
-
-
-def test_help_answers_without_torch() -> None:
-    code = (
-        "import sys; from click.testing import CliRunner; from ganlab.cli import main;"
-        "assert CliRunner().invoke(main, ['--help']).exit_code == 0;"
-        "assert CliRunner().invoke(main, ['data', 'list']).exit_code == 0;"
-        "assert CliRunner().invoke(main, ['run', '--help']).exit_code == 0;"
-        "print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_results_go_to_stdout_and_progress_to_stderr(tiny: Path) -> None:

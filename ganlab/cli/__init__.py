@@ -11,7 +11,7 @@ import sys
 import click
 
 from ganlab import __version__
-from ganlab.cli import compare, data, look, recipes, share, train, use, weights
+from ganlab.cli import compare, completion, data, look, recipes, share, train, use, weights
 from ganlab.cli.options import Group, traceback_option
 
 
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 traceback_option(main)
-for module in (train, look, compare, use, share, data, recipes, weights):
+for module in (train, look, compare, use, share, data, recipes, weights, completion):
     for name, command in vars(module).items():
         if isinstance(command, click.Command) and not name.startswith("_"):  # not of a group
             traceback_option(command)

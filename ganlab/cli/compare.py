@@ -9,6 +9,8 @@ import click
 
 from ganlab.cli.options import (
     FiniteRange,
+    Override,
+    RecipeFile,
     RecipeOrRun,
     device_option,
     json_option,
@@ -35,6 +37,7 @@ COMPARISON_OPTIONS = (
         "--set",
         "overrides",
         multiple=True,
+        type=Override(),
         metavar="KEY=VALUE",
         help="Override a value in every recipe, as in `run`.",
     ),
@@ -93,7 +96,7 @@ def compare(arms: tuple[Path, ...], **options: Any) -> None:
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=RecipeFile())
 @click.option(
     "--without", multiple=True, metavar="PLUGIN", help="Leave out this plugin; repeatable."
 )

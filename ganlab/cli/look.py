@@ -7,6 +7,8 @@ import click
 
 from ganlab.cli.options import (
     Duration,
+    PluginName,
+    RecipeFile,
     RecipeOrRun,
     device_option,
     json_option,
@@ -57,7 +59,7 @@ def diff(a: Path, b: Path, exit_code: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=RecipeFile())
 @click.argument("key", required=False)
 @set_option
 @click.option("--cost/--no-cost", default=True, help="Whether to time a few iterations.")
@@ -89,7 +91,7 @@ def explain(
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=RecipeFile())
 @set_option
 @click.option(
     "--iteration",
@@ -130,7 +132,7 @@ def trace(
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=RecipeFile())
 @set_option
 @device_option
 @click.option(
@@ -223,7 +225,7 @@ def _cards(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=PluginName())
 @click.option("--hook", help="Only plugins that implement this hook.")
 @json_option
 def plugins(name: str | None, hook: str | None, as_json: bool) -> None:
@@ -244,7 +246,7 @@ def plugins(name: str | None, hook: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("recipes", nargs=-1, metavar="[RECIPE]...", type=click.Path(path_type=Path))
+@click.argument("recipes", nargs=-1, metavar="[RECIPE]...", type=RecipeFile())
 @click.option("--write", is_flag=True, help="Write the files that editors read; print nothing.")
 def schema(recipes: tuple[Path, ...], write: bool) -> None:
     """Print the JSON Schema of a recipe: the settings, and the options of all installed plugins.

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from ganlab.cli.completion import plugin_items, recipe_items, run_items, set_items
 from ganlab.cli.output import lasting_output, lost_output
 from ganlab.errors import GanlabError
 from ganlab.files import finite
@@ -128,6 +130,18 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class RecipeFile(click.Path):
+    """The path of a recipe, or the name of one that comes with ganlab."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return recipe_items(incomplete)
+
+
 class RunReference(click.ParamType):
     """A run: its path, its name, the beginning of its name, or @last; becomes its folder."""
 
@@ -137,6 +151,11 @@ class RunReference(click.ParamType):
         from ganlab.runs.reference import find_run
 
         return value if isinstance(value, Path) else find_run(str(value))
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return run_items(ctx, incomplete)
 
 
 class RecipeOrRun(click.ParamType):
@@ -148,6 +167,33 @@ class RecipeOrRun(click.ParamType):
         from ganlab.runs.reference import find_recipe_or_run
 
         return find_recipe_or_run(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [*recipe_items(incomplete), *run_items(ctx, incomplete)]
+
+
+class Override(click.ParamType):
+    """A `key=value` for a recipe."""
+
+    name = "override"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return set_items(ctx, incomplete)
+
+
+class PluginName(click.ParamType):
+    """The name of an installed plugin."""
+
+    name = "plugin"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return plugin_items(incomplete)
 
 
 run_argument = click.argument("run_folder", metavar="RUN", type=RunReference())
@@ -196,8 +242,9 @@ runs_option = click.option(
     help="Folder that holds the run folders.",
 )  # fmt: skip
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value, as in `run`."
-)
+    "--set", "overrides", multiple=True, type=Override(), metavar="KEY=VALUE",
+    help="Override a value, as in `run`.",
+)  # fmt: skip
 yes_option = click.option("--yes", is_flag=True, help="Do not ask before a large download.")
 data_option = click.option(
     "--data", type=click.Path(path_type=Path), metavar="FOLDER",

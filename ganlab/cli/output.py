@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from ganlab.terminal import visible
+from ganlab.errors import visible
 
 _READER_GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
 

@@ -8,6 +8,8 @@ import click
 
 from ganlab.cli.options import (
     Duration,
+    Override,
+    RecipeFile,
     data_option,
     device_option,
     json_option,
@@ -38,11 +40,12 @@ max_time_option = click.option(
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=RecipeFile())
 @click.option(
     "--set",
     "overrides",
     multiple=True,
+    type=Override(),
     metavar="KEY=VALUE",
     help="Override a value, such as gradient_penalty.weight=5; may be repeated.",
 )
@@ -146,6 +149,7 @@ def run(
     "--set",
     "overrides",
     multiple=True,
+    type=Override(),
     metavar="KEY=VALUE",
     help="Change a value from here on, such as adam.learning_rate=1e-5; may be repeated.",
 )
@@ -234,7 +238,7 @@ def checkpoints(
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=RecipeFile())
 @set_option
 @data_option
 @device_option
