@@ -3,13 +3,16 @@
 import base64
 import math
 import re
+import shutil
 from dataclasses import replace
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pages import Page, check_policy, links
+from PIL import Image
 
 from ganlab.errors import RecipeError
 from ganlab.report import report_run, write_report
@@ -129,6 +132,28 @@ def test_a_run_with_one_evaluation_is_a_point_that_is_seen(compared: Path) -> No
     assert sorted(points(one, one)) == ["3"] * 2 * figures + ["5"] * figures
     seeds_differ = sorted(points(one, two))
     assert seeds_differ == ["3"] * figures + ["5"] * figures  # their mean is one point too
+
+
+def test_a_page_without_crops_begins_with_the_newest_sample(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(compared / "runs" / "plain-1", tmp_path / "toy-1")
+    shutil.rmtree(run / "pictures")
+    Image.new("RGB", (40, 30), "red").save(run / "samples" / "0000099.png")
+    page = Page(report_run(run).read_text(encoding="utf-8"))
+    assert next(a["id"] for t, a in page.tags if t == "section") == "samples"
+    (picture,) = (a for t, a in page.tags if t == "img")
+    image = Image.open(BytesIO(base64.b64decode((picture["src"] or "").partition(",")[2])))
+    assert (image.size, image.getpixel((0, 0))) == ((40, 30), (255, 0, 0))
+    (run / "samples" / "0000100.png").write_text("no picture")
+    assert not [t for t, _ in Page(report_run(run).read_text(encoding="utf-8")).tags if t == "img"]
+    assert "0000100.png: left out of the page: cannot be read as a PNG" in capsys.readouterr().err
+
+
+def test_a_toy_problem_has_no_column_for_bicubic(compared: Path) -> None:
+    record = read_run(compared / "runs" / "plain-1")
+    page = render(compare("x", [Arm("x", (replace(record, bicubic={}, crops=[]),))]))
+    assert 'scope="col">bicubic' not in page[: page.index('id="images"')]
 
 
 def test_a_verdict_stands_at_the_head_of_a_page(compared: Path) -> None:

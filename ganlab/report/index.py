@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ganlab.images.files import ImageError, png_cut, png_within
+from ganlab.images.files import png_cut
 from ganlab.report.offline import offline_page
 from ganlab.report.tables import FIGURES, HIGHER_IS_BETTER
 from ganlab.report.wording import shown_alone
 from ganlab.runs.folder import RunFolder
-from ganlab.runs.pictures import newest_sample, read_crops, read_picture
+from ganlab.runs.pictures import read_crops, read_picture, read_sample
 from ganlab.runs.reading import read_json
 
 WITH_PICTURES = 200
 """Only so many runs, the newest, have pictures: each needs about 50 KB of the page."""
 SIDE = 88  # pixels of a small picture
 MOST_FIGURES = 8
-_LARGEST = 4 * 2**20  # pixels of a sample picture: a strip of six images has a tenth of it
 _TITLES = {"bicubic": "bicubic", "sr": "generator", "hr": "original"}
 
 
@@ -144,11 +143,7 @@ def _pictures(folder: RunFolder) -> list[Small]:
             for kind, content in found.items()
             if content
         ]
-    sample = newest_sample(folder.samples)
-    try:
-        small = png_within(sample.read_bytes(), (3 * SIDE, SIDE), _LARGEST) if sample else b""
-    except (OSError, ImageError):
-        return []  # a small picture less; the report tells what is wrong
+    small = read_sample(folder.samples, (3 * SIDE, SIDE))
     return [Small("samples", _encoded(small))] if small else []
 
 

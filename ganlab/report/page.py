@@ -14,10 +14,11 @@ from ganlab.report.statistics import Interval
 from ganlab.report.tables import bicubic_of
 from ganlab.report.wording import decimals, shown, shown_alone
 from ganlab.runs.means import means
-from ganlab.runs.pictures import read_picture
+from ganlab.runs.pictures import read_picture, read_sample
 from ganlab.runs.records import RunRecord
 
 MOST_PICTURES = 8
+LARGEST_SAMPLE = (800, 800)  # pixels
 SHOWN_AT_ONCE = 4  # of them; a click shows the others
 Section = tuple[str, str, str, list[Chart]]  # id, title, explanation, charts
 TITLES = {"lr": "LR", "bicubic": "bicubic", "hr": "original"}
@@ -26,7 +27,7 @@ TITLES = {"lr": "LR", "bicubic": "bicubic", "hr": "original"}
 def render(comparison: Comparison) -> str:
     """Render the page as UTF-8 text; equal comparisons give equal pages."""
     records = [run for arm in comparison.arms for run in arm.runs]
-    pictures = _pictures(comparison)
+    pictures, samples = _pictures(comparison), _samples(comparison)
     sections = [section for section in _curves(comparison) if section[3]]
     of_plane = _plane(comparison)
     return offline_page(
@@ -35,7 +36,7 @@ def render(comparison: Comparison) -> str:
         "page.js",
         comparison=comparison,
         lead=_lead(comparison),
-        contents=_contents(comparison, sections, bool(of_plane), bool(pictures)),
+        contents=_contents(comparison, sections, bool(of_plane), bool(pictures), bool(samples)),
         verdicts=[(a.name, r.seed, v) for a in comparison.arms for r in a.runs for v in r.verdicts],
         watched=any(name.startswith("health/") for run in records for name in run.series),
         seeds=_seeds(comparison),
@@ -54,6 +55,7 @@ def render(comparison: Comparison) -> str:
         plane_ideal=_ideal(comparison),
         curves=sections,
         pictures=pictures,
+        samples=samples,
         recipes=[(arm.name, _recipe(arm.runs[0])) for arm in comparison.arms],
         environment=list(_environment(comparison)),
         folders=[(a.name, r.seed, r.folder.path, r.state) for a in comparison.arms for r in a.runs],
@@ -93,9 +95,14 @@ def _of_one_run(record: RunRecord) -> str:
 
 
 def _contents(
-    comparison: Comparison, sections: Sequence[Section], of_plane: bool, pictures: bool
+    comparison: Comparison,
+    sections: Sequence[Section],
+    of_plane: bool,
+    pictures: bool,
+    samples: bool,
 ) -> list[tuple[str, str]]:
     found = [("pictures", "Crops")] if pictures else []
+    found += [("samples", "Samples")] if samples else []
     found += [("scores", "Scores")]
     found += [("images", "Image by image")] if comparison.images else []
     found += [("plane", "Distortion and detail")] if of_plane else []
@@ -287,6 +294,13 @@ def _pictures(comparison: Comparison) -> list[Picture]:
         left = min(right - 1, 2 if len(comparison.arms) > 1 else 1)
         found.append(Picture(crop.name, crop.width, crop.height, whole, max(left, 0), right))
     return [picture for picture in found if len(picture.cells) > 2]
+
+
+def _samples(comparison: Comparison) -> list[Cell]:
+    """The last picture of each arm's first run, where no crops are kept: of a toy problem."""
+    firsts = [(arm.name, arm.runs[0]) for arm in comparison.arms if not arm.runs[0].crops]
+    found = [(name, read_sample(run.folder.samples, LARGEST_SAMPLE)) for name, run in firsts]
+    return [Cell(name, base64.b64encode(data).decode(), "") for name, data in found if data]
 
 
 def _cell(run: RunRecord, number: int, kind: str, title: str, score: str) -> Cell | None:

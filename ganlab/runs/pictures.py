@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ganlab.errors import printable
 from ganlab.files import write_text
-from ganlab.images.files import ImageError, png_again, write_png
+from ganlab.images.files import ImageError, png_again, png_within, write_png
 from ganlab.plugin import EvaluatedImage
 from ganlab.runs.reading import entry, is_count, is_text, listed, parsed, tell_once
 
 SIDE = 192  # of a crop, in HR pixels
 KEPT = 24  # images; if there are more, those with the lowest bicubic scores
 KINDS = ("lr", "bicubic", "sr", "hr")
+_MOST_PIXELS = 4 * 2**20  # of a sample: a strip of six images has a tenth of it
 _LARGEST = 2**20  # bytes of the file of a crop: noise of SIDE x SIDE pixels has a tenth of it
 
 
@@ -115,6 +116,20 @@ def newest_sample(samples: Path) -> Path | None:
     """The picture of the last evaluation in a run's folder of samples; None before the first."""
     numbered = [file for file in samples.glob("*.png") if file.stem.isdecimal()]
     return max(numbered, key=lambda file: int(file.stem), default=None)
+
+
+def read_sample(samples: Path, room: tuple[int, int]) -> bytes | None:
+    """The picture of the last evaluation as a PNG file that is written here; None without one.
+
+    :param room: width and height into which it is made smaller to fit.
+    """
+    path = newest_sample(samples)
+    try:
+        return png_within(path.read_bytes(), room, _MOST_PIXELS) if path else None
+    except (OSError, ImageError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        tell_once(f"{printable(str(path))}: left out of the page: {reason}")
+        return None
 
 
 def _hardest(images: Sequence[EvaluatedImage]) -> list[EvaluatedImage]:
