@@ -1,4 +1,4 @@
-"""`ganlab recipes`: those that come with ganlab."""
+"""`ganlab recipes`, those that come with ganlab, and `ganlab init`, a project to begin with."""
 
 from pathlib import Path
 
@@ -45,3 +45,21 @@ def _copy(name: str, folder: Path) -> None:
     for copy in copies:
         click.echo(copy)
     next_is("check", copies[0])
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def init(folder: Path) -> None:
+    """Lay out a project in a FOLDER: a recipe and a plugin file to change, and what goes with them.
+
+    It has recipes/first.toml with the loss of recipes/edges.py, a folder for your photographs, the
+    files by which an editor completes recipes, and a .gitignore. Nothing is overwritten.
+
+    Example: ganlab init my_project
+    """
+    from ganlab.commands.project import PHOTOGRAPHS, RECIPE, make_project
+
+    for path in make_project(folder):
+        click.echo(folder / path)
+    click.echo(f"put photographs into {folder / PHOTOGRAPHS}, then, in {folder}:", err=True)
+    next_is("run", RECIPE.as_posix(), "--data", PHOTOGRAPHS)
