@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ganlab import hookspecs
 from ganlab.errors import RecipeError
+from ganlab.monitoring.tracing import trace_calls
 from ganlab.option import Begins, NoEffect
 from ganlab.plugin import Plugin, implements
 from ganlab.recipe.file import did_you_mean
@@ -56,6 +58,8 @@ def register(recipe: Recipe, *defaults: object, whole: bool = True) -> PluginMan
             raise plugin.error(f"it does not fit the hooks: {fault}") from None
     _check_names(manager)
     _check_chains(manager)
+    if os.environ.get("GANLAB_TRACE_PLUGINS") == "1":
+        trace_calls(manager)
     if whole:
         _check_settings(recipe)
         _check_slots(manager, recipe)

@@ -39,15 +39,25 @@ the engine's own implementation), and whether the implementation wraps others.""
 @contextmanager
 def watching(manager: PluginManager, begin: Begin) -> Iterator[None]:
     """Context in which `begin` makes a watch for every hook call, in the order of the calls."""
+    restore = watch(manager, begin)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def watch(manager: PluginManager, begin: Begin) -> Callable[[], None]:
+    """As `watching`, from now on; returns a function that ends it."""
     callers: list[Any] = list(vars(manager.hook).values())
     replaced = [(impl, impl.function) for caller in callers for impl in caller.get_hookimpls()]
     for impl, function in replaced:
         impl.function = _watched(impl, function, begin)
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for impl, function in replaced:
             impl.function = function
+
+    return restore
 
 
 def _watched(impl: HookImpl, function: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
