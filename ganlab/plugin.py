@@ -269,8 +269,14 @@ class Plugin(BaseModel):
     ) -> int:
         """How many times larger a generator must make its images, computed from the shapes.
 
-        :raises RecipeError: when the factor is not supported, or differs between the axes.
+        :raises RecipeError: when the factor is not supported, or differs between the axes; when
+            the shapes are not those of images.
         """
+        if (len(condition_shape), len(real_shape)) != (3, 3):
+            raise self.error(
+                f"enlarges images, but it would have to make {[*real_shape]} from "
+                f"{[*condition_shape]}; choose another generator, or other data"
+            )
         (_, height, width), (_, *size) = condition_shape, real_shape
         scale = size[0] // height
         if size != [height * scale, width * scale] or scale not in supported:

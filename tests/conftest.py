@@ -70,10 +70,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> "torch.device":
     graphs. So these tests themselves can be tried where there is no GPU.
     """
     import torch
-    from recorder import CpuRecorder
 
     from ganlab import assembly
     from ganlab.speed.graphs import Graphs
+    from ganlab.testing.recorder import CpuRecorder
 
     if os.environ.get("GANLAB_TEST_GPU") != "cpu":
         return torch.device("cuda", 0)

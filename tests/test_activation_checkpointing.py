@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from recorder import CpuRecorder
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -20,6 +19,7 @@ from ganlab.speed.activation_checkpointing import recompute
 from ganlab.speed.compiled import Compiled
 from ganlab.speed.graphs import Graphs
 from ganlab.streams import Streams
+from ganlab.testing.recorder import CpuRecorder
 
 pytestmark = [
     # of torch's own compiler

@@ -16,7 +16,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from ganlab_plugins.perceptual_loss import PerceptualLoss
-from recorder import CpuRecorder
 from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
 
 from ganlab.assembly import assemble
@@ -29,6 +28,7 @@ from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 from ganlab.speed.graphs import WARM_UPS, CudaRecorder, Graphs
 from ganlab.streams import Streams
+from ganlab.testing.recorder import CpuRecorder
 
 pytestmark = [
     pytest.mark.cuda,

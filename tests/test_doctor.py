@@ -13,7 +13,6 @@ import torch
 import torch._dynamo  # the first optimizer imports it, and would look at what a test has replaced
 from children import run as ganlab
 from click.testing import CliRunner
-from recorder import CpuRecorder
 
 from ganlab.assembly import choose_execution
 from ganlab.cli import main
@@ -23,6 +22,7 @@ from ganlab.iteration import iterate
 from ganlab.plugin import Batch, Losses
 from ganlab.run import Eager, Run, Update
 from ganlab.speed.graphs import Graphs
+from ganlab.testing.recorder import CpuRecorder
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from recorder import CpuRecorder
 from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
 
 from ganlab.assembly import assemble, choose_execution
@@ -32,6 +31,7 @@ from ganlab.speed.device import release_memory
 from ganlab.speed.graphs import WARM_UPS, CudaRecorder, Graphs
 from ganlab.speed.trial import TOLERANCE, Snapshot
 from ganlab.state import state_of
+from ganlab.testing.recorder import CpuRecorder
 
 pytestmark = [
     # of torch's own compiler

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from recorder import CpuRecorder
 
 from ganlab.bench.cost import POINTS, estimate
 from ganlab.cli import main
@@ -17,6 +16,7 @@ from ganlab.iteration import iterate
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 from ganlab.speed.graphs import Graphs
+from ganlab.testing.recorder import CpuRecorder
 
 
 def explain(*arguments: str) -> dict[str, Any]:

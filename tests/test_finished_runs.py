@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorder import CpuRecorder
 from training import build, train
 
 from ganlab import assembly
@@ -21,6 +20,7 @@ from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 from ganlab.session import start
 from ganlab.speed.graphs import Graphs
+from ganlab.testing.recorder import CpuRecorder
 
 SETTINGS = ("ema={}", "evaluate_every=2")
 

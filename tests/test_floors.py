@@ -18,7 +18,7 @@ POINTS = GROUPS["ganlab"]
 FLOORS = """
     cli api
     compare
-    commands
+    commands testing
     checking
     session
     words ending
@@ -34,7 +34,7 @@ FLOORS = """
     shared_forward guard
     runs
     recipe
-    monitoring testing
+    monitoring
     plugin
     schedule streams images degradation speed.device
     stopping disk download

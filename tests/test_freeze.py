@@ -6,7 +6,6 @@ import pytest
 import torch
 import training
 from click.testing import CliRunner
-from recorder import CpuRecorder
 from torch import Tensor, nn
 from training import train
 
@@ -19,6 +18,7 @@ from ganlab.requirements import warnings_of
 from ganlab.run import Eager, Run
 from ganlab.speed.graphs import WARM_UPS, Graphs
 from ganlab.state import state_of
+from ganlab.testing.recorder import CpuRecorder
 
 GAME = ("wasserstein=false", "gradient_penalty=false", "bce={}", "iterations=20", "watch_every=0")
 TWO = ("num_discriminators=2", 'second={ use = "patch_discriminator", width = 6, num_layers = 1 }')

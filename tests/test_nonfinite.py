@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from recorder import CpuRecorder
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -30,6 +29,7 @@ from ganlab.runs.journal import Journal
 from ganlab.runs.reading import Log
 from ganlab.speed.graphs import Graphs
 from ganlab.state import state_of
+from ganlab.testing.recorder import CpuRecorder
 from ganlab.words import summary
 
 POISON = '''\

@@ -1,56 +1,72 @@
-"""What every installed plugin must be, whoever wrote it; the list is the entry points."""
+"""Every installed plugin keeps the contract of `ganlab.testing`; the list is the entry points.
 
-import inspect
-import re
+The kit that a plugin's author uses is used here too. Options are their own `examples`, else their
+defaults. What needs the user's files gets a folder of photographs, and seeded weights where
+published ones would be read.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from ganlab import Plugin
-from ganlab.commands.describe import HOOKS
+from ganlab.images.files import write_png
+from ganlab.images.resampling import resize, to_uint8
 from ganlab.recipe.discovery import find_plugin, installed
-from ganlab.recipe.file import Origin
+from ganlab.testing import RULES, NotApplicable, Rule, Subject, tiny_run
+from ganlab.testing.worlds import images
+
+pytestmark = pytest.mark.usefixtures("seeded_weights")
 
 NAMES = sorted(installed())
+SMALL = {"width": 12, "num_blocks": 1, "num_patches": 20}
+LARGER = ("vgg_discriminator",)  # batch norm wants more than one pixel of a channel
+BESIDE = {"ldl_loss": ["ema"]}
+FEW = {"fid": {"num_patches": 4}, "kid": {"num_patches": 4}}  # 0.15 s each
 
 
-def load(name: str) -> type[Plugin]:
-    return find_plugin(name, Origin(None, text=name))[0]
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photographs and weights of a generator, as examples of options name them."""
+    folder = tmp_path_factory.mktemp("files")
+    generator = torch.Generator().manual_seed(0)
+    for part, side, count in (("photographs", 104, 2), ("held_out", 200, 1)):
+        (folder / part).mkdir()
+        for i in range(count):
+            coarse = torch.rand(1, 3, side // 4, side // 4 + 1, generator=generator)
+            pixels = to_uint8(resize(coarse, (side, side + 3)))[0]
+            write_png(pixels, folder / part / f"{i}.png")
+    save_file(tiny_run().G.state_dict(), folder / "generator.safetensors")
+    return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_says_what_it_is_in_one_sentence(name: str) -> None:
-    text = inspect.getdoc(load(name)) or ""
-    first = text.partition("\n\n")[0].replace("\n", " ")
-    assert first.endswith((".", ":")), first
-    assert len(first) < 200
+def subject(name: str, files: Path) -> Subject:
+    """The plugin with small networks, and with the files that its examples name."""
+    kind = find_plugin(name, "tests")[0]
+    options: dict[str, Any] = {key: size for key, size in SMALL.items() if key in kind.model_fields}
+    options |= Subject.of(kind).options | FEW.get(name, {})
+    for option, value in options.items():
+        if isinstance(value, str) and (files / value).exists():
+            options[option] = str(files / value)
+    if name == "image_folder":
+        options |= {"evaluation_path": str(files / "held_out"), "crop": 32}
+    beside = tuple(find_plugin(other, "tests")[0]() for other in BESIDE.get(name, ()))
+    return Subject(kind, options, beside, world=images(64) if name in LARGER else None)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_names_its_source(name: str) -> None:
-    plugin = load(name)
-    text = (inspect.getdoc(plugin) or "") + (inspect.getdoc(inspect.getmodule(plugin)) or "")
-    if name in ("builtin", "image_folder"):  # data of the user's machine, nobody's method
-        return
-    assert re.search(r"arXiv:\d{4}\.\d{4,5}|doi:|(19|20)\d\d", text), text
+def cases() -> Iterator[Any]:
+    for name in NAMES:
+        for rule in RULES:
+            marks = [pytest.mark.long] if rule.slow else []
+            yield pytest.param(name, rule, id=f"{name}-{rule.name}", marks=marks)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_option_is_described(name: str) -> None:
-    for option, field in load(name).model_fields.items():
-        assert field.description, option
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_it_implements_hooks_without_default_arguments(name: str) -> None:
-    plugin = load(name)
-    hooks = [h for h in HOOKS if hasattr(getattr(plugin, h, None), "ganlab_impl")]
-    assert hooks
-    for hook in hooks:
-        for parameter in inspect.signature(getattr(plugin, hook)).parameters.values():
-            assert parameter.default is parameter.empty, (hook, parameter.name)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_state_comes_in_pairs(name: str) -> None:
-    plugin = load(name)
-    assert hasattr(plugin, "state_dict") == hasattr(plugin, "load_state_dict")
+@pytest.mark.parametrize(("name", "rule"), [*cases()])
+def test_it_keeps_the_contract(name: str, rule: Rule, files: Path) -> None:
+    try:
+        rule(subject(name, files))
+    except NotApplicable as reason:
+        pytest.skip(str(reason))

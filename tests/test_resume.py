@@ -13,12 +13,12 @@ import torch
 from children import Child, wait_until
 from click.testing import CliRunner
 from marks import posix
-from recorder import CpuRecorder
 from safetensors.torch import load_file
 
 from ganlab import assembly
 from ganlab.cli import main
 from ganlab.speed import graphs
+from ganlab.testing.recorder import CpuRecorder
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

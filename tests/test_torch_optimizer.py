@@ -6,7 +6,6 @@ import pytest
 import torch
 import training
 from click.testing import CliRunner
-from recorder import CpuRecorder
 from torch import Tensor
 from training import train
 
@@ -18,6 +17,7 @@ from ganlab.recipe.model import load_recipe, resolved
 from ganlab.run import Eager, Run
 from ganlab.speed.graphs import WARM_UPS, Graphs
 from ganlab.state import state_of
+from ganlab.testing.recorder import CpuRecorder
 
 GAME = ("gradient_penalty=false", "watch_every=0", "iterations=12")
 KINDS = sorted(

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from recorder import CpuRecorder
 
 from ganlab.assembly import assemble
 from ganlab.cli import main
@@ -16,6 +15,7 @@ from ganlab.plugin import Batch
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Eager, Run
 from ganlab.speed.graphs import Graphs
+from ganlab.testing.recorder import CpuRecorder
 
 CPU = torch.device("cpu")
 
@@ -115,3 +115,39 @@ def test_steps_are_traced_as_written_where_a_run_replays_them(
     (traced,) = trace_recipe(tiny, ["compile=auto", "watch_every=0"], "cpu", [2])
     assert graphs.slow_steps == 0
     assert {"discriminator_loss", "generator_loss"} <= {call.hook for call in traced.calls}
+
+
+def test_the_environment_asks_for_every_call_as_it_happens(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = iterate(assemble(load_recipe(tiny), CPU))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("GANLAB_TRACE_PLUGINS", "1")
+    run = assemble(load_recipe(tiny), CPU)
+    capsys.readouterr()
+    told = iterate(run)
+    assert told == quiet
+    lines = capsys.readouterr().err.splitlines()
+    assert "engine.sample_batch(batch_size=2, device=cpu)" in lines
+    assert "  ~bicubic.degrade -> float32[2, 3, 4, 4]" in lines
+    (answer,) = [line for line in lines if "gradient_penalty.penalty ->" in line]
+    assert answer.endswith("penalty -> {D/gradient_penalty: float64[]}")
+    called = [line.split("(")[0].strip() for line in lines if "(" in line and "->" not in line]
+    answered = [line.split(" ->")[0].strip() for line in lines if " ->" in line]
+    assert sorted(called) == sorted(answered)
+
+
+def test_tracing_by_the_environment_leaves_captured_steps_as_they_are(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for value in ("0", "1"):
+        monkeypatch.setenv("GANLAB_TRACE_PLUGINS", value)
+        run = assemble(load_recipe(tiny, ["watch_every=0", "iterations=9"]), CPU)
+        run.notes.clear()
+        run.execution = Graphs(CpuRecorder())
+        with run.execution.running():
+            for run.iteration in range(7):
+                found.append(iterate(run))
+        assert run.notes == []
+    assert found[:7] == found[7:]

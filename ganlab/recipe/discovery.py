@@ -8,6 +8,8 @@ import importlib.util
 import inspect
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
@@ -74,6 +76,30 @@ def _points_of(distribution: Distribution) -> list[EntryPoint]:
     except Exception as error:
         _say(f"the entry points of {distribution.name} cannot be read: {described(error)}")
         return []
+
+
+class _Offered(EntryPoint):
+    """A class that is offered without a distribution."""
+
+    def load(self) -> type[Plugin]:
+        found: type[Plugin] = vars(self)["plugin"]
+        return found
+
+
+@contextmanager
+def offering(plugins: Mapping[str, type[Plugin]]) -> Iterator[None]:
+    """Context in which recipes may name these classes, as if their distribution were installed."""
+    registry, points = installed(), {}
+    for name, plugin in plugins.items():
+        points[name] = _Offered(name, f"{plugin.__module__}:{plugin.__qualname__}", GROUP)
+        vars(points[name])["plugin"] = plugin
+    before = registry.copy()
+    registry.update(points)
+    try:
+        yield
+    finally:
+        registry.clear()
+        registry.update(before)
 
 
 def find_plugin(use: str, origin: Origin | str) -> tuple[type[Plugin], PluginSource]:

@@ -1,6 +1,6 @@
 """Encoder-decoder generator: max pooling shrinks, transposed convolutions enlarge."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class EncoderDecoder(Plugin):
     (Fixup, arXiv:1901.09321). With a `global_skip` the last layer begins at zero, so training
     starts at the resized input, and the layer's output is scaled by 0.1.
     """
+
+    images_only: ClassVar[bool] = True
 
     width: int = Field(64, ge=1)
     """Channels at LR size. Each halving of the size doubles them; each doubling of the size halves

@@ -33,6 +33,8 @@ class PatchDiscriminator(Plugin):
 
     without_batch_norm: ClassVar[str] = 'norm = "none"'
 
+    images_only: ClassVar[bool] = True
+
     width: int = Field(64, ge=1)
     """Channels after the first convolution."""
 

@@ -1,6 +1,6 @@
 """U-Net discriminator: judges every pixel in the context of the image."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class UnetDiscriminator(Plugin):
     Sides must be multiples of 8. D judges each image alone. Published checkpoints can be loaded.
     The initialisation is torch's default.
     """
+
+    images_only: ClassVar[bool] = True
 
     width: int = Field(64, ge=1)
     """Channels after the first convolution."""

@@ -37,6 +37,8 @@ class VGGDiscriminator(Plugin):
     norm, convolutions have no bias. The initialisation is torch's default.
     """
 
+    images_only: ClassVar[bool] = True
+
     without_batch_norm: ClassVar[str] = 'norm = "none"'
 
     layout: Layout = "vgg"

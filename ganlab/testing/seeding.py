@@ -1,4 +1,4 @@
-"""A function for the tests of a plugin: `from ganlab.testing import seeded`."""
+"""Random numbers for the tests of a plugin."""
 
 from typing import TypeVar
 
