@@ -11,7 +11,7 @@ import sys
 import click
 
 from ganlab import __version__
-from ganlab.cli import compare, completion, data, look, recipes, share, train, use, weights
+from ganlab.cli import compare, completion, data, look, plugins, recipes, share, train, use, weights
 from ganlab.cli.options import Group, traceback_option
 
 
@@ -33,8 +33,10 @@ def main() -> None:
 
 
 traceback_option(main)
-for module in (train, look, compare, use, share, data, recipes, weights, completion):
+for module in (train, look, plugins, compare, use, share, data, recipes, weights, completion):
     for name, command in vars(module).items():
         if isinstance(command, click.Command) and not name.startswith("_"):  # not of a group
             traceback_option(command)
+            for inner in command.commands.values() if isinstance(command, click.Group) else ():
+                traceback_option(inner)
             main.add_command(command)

@@ -1,4 +1,4 @@
-"""Commands that look: `diff`, `explain`, `trace`, `bench`, `plugins`, `schema`, `runs`, ..."""
+"""Commands that look: `diff`, `explain`, `trace`, `bench`, `schema`, `runs`, ..."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,6 @@ import click
 
 from ganlab.cli.options import (
     Duration,
-    PluginName,
     RecipeFile,
     RecipeOrRun,
     device_option,
@@ -222,27 +221,6 @@ def _cards(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     else:
         show_need(need)
         next_is(*run_command(recipe, overrides))
-
-
-@click.command()
-@click.argument("name", required=False, type=PluginName())
-@click.option("--hook", help="Only plugins that implement this hook.")
-@json_option
-def plugins(name: str | None, hook: str | None, as_json: bool) -> None:
-    """List the installed plugins, or show one: options, defaults, paper, hooks.
-
-    Example: ganlab plugins gradient_penalty
-    """
-    from ganlab.commands import describe
-
-    found = describe.describe_plugins(name, hook)
-    for fault in describe.broken_plugins().values() if name is None else ():
-        click.echo(f"left out: {fault}", err=True)
-    if as_json:
-        print_json(found)
-    else:
-        describe.show(found, whole=name is not None)
-        next_is("plugins", *([found[0]["name"]] if name is None and found else []))
 
 
 @click.command()
