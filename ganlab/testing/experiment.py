@@ -83,6 +83,8 @@ class Subject:
         """A recipe with the plugin in the place of whatever fills its slots."""
         taken = (self.answers | {a for one in self.beside for a in answers(type(one))}) & SLOTS
         kept = {n: k for n, k in world.plugins.items() if not answers(k) & taken}
+        if "degrade" in hooks_of(self.kind):
+            kept.pop("kit_noise", None)  # a chain of noise would throw away the first
         plugins = {name: world.options.get(name, {}) for name in kept}
         plugins |= {one.name: _options_of(one) for one in self.beside}
         return tomlkit.dumps(LOOP | settings | {"plugins": plugins | {self.name: self.options}})
