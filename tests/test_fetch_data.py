@@ -20,7 +20,7 @@ from PIL import Image
 
 from ganlab import Archive, DataSet, PublishedFile, RecipeError, published
 from ganlab.cli import main
-from ganlab.commands import fetch
+from ganlab.commands import data_sets, fetch, weights
 from ganlab.commands.apply import evaluate_folder
 from ganlab.commands.unpack import unpack
 from ganlab.errors import GanlabError
@@ -237,6 +237,30 @@ def test_a_recipe_and_an_evaluation_name_the_command_too(tiny: DataSet, tmp_path
         evaluate_folder("runs/a", Path("data/Tiny"), "last", "cpu")
 
 
+def test_nothing_is_fetched_into_the_installed_package(tiny: DataSet) -> None:
+    told = published.how_to_get(Path(published.__file__).parent / "data" / "Tiny")
+    assert told == "; `ganlab data fetch Tiny` gets it; then set this option to data/Tiny"
+
+
+def test_a_user_is_asked_before_a_large_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    answers = iter([True, False])
+
+    def confirm(text: str, err: bool) -> bool:
+        asked.append(text)
+        return next(answers)
+
+    monkeypatch.setattr(fetch.sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(fetch.click, "confirm", confirm)
+    fetch.require_consent([0, 2**27], False)
+    with pytest.raises(RecipeError, match="nothing was fetched"):
+        fetch.require_consent([2**27], False)
+    assert asked == ["fetch 128.0 MiB and what is not stated?", "fetch 128.0 MiB?"]
+    fetch.require_consent([2**27], True)
+    fetch.require_consent([2**20], False)
+    assert len(asked) == 2
+
+
 def test_another_missing_folder_names_no_command(tiny: DataSet) -> None:
     assert "ganlab data fetch" not in invoke("data", "verify", "photographs").stderr
 
@@ -256,6 +280,17 @@ def test_the_sets_of_the_literature_are_declared_without_invented_facts() -> Non
             assert file.sha256 == "" or re.fullmatch(r"[0-9a-f]{64}", file.sha256)
     folders = {archive.folder for data in sets.values() for archive in data.archives}
     assert {"DIV2K_train_HR", "DIV2K_valid_HR"} <= folders  # the names in recipes/div2k
+
+
+@pytest.mark.parametrize("kind", ["data", "weights"])
+def test_what_the_heads_of_the_recipes_name_can_be_fetched(kind: str) -> None:
+    published.data_sets.cache_clear()
+    recipes = (Path(__file__).parents[1] / "recipes").rglob("*.toml")
+    texts = [recipe.read_text() for recipe in recipes]
+    named = {name for text in texts for name in re.findall(rf"`ganlab {kind} fetch (\w+)`", text)}
+    assert named == ({"DIV2K"} if kind == "data" else {"vgg19"})
+    for name in named:
+        assert data_sets._named(name) if kind == "data" else weights._named(name)
 
 
 # --- archives that a stranger made ---------------------------------------------------------------

@@ -93,7 +93,12 @@ def is_there(file: PublishedFile, target: Path) -> bool:
 def _watching(name: str) -> Iterator[Watcher]:
     """Context with a bar on a terminal, and lines for what the user should know."""
     console = Terminal(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     label = TextColumn("{task.description}", markup=False)
     is_seen = console.is_terminal
     with Progress(label, *columns, console=console, disable=not is_seen, transient=True) as bar:
