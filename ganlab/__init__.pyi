@@ -67,10 +67,8 @@ from .steps import (
     images_for_discriminator as images_for_discriminator,
 )
 from .toolbox.adaptive import AdaptiveProbability as AdaptiveProbability
-from .toolbox.inception import (
-    InceptionDistance as InceptionDistance,
-    InceptionFeatures as InceptionFeatures,
-)
+from .toolbox.inception import InceptionDistance as InceptionDistance
+from .toolbox.inception_network import InceptionFeatures as InceptionFeatures
 from .toolbox.parameters import (
     first_layers as first_layers,
     parameters_named as parameters_named,

@@ -1,13 +1,10 @@
-"""The Inception network of FID and KID, built without a download, and a base of both plugins."""
+"""The base of FID and KID: distances between Inception features."""
 
-import io
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ganlab.plugin import EvaluatedImage, Plugin, RecipePath, hookimpl
 from ganlab.published import PublishedFile
@@ -15,46 +12,15 @@ from ganlab.run import Run
 from ganlab.toolbox.patches import random_patches, require_held_out
 from ganlab.toolbox.weights import load_weights, weights_file
 
-
-class InceptionFeatures(FeatureExtractorInceptionV3):
-    """The Inception v3 of TensorFlow from 2015, which computes the features of every published FID.
-
-    torch-fidelity's network: it resizes to 299 x 299 as TensorFlow 1 does, and maps 0..255 to
-    -1..1 itself. The weights are random until a file is loaded. Frozen, in eval mode.
-
-    :param dims: number of features: 64, 192, 768, or 2048 (the pooled ones before the last layer).
-    """
-
-    FILE = PublishedFile(
-        name="inception",
-        source="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-        "weights-inception-2015-12-05-6726825d.pth",
-        licence="Apache-2.0; trained on ImageNet, whose terms may apply",
-        size=95_628_359,
-        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-        sha256_from="torch-fidelity (the first 8 digits) and public records",
-    )
-    file_name, sha256, source = FILE.file_name, FILE.sha256, FILE.source
-
-    def __init__(self, dims: int = 2048) -> None:
-        empty = io.BytesIO()
-        torch.save({}, empty)
-        empty.seek(0)
-        # torch-fidelity downloads the weights when it gets no file
-        super().__init__("inception", [str(dims)], feature_extractor_weights_path=empty)
-        self.num_features = dims
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.num_batches_tracked = None  # the published file has none
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if state_dict:  # not the empty one above
-            return super().load_state_dict(state_dict, *args, **kwargs)
-        return None
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features of uint8 images [N, 3, H, W], computed 32 at a time: float32 [N, dims]."""
-        return torch.cat([super(InceptionFeatures, self).forward(b)[0] for b in images.split(32)])
+INCEPTION = PublishedFile(
+    name="inception",
+    source="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth",
+    licence="Apache-2.0; trained on ImageNet, whose terms may apply",
+    size=95_628_359,
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    sha256_from="torch-fidelity (the first 8 digits) and public records",
+)
 
 
 class InceptionDistance(Plugin):
@@ -65,7 +31,7 @@ class InceptionDistance(Plugin):
     patch.
     """
 
-    published: ClassVar = (InceptionFeatures.FILE,)
+    published: ClassVar = (INCEPTION,)
 
     patch: int = Field(128, ge=32, le=1024)
     """Side of a patch in pixels; the network sees it resized to 299."""
@@ -105,8 +71,11 @@ class InceptionDistance(Plugin):
     def _features_on(self, device: torch.device) -> nn.Module:
         """The network, loaded at the first call, since `ganlab eval` calls no `check_recipe`."""
         if self._network is None:
+            # torch-fidelity takes seconds to import, and a recipe needs it only here
+            from ganlab.toolbox.inception_network import InceptionFeatures
+
             network = InceptionFeatures(self.dims)
-            file = weights_file(network.file_name, self.weights)
-            load_weights(self, network, file, network.sha256, network.source)
+            file = weights_file(INCEPTION.file_name, self.weights)
+            load_weights(self, network, file, INCEPTION.sha256, INCEPTION.source)
             self._network = network.to(device)
         return self._network
