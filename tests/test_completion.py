@@ -89,6 +89,8 @@ def test_plugins_and_commands_are_offered(offered: Offered) -> None:
     assert offered("ganlab plugins gradient_p") == ["gradient_penalty"]
     assert "gradient_difference" not in offered("ganlab plugins ")
     assert offered("ganlab compl") == ["completion"]
+    assert offered("ganlab recipes copy toy/ring_r3") == ["toy/ring_r3gan"]
+    assert "Set5" in offered("ganlab data fetch Set")
 
 
 @pytest.mark.parametrize("name", installed())

@@ -137,9 +137,21 @@ def completion(shell: str) -> None:
 
 def recipe_items(incomplete: str) -> list[CompletionItem]:
     """Recipe files and folders where the user is typing, and the recipes that come with ganlab."""
+    return [*map(CompletionItem, _files(incomplete)), *bundled_items(incomplete)]
+
+
+def bundled_items(incomplete: str) -> list[CompletionItem]:
+    """The names of the recipes that come with ganlab."""
     from ganlab.recipe.bundled import bundled
 
-    return [CompletionItem(v) for v in (*_files(incomplete), *_beginning(bundled(), incomplete))]
+    return [CompletionItem(name) for name in _beginning(bundled(), incomplete)]
+
+
+def data_set_items(incomplete: str) -> list[CompletionItem]:
+    """The names of the sets of images that `ganlab data fetch` knows."""
+    from ganlab.published import data_sets
+
+    return [CompletionItem(name) for name in _beginning(data_sets(), incomplete)]
 
 
 def _files(incomplete: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from ganlab.cli.completion import data_set_items
 from ganlab.cli.options import json_option, print_found, yes_option
 
 
@@ -40,7 +41,13 @@ def _list(parent: Path, as_json: bool) -> None:
 
 
 @data.command("fetch")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument(
+    "names",
+    nargs=-1,
+    required=True,
+    metavar="NAME...",
+    shell_complete=lambda *given: data_set_items(given[-1]),
+)
 @to_option
 @yes_option
 def _fetch(names: tuple[str, ...], parent: Path, yes: bool) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ganlab.cli.completion import bundled_items
 from ganlab.cli.options import json_option, next_is, print_found
 
 
@@ -30,7 +31,7 @@ def recipes(context: click.Context, as_json: bool) -> None:
 
 
 @recipes.command("copy")
-@click.argument("name")
+@click.argument("name", shell_complete=lambda *given: bundled_items(given[-1]))
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".")
 def _copy(name: str, folder: Path) -> None:
     """Copy a recipe into a FOLDER, to change it; default: the current one.
