@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from ganlab.cli import main
 from ganlab.commands.recipes import copy_bundled, describe_bundled
 from ganlab.errors import RecipeError
+from ganlab.recipe import bundled as bundles
 from ganlab.recipe.bundled import bundled, find_recipe
 from ganlab.recipe.file import read_recipe
 from ganlab.recipe.model import load_recipe, resolved
@@ -145,6 +146,18 @@ def test_a_copy_leaves_equal_files_and_overwrites_no_others(elsewhere: Path) -> 
     assert not (elsewhere / "bce_gan.toml").exists()
     assert invoke("recipes", "copy", "bce_gan", "new/folder").exit_code == 0
     assert "did you mean 'sngan'?" in invoke("recipes", "copy", "sgnan").stderr
+
+
+def test_data_of_an_installed_recipe_lie_in_the_current_folder(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = elsewhere / "site" / "ganlab" / "recipes"
+    shutil.copytree(ROOT / "recipes", package)
+    recipe = package / "div2k" / "srgan.toml"
+    data = Path("data", "DIV2K_train_HR")
+    assert load_recipe(recipe).plugins["image_folder"].path == package.parent / data
+    monkeypatch.setattr(bundles, "INSTALLED", package)
+    assert load_recipe(recipe).plugins["image_folder"].path == elsewhere / data
 
 
 @pytest.mark.long  # it builds a wheel and starts a new Python

@@ -8,15 +8,16 @@ from functools import cache
 from pathlib import Path
 
 from ganlab.errors import RecipeError, clipped
-from ganlab.recipe.file import as_typed, did_you_mean
+from ganlab.recipe.file import Origin, as_typed, did_you_mean
+
+INSTALLED = Path(__file__).parents[1] / "recipes"
+"""Their folder in an installed package; in a checkout it is not there."""
 
 
 @cache
 def bundled() -> dict[str, Path]:
     """The files of the recipes that come with ganlab, by name: wgan_gp, toy/ring_gan."""
-    package = Path(__file__).parents[1]
-    places = (package / "recipes", package.parent / "recipes")
-    folder = next((place for place in places if place.is_dir()), package)
+    folder = INSTALLED if INSTALLED.is_dir() else INSTALLED.parents[1] / "recipes"
     found = {file.relative_to(folder).with_suffix("").as_posix(): file
              for file in folder.rglob("*.toml")}  # fmt: skip
     return dict(sorted(found.items(), key=lambda item: (item[0].count("/"), item[0])))
@@ -33,6 +34,17 @@ def find_recipe(argument: Path | str) -> Path:
     if os.path.lexists(path):
         return path
     raise RecipeError(f"{clipped(as_typed(path))}: no such recipe file{_meant(path)}")
+
+
+def folder_of(origin: Origin) -> Path:
+    """The folder at which a relative path in a recipe starts: that of the file which states it.
+
+    In an installed package it is recipes/ in the current folder: data are not kept in packages.
+    """
+    folder = origin.folder
+    if folder.is_relative_to(INSTALLED):
+        return Path.cwd() / "recipes" / folder.relative_to(INSTALLED)
+    return folder
 
 
 def _meant(path: Path) -> str:

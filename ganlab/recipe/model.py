@@ -26,7 +26,7 @@ from ganlab.monitoring.blame import described, is_interruption, line_in
 from ganlab.names import shortened
 from ganlab.option import MayChange
 from ganlab.plugin import Plugin
-from ganlab.recipe.bundled import find_recipe
+from ganlab.recipe.bundled import find_recipe, folder_of
 from ganlab.recipe.discovery import (
     PluginSource,
     class_of,
@@ -343,7 +343,7 @@ def _options(table: RecipeTable, name: str) -> dict[str, Any]:
 def _plugin(
     table: RecipeTable, name: str, options: dict[str, Any], plugin_class: type[Plugin]
 ) -> Plugin:
-    folders = {key: table.origin("plugins", name, key).folder for key in options}
+    folders = {key: folder_of(table.origin("plugins", name, key)) for key in options}
     try:
         plugin = plugin_class.model_validate_json(json.dumps(options), context={"folders": folders})
     except ValidationError as error:
