@@ -64,7 +64,8 @@ def test_every_command_shown_exists_with_its_options() -> None:
     assert len(shown) > 5
     for line in shown:
         words = line.partition("#")[0].partition("ganlab ")[2].split()
-        command = main.commands[words[0]]
+        command = main.get_command(click.Context(main), words[0])
+        assert command, line
         if isinstance(command, click.Group):  # `ganlab plugins NAME` is `plugins show NAME`
             word = words[1] if words[1:] else ""
             command = command.commands.get(word) or command.commands.get("show", command)

@@ -12,10 +12,11 @@ import click
 
 from ganlab import __version__
 from ganlab.cli import compare, completion, data, look, plugins, recipes, share, train, use, weights
-from ganlab.cli.options import Group, traceback_option
+from ganlab.cli.added import WithAdded
+from ganlab.cli.options import traceback_option
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "color": True})
+@click.group(cls=WithAdded, context_settings={"help_option_names": ["-h", "--help"], "color": True})
 @click.version_option(__version__, prog_name="ganlab")
 def main() -> None:
     """Run GAN experiments that you can trust, mainly for super-resolution.

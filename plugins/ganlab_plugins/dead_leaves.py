@@ -6,6 +6,7 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 from numpy.random import Generator
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from ganlab import ImageStore, Plugin, cache_folder, hookimpl
+from ganlab import ImageStore, Plugin, cache_folder, hookimpl, write_png
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -93,6 +94,29 @@ class DeadLeaves(Plugin):
                 made_of,
             )
         return self._store
+
+
+@click.command("dead-leaves")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--count", default=48, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--size", default=320, show_default=True, type=click.IntRange(16, 4096))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+def paint_folder(folder: Path, count: int, size: int, seed: int) -> None:
+    """Paint dead leaves images into a folder, to try out what reads a folder of images.
+
+    They are those of the data source dead_leaves with the same size and seed. Files that are there
+    are kept.
+
+    Example: ganlab dead-leaves leaves --count 8
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        image = paint(size, natural_colours(rng), rng)
+        file = folder / f"leaves-{number:04d}.png"
+        if not file.exists():
+            write_png(image, file)
+    click.echo(f"{count} images of {size} x {size} pixels in {folder}")
 
 
 def gallery(
