@@ -1,6 +1,8 @@
 """A run is shown in other tools, and no tool can slow, change or end it."""
 
 import json
+import os
+import re
 import sys
 import threading
 import time
@@ -247,11 +249,15 @@ def two_sittings(recipe: Path, tracker: str) -> RunFolder:
     return folder
 
 
-def test_mlflow_has_what_stats_jsonl_has_across_two_sittings(recipe: Path) -> None:
+def test_mlflow_has_what_stats_jsonl_has_across_two_sittings(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
     pytest.importorskip("mlflow")
     from mlflow import MlflowClient
 
     folder = two_sittings(recipe, "mlflow={}")
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"  # no connection is opened
     client = MlflowClient((recipe.parent / "runs" / "mlruns").as_uri())
     experiment = client.get_experiment_by_name("ganlab")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -270,6 +276,7 @@ def test_mlflow_has_what_stats_jsonl_has_across_two_sittings(recipe: Path) -> No
 def test_trackio_has_what_stats_jsonl_has_across_two_sittings(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(recipe.parent / "trackio"))  # read at the import
     pytest.importorskip("trackio")
     from trackio.sqlite_storage import SQLiteStorage
 
@@ -328,3 +335,16 @@ def test_wandb_has_what_stats_jsonl_has_across_two_sittings(recipe: Path) -> Non
     assert samples == ["iteration 2", "iteration 3", "iteration 4"]
     assert ids == {json.loads(folder.manifest.read_text())["id"]}
     assert settings["gradient_penalty.weight"] == 10.0
+
+
+def test_the_tracker_that_the_page_shows_works(recipe: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "trackers.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (recipe.parent / "one_file.py").write_text(code)
+    path = recipe.parent / "evaluations.jsonl"
+    shown = f"one_file={{ use = './one_file.py', path = '{path.as_posix()}' }}"
+    folder = train(recipe, "spy=false", shown)
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    expected = [line for line in lines(folder) if "evaluation/psnr_y" in line]
+    assert written == [{"run": "run", **line} for line in expected]
+    assert len(written) == 2

@@ -33,8 +33,10 @@ class MLflow(Tracker):
     _waiting: list[Any] = PrivateAttr(default_factory=list)
 
     def begin(self, run: Tracked) -> None:
-        # MLflow keeps its file store as it is, and asks for this word
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        # MLflow keeps its file store as it is, and asks for the first word; without the second it
+        # reports its use to its makers
+        for word in ("MLFLOW_ALLOW_FILE_STORE", "MLFLOW_DISABLE_TELEMETRY"):
+            os.environ.setdefault(word, "true")
         from mlflow import MlflowClient
         from mlflow.entities import Param
 

@@ -1,5 +1,6 @@
 """Weights & Biases: losses, figures, sample pictures and settings, offline."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ class Wandb(Tracker):
     _waiting: list[Any] = PrivateAttr(default_factory=list)
 
     def begin(self, run: Tracked) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else it reports its own errors
         import wandb
 
         quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False)
