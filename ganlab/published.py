@@ -13,7 +13,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 GROUP = "ganlab.data"
-_PACKAGE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +117,8 @@ def how_to_get(folder: Path) -> str:
         this name.
     """
     for name, data in data_sets().items():
-        if folder.name not in [archive.folder for archive in data.archives]:
-            continue
-        if folder.resolve().is_relative_to(_PACKAGE):  # a recipe that came with the package
-            place = f"{DATA}/{folder.name}"
-            return f"; `{fetching(name, Path(DATA))}` gets it; then set this option to {place}"
-        return f"; `{fetching(name, folder.parent)}` gets it"
+        if folder.name in [archive.folder for archive in data.archives]:
+            return f"; `{fetching(name, folder.parent)}` gets it"
     return ""
 
 

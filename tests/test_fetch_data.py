@@ -237,11 +237,6 @@ def test_a_recipe_and_an_evaluation_name_the_command_too(tiny: DataSet, tmp_path
         evaluate_folder("runs/a", Path("data/Tiny"), "last", "cpu")
 
 
-def test_nothing_is_fetched_into_the_installed_package(tiny: DataSet) -> None:
-    told = published.how_to_get(Path(published.__file__).parent / "data" / "Tiny")
-    assert told == "; `ganlab data fetch Tiny` gets it; then set this option to data/Tiny"
-
-
 def test_a_user_is_asked_before_a_large_download(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     answers = iter([True, False])
