@@ -1,6 +1,7 @@
 """The page: whole, offline, and safe whatever its texts say."""
 
 import base64
+import json
 import math
 import re
 import shutil
@@ -148,6 +149,24 @@ def test_a_page_without_crops_begins_with_the_newest_sample(
     (run / "samples" / "0000100.png").write_text("no picture")
     assert not [t for t, _ in Page(report_run(run).read_text(encoding="utf-8")).tags if t == "img"]
     assert "0000100.png: left out of the page: cannot be read as a PNG" in capsys.readouterr().err
+
+
+def test_many_crops_do_not_hide_the_scores(compared: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(compared / "runs" / "plain-1", tmp_path / "many-1")
+    index = run / "pictures" / "index.json"
+    crops = json.loads(index.read_text())
+    for at in range(len(crops), 6):
+        crops.append(crops[0] | {"name": f"image {at}"})
+        for kind in ("lr", "bicubic", "sr", "hr"):
+            shutil.copy(index.with_name(f"00-{kind}.png"), index.with_name(f"{at:02}-{kind}.png"))
+    index.write_text(json.dumps(crops))
+    text = report_run(run).read_text(encoding="utf-8")
+    before, _, folded = text.partition('<details class="more"><summary>2 more images</summary>')
+    assert before.count('<article class="crop">') == 4
+    assert folded[: folded.index('id="scores"')].count('<article class="crop">') == 2
+    page = Page(text)
+    opened = [tag for tag, _ in page.tags if tag == "details"]
+    assert text.count("</details>") == len(opened)
 
 
 def test_a_toy_problem_has_no_column_for_bicubic(compared: Path) -> None:
