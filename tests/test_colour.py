@@ -220,6 +220,7 @@ def test_an_enlarged_picture_shows_the_colours_of_its_original(tmp_path, monkeyp
         return images.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
     monkeypatch.setattr(upscale, "load_for_use", lambda *_: (Scaled(), nearest, None))
+    monkeypatch.setattr("ganlab.runs.reference.find_run", Path)
     grey, path = np.array([[20, 90, 160, 230]], np.uint8), tmp_path / "a.png"
     if kind == "grey":
         save(path, grey, icc_profile=grey_profile(1.0))
