@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import torch
 from pretended import PRETENDED, pretended_cuda
-from test_plugins_train import NAMES, build, folder  # noqa: F401
+from test_plugin_contract import (  # noqa: F401
+    NAMES,
+    files,
+    skipped_without_its_package,
+    subject,
+)
 from test_shipped_recipes import RECIPES, ROOT, photographs, small  # noqa: F401
 
 from ganlab.assembly import assemble
@@ -63,11 +68,13 @@ def test_an_iteration_of_a_shipped_recipe_never_waits(
 @pytest.mark.parametrize("name", NAMES)
 def test_an_iteration_with_a_plugin_never_waits(
     name: str,
-    folder: Path,  # noqa: F811
+    files: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pretended_cuda(monkeypatch) as waits:
-        run = build(name, folder, PRETENDED, compile="off")
+    under_test = subject(name, files)
+    with under_test.in_a_folder() as folder, pretended_cuda(monkeypatch) as waits:
+        with skipped_without_its_package(name):
+            run = under_test.run(folder, PRETENDED, compile="off")
         found = waits_of(run, waits)
     assert bool(found) == (name in WAITS), found
 

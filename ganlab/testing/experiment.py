@@ -106,25 +106,27 @@ class Subject:
                 (folder / part).mkdir()
             yield folder
 
-    def run(self, folder: Path, **settings: Any) -> Run:
+    def run(self, folder: Path, device: torch.device = CPU, **settings: Any) -> Run:
         """A run with this plugin, in the first world where it fits.
 
         :raises Broken: when it fits into none.
         """
         if self.world:
-            return self.run_in(self.world, folder, **settings)
+            return self.run_in(self.world, folder, device, **settings)
         faults = []
         for world in WORLDS:
             try:
-                return self.run_in(world, folder, **settings)
+                return self.run_in(world, folder, device, **settings)
             except GanlabError as error:
                 faults.append(str(error).replace(str(folder), "").lstrip("/\\"))
         raise Broken("it fits into no small experiment: " + "; ".join(dict.fromkeys(faults)))
 
-    def run_in(self, world: World, folder: Path, **settings: Any) -> Run:
+    def run_in(
+        self, world: World, folder: Path, device: torch.device = CPU, **settings: Any
+    ) -> Run:
         file = folder / "recipe.toml"
         file.write_text(self.text(world, **settings))
-        return assemble(load_recipe(file), CPU, RunFolder(folder))
+        return assemble(load_recipe(file), device, RunFolder(folder))
 
 
 def answers(kind: type[Plugin]) -> set[str]:

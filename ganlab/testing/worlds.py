@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ganlab.images.resampling import resize, to_uint8
 from ganlab.plugin import Losses, Plugin, hookimpl
+from ganlab.speed.device import sent
 
 _SIDE = 104  # of a photograph, in pixels; held-out ones are about twice as large
 
@@ -32,7 +33,7 @@ class KitPhotographs(Plugin):
             self._images[n, :, y : y + self.crop, x : x + self.crop]
             for n, y, x in zip(*(self._draw(below, batch_size) for below in most), strict=True)
         ]
-        return torch.stack(crops).to(device)
+        return sent(torch.stack(crops), device)
 
     def _draw(self, below: int, count: int) -> list[int]:
         drawn: list[int] = torch.randint(below, (count,), generator=self.host_rng).tolist()
@@ -125,7 +126,7 @@ class KitPoints(Plugin):
     @hookimpl
     def sample_real(self, batch_size: int, device: torch.device) -> Tensor:
         angle = torch.rand(batch_size, generator=self.host_rng) * (2 * torch.pi)
-        return torch.stack([angle.cos(), angle.sin()], 1).to(device)
+        return sent(torch.stack([angle.cos(), angle.sin()], 1), device)
 
     @hookimpl
     def data_digest(self) -> dict[str, str]:
@@ -139,7 +140,7 @@ class KitNoise(Plugin):
     def degrade(self, images: Tensor) -> Any:
         yield
         noise = torch.randn(len(images), 2, generator=self.host_rng, dtype=images.dtype)
-        return noise.to(images.device)
+        return sent(noise, images.device)
 
 
 class World(NamedTuple):
