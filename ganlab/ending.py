@@ -14,7 +14,8 @@ from ganlab.generator_weights import lost_best
 from ganlab.limits import Limits
 from ganlab.monitoring.verdicts import Verdict
 from ganlab.run import Eager, Run
-from ganlab.runs.journal import NONFINITE, Journal
+from ganlab.runs.journal import Journal
+from ganlab.runs.reading import NONFINITE
 from ganlab.stopping import Stopped
 
 DONE, FAILED, DIVERGED, UNHEALTHY = 0, 1, 3, 4

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -25,7 +24,8 @@ from ganlab.files import append, whole
 from ganlab.monitoring.verdicts import History, Verdict
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.means import told
-from ganlab.runs.reading import LOGS, Log, Written, as_written
+from ganlab.runs.reading import LOGS, NONFINITE, Log, Written, is_loss
+from ganlab.runs.rewinding import kept_lines
 from ganlab.speed.device import widest_float
 from ganlab.terminal import Terminal
 
@@ -33,8 +33,6 @@ EACH_UNTIL = 10_000
 """Up to this iteration every line of losses is written."""
 THINNED = 7
 """From there on one in 7, 7 times later one in 49, and so on."""
-NONFINITE = "nonfinite"
-"""Name of the verdict on a number that is not finite, and of the counts of skipped steps."""
 PLAIN_SECONDS = 5.0  # between two plain lines, when stderr is not a terminal
 
 
@@ -99,14 +97,7 @@ class Journal:
         """
         for path in self._logs:
             known = (written or {}).get(path.name)
-            times = rolled_back if path == self.folder.verdicts else 0
-            if not known or not as_written(path, *known):
-                again = evaluates_again and path in (self.folder.stats, self.folder.scores)
-                content = _repaired(path, iteration, again, known is not None, times)
-            elif path == self.folder.verdicts:
-                content, _ = _until(path, iteration, rolled_back=times)
-            else:
-                content = path.read_bytes()[: known[0]]
+            content = kept_lines(path, iteration, known, evaluates_again, rolled_back)
             with whole(path) as file:
                 file.write(content)
             self._written[path.name] = (len(content), hashlib.sha256(content))
@@ -191,7 +182,7 @@ class Journal:
                 lines.append(_line(iteration, {k: v for k, v in figures.items() if k not in bad}))
             elif not fault:
                 self.history.add(iteration, _rounded_as_written(figures))
-                if is_written(iteration) or not all(map(_is_loss, figures)):
+                if is_written(iteration) or not all(map(is_loss, figures)):
                     lines.append(_line(iteration, figures))
         last = self._pending[-1][0]
         self._pending.clear()
@@ -318,10 +309,6 @@ class _Bar(Progress):
         yield Text(printable(self.losses), style="dim")
 
 
-def _is_loss(name: str) -> bool:
-    return name.startswith(("D/", "G/"))
-
-
 def _line(iteration: int, figures: dict[str, float]) -> str:
     return json.dumps({"iteration": iteration, **_rounded(figures)})
 
@@ -346,52 +333,6 @@ def _rounded_as_written(figures: dict[str, float]) -> dict[str, float]:
 
 def _without_null(figures: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
-
-
-def _until(
-    path: Path, iteration: int, again: bool = False, rolled_back: int = 0
-) -> tuple[bytes, list[int]]:
-    """The sound lines of a log up to an iteration, and the numbers of damaged ones among them.
-
-    :param again: whether the evaluation of this iteration is done again: its line ends the log.
-    :param rolled_back: lines are kept too that tell of this number of roll backs.
-    """
-    log, kept = Log(path), []
-    damaged = 0
-    for line, text in log.pairs():
-        evaluates = not any(_is_loss(name) or name.startswith(f"{NONFINITE}/") for name in line)
-        late = line["iteration"] > iteration or (
-            again and evaluates and line["iteration"] == iteration
-        )
-        if late and line.get("times", math.inf) > rolled_back:
-            continue
-        kept.append(text)
-        damaged = len(log.damaged)  # later ones may be of later iterations
-    return b"".join(kept), log.damaged[:damaged]
-
-
-def _repaired(path: Path, iteration: int, again: bool, expected: bool, rolled_back: int) -> bytes:
-    """The sound lines of a log up to an iteration. Damage is told, and the damaged file is kept.
-
-    :param expected: whether the checkpoint says that the file was other than it is now.
-    """
-    content, damaged = _until(path, iteration, again, rolled_back)
-    if not (damaged or expected):
-        return content
-    place = f"{path}:{damaged[0]}: damaged" if damaged else f"{path}: not as the run wrote it"
-    if path.is_file():
-        kept = path.with_name(f"{path.name}.damaged")
-        with whole(kept) as file:
-            file.write(path.read_bytes())
-        place += f" (kept as {kept.name})"
-    else:
-        place = f"{path}: missing"
-    print(
-        f"{place}; the run goes on with the lines of it that can be read, and its report lacks the "
-        "others",
-        file=sys.stderr,
-    )
-    return content
 
 
 def _last_seconds(folder: RunFolder) -> float:

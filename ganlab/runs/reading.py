@@ -19,6 +19,9 @@ Check = Callable[[Any], bool]
 Written = Mapping[str, tuple[int, str]]
 """By the name of a .jsonl file: how many bytes of it were written, and their sha256."""
 
+NONFINITE = "nonfinite"
+"""Name of the verdict on a number that is not finite, and of the counts of skipped steps."""
+
 _LONGEST = 16 * 2**20  # bytes of a line
 _LARGEST = 256 * 2**20  # bytes of a JSON file
 _MOST = 2**63 - 1  # of a count: as many as a recipe may say, a seed too
@@ -36,6 +39,11 @@ def is_number(value: Any) -> bool:
 
 def is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def is_loss(name: str) -> bool:
+    """Whether a figure of stats.jsonl is of a step of D or G, and not of an evaluation."""
+    return name.startswith(("D/", "G/"))
 
 
 def maybe(check: Check) -> Check:

@@ -1,6 +1,7 @@
 """Follows a log of a run that is still being written."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ class Tail:
         """The new lines, and whether they are the first ones of a file that has begun anew."""
         try:
             with self.path.open("rb") as file:
-                found = self.path.stat()
+                found = os.fstat(file.fileno())  # of this file; another may take its place now
                 anew = found.st_ino != self._identity or found.st_size < self._place
                 file.seek(0 if anew else self._place)
                 content = file.read()
