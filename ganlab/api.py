@@ -35,6 +35,7 @@ from ganlab.failures.telling import telling
 from ganlab.limits import Limits
 from ganlab.recipe import model
 from ganlab.recipe.model import Recipe
+from ganlab.recipe.own_data import on_folder
 from ganlab.recipe.trust import trusting_code
 from ganlab.report import report_run
 from ganlab.report.display import of_comparison, of_run
@@ -154,18 +155,24 @@ class Compared:
         return of_comparison(self.comparison, self.page)
 
 
-def load_recipe(recipe: FileName, overrides: Overrides = ()) -> Recipe:
+def load_recipe(
+    recipe: FileName, overrides: Overrides = (), *, data: FileName | None = None
+) -> Recipe:
     """Read a recipe and check it; its `plugins` are built.
 
+    :param recipe: a file, or the name of a recipe that comes with ganlab.
+    :param data: a folder of images in the place of its own data, as `--data` gives it.
     :raises RecipeError: with file, line, fault and remedy.
     """
-    return model.load_recipe(Path(recipe), _texts(overrides))
+    changes = on_folder(Path(recipe), _texts(overrides), None if data is None else Path(data))
+    return model.load_recipe(Path(recipe), changes)
 
 
 def run(
     recipe: Recipe | FileName,
     overrides: Overrides = (),
     *,
+    data: FileName | None = None,
     device: str = "auto",
     name: str | None = None,
     runs: FileName = "runs",
@@ -175,7 +182,8 @@ def run(
 ) -> Run:
     """Train a recipe in a new folder, as `ganlab run` does.
 
-    :param recipe: a file, or what `load_recipe` gave. Training leaves the latter as it is.
+    :param recipe: a file or a name, or what `load_recipe` gave; training leaves that as it is.
+    :param data: a folder of images in the place of the recipe's own.
     :param device: auto (CUDA if there is a device), cpu, cuda, cuda:N or mps.
     :param name: of the run folder; by default the recipe's name and a number.
     :param runs: the folder that holds the run folders.
@@ -186,9 +194,11 @@ def run(
     """
     with _as_in_a_program(trust_code):
         if not isinstance(recipe, Recipe):
-            loaded = load_recipe(recipe, overrides)
-        elif _texts(overrides):
-            raise RecipeError("this recipe is loaded already: give the overrides to load_recipe")
+            loaded = load_recipe(recipe, overrides, data=data)
+        elif _texts(overrides) or data is not None:
+            raise RecipeError(
+                "this recipe is loaded already: give overrides and data to load_recipe"
+            )
         else:
             loaded = model.unused(recipe)
         limits = Limits(max_iterations, max_seconds)
@@ -259,6 +269,7 @@ def compare(
     *arms: Run | FileName,
     seeds: str | Iterable[int] = "0..4",
     overrides: Overrides = (),
+    data: FileName | None = None,
     figures: Iterable[str] = (),
     jobs: int | None = None,
     device: str = "auto",
@@ -271,7 +282,7 @@ def compare(
 
     :param arms: files of recipes, or runs; the first is the baseline. Runs that exist are used.
     :param seeds: each recipe is run once for each of them.
-    :param overrides: for every recipe.
+    :param overrides, data: for every recipe, as for `load_recipe`.
     :param figures: evaluation figures to compare; by default the usual ones.
     :param jobs: runs at a time. For more than one, a script needs `if __name__ == "__main__":`,
         because each is a process of its own.
@@ -282,6 +293,7 @@ def compare(
         options: dict[str, Any] = {
             "seeds": seeds if isinstance(seeds, str) else ",".join(map(str, seeds)),
             "overrides": tuple(_texts(overrides)),
+            "data": None if data is None else Path(data),
             "figures": tuple(figures),
             "jobs": jobs,
             "device": device,

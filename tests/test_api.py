@@ -167,7 +167,7 @@ def test_a_run_shows_itself_with_pictures_and_without_markup_of_strangers(recipe
         (lambda r: api.load_recipe(r, {"gradient_penalty.weigth": 1}), "did you mean 'weight'"),
         (lambda r: api.load_recipe(r, {"seed": None}), "overrides\\['seed'\\] = None: TOML has no"),
         (lambda r: api.load_recipe(r, "seed=1"), "give a dict, or a list"),
-        (lambda r: api.run(api.load_recipe(r), {"seed": 1}), "give the overrides to load_recipe"),
+        (lambda r: api.run(api.load_recipe(r), {"seed": 1}), "overrides and data to load_recipe"),
         (lambda r: api.run("absent.toml"), "absent.toml"),
         (lambda r: api.Run.open("absent"), "absent: not a run"),
         (lambda r: api.upscale("absent", "x.png", tile=3), "a tile has at least 64 pixels"),

@@ -9,7 +9,12 @@ import torch
 from click.testing import CliRunner, Result
 from tiny import TINY
 
+from ganlab import api
 from ganlab.cli import main
+from ganlab.cli.options import Override, RecipeFile, RecipeOrRun
+from ganlab.compare.comparison import arms_of
+from ganlab.compare.difference import check_two, difference
+from ganlab.errors import RecipeError
 from ganlab.images.files import write_png
 from ganlab.recipe import own_data
 from ganlab.recipe.discovery import READS_FOLDER, find_plugin, installed
@@ -171,6 +176,56 @@ def test_check_takes_the_folder_and_names_the_command_that_trains_on_it(
     result = invoke("check", "tiny.toml", "--data", "photos")
     assert result.exit_code == 0, result.output
     assert "next: ganlab run tiny.toml --data photos\n" in result.stderr
+
+
+def test_every_command_that_overrides_values_of_recipes_takes_a_folder_too() -> None:
+    takes = {}
+    for name, command in main.commands.items():
+        kinds = [type(parameter.type) for parameter in command.params]
+        if {RecipeFile, RecipeOrRun} & {*kinds} and Override in kinds:
+            takes[name] = "data" in [parameter.name for parameter in command.params]
+    assert takes.keys() >= {"run", "check", "explain", "trace", "bench", "compare", "ablate"}
+    assert [name for name in takes if not takes[name]] == []
+
+
+def test_the_recipe_that_is_explained_and_the_next_command_are_on_the_folder(
+    photos: Path, tiny: Path
+) -> None:
+    shown = invoke("explain", "tiny.toml", "--data", "photos", "--no-cost", "--set", "seed=3")
+    assert "image_folder" in shown.stdout
+    assert "dead_leaves" not in shown.stdout
+    assert "next: ganlab run tiny.toml --data photos --set seed=3\n" in shown.stderr
+
+
+def test_every_arm_of_a_comparison_and_both_ends_of_a_search_are_on_the_folder(
+    photos: Path, tiny: Path
+) -> None:
+    Path("other.toml").write_text('extends = "tiny.toml"\nbatch_size = 3\n')
+    (one, other), _, _ = arms_of(["tiny.toml", "other.toml"], ("seed=1",), photos)
+    good, bad = check_two("tiny.toml", "other.toml", ("seed=1",), photos)
+    for recipe in (one.recipe(1), other.recipe(1), good.recipe, bad.recipe):
+        assert recipe.plugins["image_folder"].path == photos
+    assert [change.key for change in difference(good, bad)] == ["batch_size"]
+
+
+def test_variants_of_an_ablation_are_on_the_folder(photos: Path, tiny: Path) -> None:
+    shown = invoke("ablate", "tiny.toml", "--data", "photos", "--plan", "--seeds", "0",
+                   "--without", "dead_leaves")  # fmt: skip
+    assert (shown.exit_code, "has no plugin 'dead_leaves'" in shown.stderr) == (2, True)
+
+
+def test_a_run_that_exists_is_not_compared_on_another_folder(photos: Path, tiny: Path) -> None:
+    assert invoke("run", "tiny.toml", "--device", "cpu").exit_code == 0
+    shown = invoke("compare", "tiny.toml", "tiny-1", "--data", "photos")
+    assert shown.exit_code == 2
+    assert "--data changes recipes; it has no effect on a run folder" in shown.stderr
+
+
+def test_a_recipe_is_loaded_on_a_folder_from_python(photos: Path, tiny: Path) -> None:
+    loaded = api.load_recipe("tiny.toml", {"seed": 2}, data="photos")
+    assert (loaded.plugins["image_folder"].path, loaded.seed) == (photos, 2)
+    with pytest.raises(RecipeError, match="loaded already"):
+        api.run(loaded, data="photos")
 
 
 def test_a_single_image_is_trained_on_and_not_held_out(photos: Path, tiny: Path) -> None:

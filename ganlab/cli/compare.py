@@ -9,9 +9,10 @@ import click
 
 from ganlab.cli.options import (
     FiniteRange,
-    Override,
     RecipeFile,
     RecipeOrRun,
+    change_options,
+    data_option,
     device_option,
     json_option,
     next_is,
@@ -33,14 +34,6 @@ plan_option = click.option(
 )
 COMPARISON_OPTIONS = (
     click.option("--seeds", default="0..4", show_default=True, help="As 0..4, or 0,2,5."),
-    click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        type=Override(),
-        metavar="KEY=VALUE",
-        help="Override a value in every recipe, as in `run`.",
-    ),
     click.option(
         "--figure",
         "figures",
@@ -80,13 +73,16 @@ def comparison_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("arms", nargs=-1, required=True, metavar="RECIPE_OR_RUN...", type=RecipeOrRun())
+@set_option
+@data_option
 @comparison_options
 def compare(arms: tuple[Path, ...], **options: Any) -> None:
     """Compare recipes, or runs, on the same crops, noise and seeds, with intervals.
 
     The first is the baseline. Each recipe is run once per seed. Runs that exist are used: an
     interrupted comparison continues, and one more seed costs one more run per recipe. Prints a
-    table and writes one page. Exit code 1 when a run diverged or failed: it has no figures.
+    table and writes one page. --set and --data hold for every recipe. Exit code 1 when a run
+    diverged or failed: it has no figures.
 
     Example: ganlab compare wgan_gp r3gan --seeds 0..4
     """
@@ -97,6 +93,7 @@ def compare(arms: tuple[Path, ...], **options: Any) -> None:
 
 @click.command()
 @click.argument("recipe", type=RecipeFile())
+@change_options
 @click.option(
     "--without", multiple=True, metavar="PLUGIN", help="Leave out this plugin; repeatable."
 )
@@ -123,6 +120,7 @@ def ablate(recipe: Path, **options: Any) -> None:
 @click.argument("bad", metavar="BAD", type=RecipeOrRun())
 @click.option("--seeds", default="0..2", show_default=True, help="As 0..2, or 0,2,5; at least two.")
 @set_option
+@data_option
 @click.option("--figure", help="The evaluation figure; default: the recipe's best_metric.")
 @jobs_option
 @device_option

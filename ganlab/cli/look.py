@@ -9,6 +9,7 @@ from ganlab.cli.options import (
     Duration,
     RecipeFile,
     RecipeOrRun,
+    change_options,
     device_option,
     json_option,
     next_is,
@@ -16,7 +17,6 @@ from ganlab.cli.options import (
     run_argument,
     run_command,
     runs_option,
-    set_option,
     trust_code_option,
 )
 from ganlab.errors import RecipeError
@@ -60,7 +60,7 @@ def diff(a: Path, b: Path, exit_code: bool, as_json: bool) -> None:
 @click.command()
 @click.argument("recipe", type=RecipeFile())
 @click.argument("key", required=False)
-@set_option
+@change_options
 @click.option("--cost/--no-cost", default=True, help="Whether to time a few iterations.")
 @device_option
 @trust_code_option
@@ -86,12 +86,12 @@ def explain(
         print_json(found)
     else:
         show(found)
-        next_is(*run_command(recipe, overrides))
+        next_is(*run_command())
 
 
 @click.command()
 @click.argument("recipe", type=RecipeFile())
-@set_option
+@change_options
 @click.option(
     "--iteration",
     "iterations",
@@ -127,12 +127,12 @@ def trace(
         for one in found:
             for line in lines(one):
                 click.echo(line)
-        next_is(*run_command(recipe, overrides))
+        next_is(*run_command())
 
 
 @click.command()
 @click.argument("recipe", type=RecipeFile())
-@set_option
+@change_options
 @device_option
 @click.option(
     "--time",
@@ -192,7 +192,7 @@ def bench(
         print_json(figures)
     else:
         show(figures)
-        next_is(*run_command(recipe, overrides))
+        next_is(*run_command())
 
 
 def _fit(recipe: Path, overrides: tuple[str, ...], device: str, as_json: bool) -> None:
@@ -206,7 +206,7 @@ def _fit(recipe: Path, overrides: tuple[str, ...], device: str, as_json: bool) -
         print_json(asdict(found))
     else:
         show_fit(found)
-        next_is(*run_command(recipe, (*overrides, f"batch_size={found.batch_size}")))
+        next_is(*run_command(f"batch_size={found.batch_size}"))
 
 
 def _cards(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -220,7 +220,7 @@ def _cards(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         print_json(asdict(need) | {"whole": need.whole, "fits": need.cards})
     else:
         show_need(need)
-        next_is(*run_command(recipe, overrides))
+        next_is(*run_command())
 
 
 @click.command()

@@ -7,6 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -243,13 +244,32 @@ runs_option = click.option(
 )  # fmt: skip
 set_option = click.option(
     "--set", "overrides", multiple=True, type=Override(), metavar="KEY=VALUE",
-    help="Override a value, as in `run`.",
+    help="Override a value, such as gradient_penalty.weight=5; may be repeated.",
 )  # fmt: skip
 yes_option = click.option("--yes", is_flag=True, help="Do not ask before a large download.")
 data_option = click.option(
     "--data", type=click.Path(path_type=Path), metavar="FOLDER",
     help="Train on the images of this folder instead of the recipe's; a part is held out.",
 )  # fmt: skip
+
+
+def change_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command of one RECIPE the options --set and --data.
+
+    It gets `overrides`: those of --set, after those that stand for --data.
+    """
+
+    @wraps(command)
+    def on_data(*, recipe: Path, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> Any:
+        if data:
+            from ganlab.recipe.own_data import on_folder
+
+            overrides = on_folder(recipe, overrides, data)
+        return command(recipe=recipe, overrides=overrides, **rest)
+
+    return set_option(data_option(on_data))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -269,13 +289,15 @@ def print_found(
             click.echo(line)
 
 
-def run_command(recipe: Path, overrides: tuple[str, ...], folder: Path | None = None) -> list[str]:
-    """The arguments of the command that trains a recipe.
+def run_command(*more: str) -> list[str]:
+    """The arguments of the command that trains the recipe of the command at work, as it was typed.
 
-    :param folder: of `--data`.
+    :param more: overrides that come after those of its --set.
     """
-    data = ["--data", str(folder)] if folder else []
-    return ["run", str(recipe), *data, *(part for one in overrides for part in ("--set", one))]
+    typed = click.get_current_context().params
+    data = ["--data", str(typed["data"])] if typed["data"] else []
+    overrides = (part for one in (*typed["overrides"], *more) for part in ("--set", one))
+    return ["run", str(typed["recipe"]), *data, *overrides]
 
 
 def next_is(*arguments: object) -> None:

@@ -10,7 +10,7 @@ from ganlab.cli.options import (
     Duration,
     Override,
     RecipeFile,
-    data_option,
+    change_options,
     device_option,
     json_option,
     next_is,
@@ -18,7 +18,6 @@ from ganlab.cli.options import (
     run_argument,
     run_command,
     runs_option,
-    set_option,
     trust_code_option,
 )
 from ganlab.errors import RecipeError
@@ -41,15 +40,7 @@ max_time_option = click.option(
 
 @click.command()
 @click.argument("recipe", type=RecipeFile())
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    type=Override(),
-    metavar="KEY=VALUE",
-    help="Override a value, such as gradient_penalty.weight=5; may be repeated.",
-)
-@data_option
+@change_options
 @click.option("--seed", type=click.IntRange(min=0), help="Override the recipe's seed.")
 @device_option
 @click.option("--name", help="Name of the run folder; default: the recipe's name and a number.")
@@ -76,7 +67,6 @@ max_time_option = click.option(
 def run(
     recipe: Path,
     overrides: tuple[str, ...],
-    data: Path | None,
     seed: int | None,
     device: str,
     name: str | None,
@@ -106,16 +96,14 @@ def run(
     from ganlab import session
     from ganlab.limits import Limits
     from ganlab.recipe.model import load_recipe
-    from ganlab.recipe.own_data import on_folder
 
     _refuse_idle(resumed, name, continues, accept_data)
-    if seed is not None:
-        overrides = (*overrides, f"seed={seed}")
-    loaded = load_recipe(recipe, on_folder(recipe, overrides, data))
+    seeded = [] if seed is None else [f"seed={seed}"]
+    loaded = load_recipe(recipe, (*overrides, *seeded))
     limits = Limits(max_iterations, max_time)
     if dry_run:
         _show_resolved(loaded, device)
-        next_is(*run_command(recipe, overrides, data))
+        next_is(*run_command(*seeded))
     elif resumed:
         from ganlab.compare.again import check_same_recipe
         from ganlab.runs.reference import find_run
@@ -239,21 +227,19 @@ def checkpoints(
 
 @click.command()
 @click.argument("recipe", type=RecipeFile())
-@set_option
-@data_option
+@change_options
 @device_option
 @trust_code_option
-def check(recipe: Path, overrides: tuple[str, ...], data: Path | None, device: str) -> None:
+def check(recipe: Path, overrides: tuple[str, ...], device: str) -> None:
     """Find everything that can be wrong, before any training, with tiny real steps.
 
     Example: ganlab check wgan_gp
     """
     from ganlab.commands.check import check_recipe
-    from ganlab.recipe.own_data import on_folder
 
-    for line in check_recipe(recipe, on_folder(recipe, overrides, data), device):
+    for line in check_recipe(recipe, overrides, device):
         click.echo(line)
-    next_is(*run_command(recipe, overrides, data))
+    next_is(*run_command())
 
 
 def _show_resolved(recipe: Any, device: str) -> None:

@@ -91,7 +91,7 @@ def bisect_recipes(good: Path | str, bad: Path | str, options: dict[str, Any]) -
     seeds = parse_seeds(options["seeds"])
     if len(seeds) < 2:
         raise RecipeError(f"--seeds {options['seeds']}: one seed has no interval; give two or more")
-    sides = check_two(good, bad, options["overrides"])
+    sides = check_two(good, bad, options["overrides"], options["data"])
     figure = options["figure"] or sides[0].recipe.best_metric
     higher = _direction(figure, sides[0])
     _check_comparable(*sides, figure)

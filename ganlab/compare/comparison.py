@@ -17,6 +17,7 @@ from ganlab.compare.plan import Job, Variant, carry_out, cost, make_plan, parse_
 from ganlab.compare.seeds import Needs, find_needs, seeds_there
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, resolved
+from ganlab.recipe.own_data import on_folder
 from ganlab.report import check_writable, write_report
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.tables import compare
@@ -34,7 +35,7 @@ def compare_arms(arguments: Sequence[Path | str], options: dict[str, Any]) -> Ou
 
     :param options: those of the command line.
     """
-    variants, arms, names = arms_of(arguments, options["overrides"])
+    variants, arms, names = arms_of(arguments, options["overrides"], options["data"])
     if len(names) < 2:
         raise RecipeError(
             "a comparison needs at least two recipes or runs; for one run use ganlab report"
@@ -183,12 +184,13 @@ def say(line: str) -> None:
 
 
 def arms_of(
-    arguments: Sequence[Path | str], overrides: tuple[str, ...]
+    arguments: Sequence[Path | str], overrides: tuple[str, ...], data: Path | None = None
 ) -> tuple[list[Variant], list[Arm], list[str]]:
     """The recipes among the arguments, the arms made of run folders, and all names in order.
 
     Run folders with the same recipe and code but different seeds are one arm.
 
+    :param data: a folder of images in the place of every recipe's data.
     :raises RecipeError: for an argument that is neither a recipe nor a run, or an arm given twice.
     """
     variants: list[Variant] = []
@@ -196,14 +198,16 @@ def arms_of(
     order: list[str] = []  # names of recipes and keys of run folders
     for argument in arguments:
         if names_recipe(argument):
-            variants.append(Variant(Path(argument).stem, Path(argument), overrides))
+            changes = on_folder(argument, overrides, data)
+            variants.append(Variant(Path(argument).stem, Path(argument), changes))
             order.append(variants[-1].name)
         else:
             record = read_run(argument)
             runs.setdefault(_alike(record), []).append(record)
             order.append(_alike(record))
-    if runs and overrides:
-        raise RecipeError("--set changes recipes; it has no effect on a run folder that exists")
+    if runs and (overrides or data):
+        given = "--set" if overrides else "--data"
+        raise RecipeError(f"{given} changes recipes; it has no effect on a run folder that exists")
     names = Counter(variant.name for variant in variants)
     if twice := [name for name, count in names.items() if count > 1]:
         raise RecipeError(

@@ -2,7 +2,7 @@
 
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import tomlkit
 from ganlab.compare.data import DataNow
 from ganlab.errors import GanlabError
 from ganlab.recipe.model import Recipe, load_recipe, resolved
+from ganlab.recipe.own_data import on_folder
 from ganlab.report.model import Change, Group
 from ganlab.requirements import CHAINED
 from ganlab.runs.data import Data, described, differences, digests, renamed
@@ -55,23 +56,25 @@ class Side:
         return self.load()
 
 
-def side(argument: Path | str, overrides: Iterable[str] = ()) -> Side:
+def side(argument: Path | str, overrides: Sequence[str] = (), data: Path | None = None) -> Side:
     """Read a recipe file or a run folder. No code in a run folder is run.
 
     :param overrides: `key=value` strings, as given to `--set`.
+    :param data: a folder of images in the place of its own data.
     :raises RecipeError: when the argument is neither, or the recipe is wrong.
     """
     if names_recipe(argument):
-        return side_of(load_recipe(argument, overrides))
+        return side_of(load_recipe(argument, on_folder(argument, overrides, data)))
     folder = open_run_folder(argument)
     manifest = read_json(folder.manifest)
+    changes = on_folder(folder.recipe, overrides, data)
 
     def load() -> Recipe:
-        return load_recipe(folder.recipe, overrides)
+        return load_recipe(folder.recipe, changes)
 
     return Side(
         folder.path.name,
-        tomllib.loads(resolved(load())) if overrides else read_tables(folder),
+        tomllib.loads(resolved(load())) if changes else read_tables(folder),
         hashes(manifest.get("plugins", {})),
         recorded_hooks(folder),
         load,
@@ -191,13 +194,15 @@ def _toml(value: Any) -> str:
     return tomlkit.item(value).as_string()
 
 
-def check_two(a: Path | str, b: Path | str, overrides: Iterable[str] = ()) -> tuple[Side, Side]:
+def check_two(
+    a: Path | str, b: Path | str, overrides: Sequence[str] = (), data: Path | None = None
+) -> tuple[Side, Side]:
     """Read both sides of a difference.
 
-    :param overrides: `key=value` strings for both, as given to `--set`.
+    :param overrides, data: as for `side`, for both.
     :raises RecipeError: naming the argument that is neither a recipe nor a run.
     """
-    one, other = side(a, overrides), side(b, overrides)
+    one, other = side(a, overrides, data), side(b, overrides, data)
     for each in (one, other):
         if each.environment is not None and not each.data:
             print(
