@@ -112,9 +112,20 @@ def test_the_pace_and_what_is_left_are_told(running: RunFolder) -> None:
     seen = watch.Seen(running)
     seen.look()
     assert seen.pace() == (0.05, 50.0)
+    seen.look()  # nothing new: the pace stays
+    assert seen.pace() == (0.05, 50.0)
     console = plain()
     console.print(watch.display(seen, console))
     assert "0.05 iterations/s  ETA 0:40  trained 0:50" in written(console)
+
+
+def test_the_pace_is_that_of_the_last_reports(running: RunFolder) -> None:
+    slow = [{"iteration": n, "seconds": 9.0 * n} for n in range(1, 31)]
+    fast = [{"iteration": 30 + n, "seconds": 270.0 + n} for n in range(1, watch.RECENT + 1)]
+    append(running.timing, *slow, *fast)
+    seen = watch.Seen(running)
+    seen.look()
+    assert seen.pace()[0] == 1.0
 
 
 def test_ctrl_c_says_that_the_run_goes_on(running: RunFolder) -> None:

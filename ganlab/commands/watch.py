@@ -25,6 +25,8 @@ LOOK_SECONDS = 1.0
 PLAIN_SECONDS = 30.0
 """Between two lines that are not of an evaluation, where there is no terminal."""
 LONGEST = 60  # places of a sparkline
+RECENT = 20
+"""Reports of the time from which the pace is taken."""
 _FROM = "evaluation/"
 
 
@@ -39,7 +41,7 @@ class Seen:
         self.verdicts: list[str] = []
         self.iteration = 0
         self.times: list[tuple[int, float]] = []
-        """Iterations and the training time until then, of the last reports."""
+        """Iterations and the training time until then, of the last `RECENT` reports."""
         self._stats, self._timing, self._verdicts = map(
             Tail, (folder.stats, folder.timing, folder.verdicts)
         )
@@ -57,7 +59,7 @@ class Seen:
                 self.series.setdefault(name, []).append(math.nan if value is None else value)
         lines, anew = self._timing.look()
         found = [(line["iteration"], line.get("seconds") or 0.0) for line in lines]
-        self.times = ([] if anew else self.times)[-1:] + found
+        self.times = (([] if anew else self.times) + found)[-RECENT:]
         lines, anew = self._verdicts.look()
         self.verdicts = ([] if anew else self.verdicts) + [line["sentence"] for line in lines]
         return self.state
