@@ -239,7 +239,7 @@ def test_a_recipe_and_an_evaluation_name_the_command_too(tiny: DataSet, tmp_path
 
 def test_a_user_is_asked_before_a_large_download(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    answers = iter([True, False])
+    answers = iter([True, True, False])
 
     def confirm(text: str, err: bool) -> bool:
         asked.append(text)
@@ -248,12 +248,17 @@ def test_a_user_is_asked_before_a_large_download(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fetch.sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr(fetch.click, "confirm", confirm)
     fetch.require_consent([0, 2**27], False)
+    fetch.require_consent([0], False)
     with pytest.raises(RecipeError, match="nothing was fetched"):
         fetch.require_consent([2**27], False)
-    assert asked == ["fetch 128.0 MiB and what is not stated?", "fetch 128.0 MiB?"]
+    assert asked == [
+        "fetch 128.0 MiB and a file of unknown size?",
+        "fetch a file of unknown size?",
+        "fetch 128.0 MiB?",
+    ]
     fetch.require_consent([2**27], True)
     fetch.require_consent([2**20], False)
-    assert len(asked) == 2
+    assert len(asked) == 3
 
 
 def test_another_missing_folder_names_no_command(tiny: DataSet) -> None:

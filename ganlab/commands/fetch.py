@@ -54,7 +54,9 @@ def require_consent(sizes: list[int], is_given: bool) -> None:
     """
     if is_given or (all(sizes) and sum(sizes) < LARGE):
         return
-    what = f"{size(sum(sizes))}" if all(sizes) else f"{size(sum(sizes))} and what is not stated"
+    known = [size(sum(sizes))] if any(sizes) else []
+    unknown = [] if all(sizes) else ["a file of unknown size"]
+    what = " and ".join(known + unknown)
     if not sys.stdin.isatty():
         raise RecipeError(f"to fetch {what}, type the same command again with --yes")
     if not click.confirm(f"fetch {what}?", err=True):
