@@ -212,10 +212,8 @@ class _Transfer:
         """Append what comes to the part."""
         have, total = answer.begin, answer.total or self.file.size
         most = answer.total or self.file.largest
-        if (
-            answer.total and have == answer.total
-        ):  # what follows is the text of the server's refusal
-            return
+        if answer.total and have == answer.total:
+            return  # what follows is the text of the server's refusal
         self.watcher.progress(have, total)
         while block := answer.response.read(_BLOCK):
             have += len(block)

@@ -13,6 +13,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 GROUP = "ganlab.data"
+DATA = "data"
+"""The folder, below the current one, into which data sets are fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +130,6 @@ def fetching(name: str, parent: Path) -> str:
     if parent.resolve() != (Path.cwd() / DATA).resolve():
         words += ["--to", _short(parent)]
     return shlex.join(words)
-
-
-DATA = "data"
-"""The folder, below the current one, into which data sets are fetched."""
 
 
 def _short(path: Path) -> str:
