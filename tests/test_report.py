@@ -255,11 +255,26 @@ def test_an_axis_puts_numbers_in_proportion_and_ticks_at_round_ones() -> None:
     assert [tick.text for tick in log.ticks()] == ["0.01", "0.1", "1", "10", "100"]
 
 
-@pytest.mark.parametrize("values", [[5.0], [5.0, 5.0], [0.0, 0.0], [-3.0]])
-def test_equal_values_make_no_division_by_zero(values: list[float]) -> None:
+@pytest.mark.parametrize("values", [[5.0], [5.0, 5.0], [0.0, 0.0], [-3.0], [27.95, 27.95001]])
+def test_values_that_are_equal_but_for_rounding_lie_in_the_middle(values: list[float]) -> None:
     axis = Axis(values, 0, 100)
     assert axis(values[0]) == pytest.approx(50, abs=0.1)
     assert axis.ticks()
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([27.9501, 27.9519], ["27.9505", "27.951", "27.9515"]),
+        ([-1e-7, 1e-7], ["-1e-7", "-5e-8", "0", "5e-8", "1e-7"]),
+        ([0.1, 0.3], ["0.1", "0.15", "0.2", "0.25", "0.3"]),
+        ([999.9, 1000.3], ["999.9", "1,000", "1000.1", "1000.2", "1000.3"]),
+    ],
+)
+def test_ticks_of_values_that_lie_close_together_differ(
+    values: list[float], texts: list[str]
+) -> None:
+    assert [tick.text for tick in Axis(values, 0, 100).ticks()] == texts
 
 
 def test_the_bold_line_is_the_mean_over_seeds() -> None:

@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 8, 8, 36
 MOST_POINTS = 300  # in a line
 MARKED = 40  # points of a line that show their value
+_ROUNDING = 1e-5
+"""Values whose difference is a smaller part of them are drawn as equal."""
 
 Points = list[tuple[float, float]]
 
@@ -84,7 +86,10 @@ class Axis:
         low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
         if log:
             low, high = math.log10(low), math.log10(high)
-        room = (high - low) * 0.04 or abs(high) * 0.1 or 0.5
+        if high - low > _ROUNDING * max(abs(low), abs(high)):
+            room = (high - low) * 0.04
+        else:
+            room = abs(high) * 0.1 or 0.5
         self.low, self.high, self.begin, self.end = low - room, high + room, begin, end
 
     def __call__(self, value: float) -> float:
@@ -93,23 +98,28 @@ class Axis:
         return round(self.begin + share * (self.end - self.begin), 1)
 
     def ticks(self) -> tuple[Tick, ...]:
-        """Ticks at four to eight round numbers."""
+        """Ticks at four to eight round numbers, with as many digits as tell them apart."""
         step = 10 ** math.floor(math.log10((self.high - self.low) / 4))
         step *= next(m for m in (1, 2, 5, 10) if (self.high - self.low) / (step * m) <= 7)
         if self.log:
             step = max(1.0, round(step))
         first = math.ceil(self.low / step)
         numbers = [n * step for n in range(first, math.floor(self.high / step) + 1)]
-        return tuple(
-            Tick(self(10**n if self.log else n), number(10**n if self.log else n)) for n in numbers
-        )
+        if self.log:
+            return tuple(Tick(self(10**n), number(10**n)) for n in numbers)
+        largest = max(abs(self.low), abs(self.high))
+        digits = 1 + math.floor(math.log10(largest)) - math.floor(math.log10(step))
+        return tuple(Tick(self(n), number(n, digits)) for n in numbers)
 
 
-def number(value: float) -> str:
-    """A number as text: thousands with commas, millions as powers of ten, few digits."""
+def number(value: float, digits: int = 1) -> str:
+    """A number as text: thousands with commas, millions as powers of ten, few digits.
+
+    :param digits: significant digits that it needs at least.
+    """
     if 1000 <= abs(value) < 1e6 and value == round(value):
         return f"{value:,.0f}"
-    return f"{value:.4g}".replace("e+0", "e").replace("e-0", "e-")
+    return f"{value:.{max(4, digits)}g}".replace("e+0", "e").replace("e-0", "e-")
 
 
 def curves(
