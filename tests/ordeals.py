@@ -177,7 +177,9 @@ def _state(path: Path) -> bytes:
 
 
 def _without_id(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in ("id", "run", "run_id")}
+    return {
+        key: value for key, value in values.items() if key not in ("id", "run", "run_id", "begun")
+    }
 
 
 # --- what must hold after a strike ---------------------------------------------------------------

@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote
@@ -73,6 +74,34 @@ def test_how_a_run_ended_stands_below_its_name(two_runs: Path) -> None:
     page = written(two_runs)
     assert "plain-1diverged: at 8D is <dead>." in page.text
     assert [a["data-value"] for t, a in page.tags if a.get("data-label") == "psnr_y"].count("") == 1
+
+
+def test_a_run_began_when_its_manifest_says_also_in_a_copy(two_runs: Path) -> None:
+    times = {"plain-1": "2024-05-02T10:00:00+00:00", "plain-2": "2023-01-01T09:00:00+00:00"}
+    for name, time in times.items():  # the files are of today
+        path = two_runs / name / "manifest.json"
+        manifest = json.loads(path.read_text())
+        assert datetime.fromisoformat(manifest["begun"]).tzinfo == UTC
+        path.write_text(json.dumps(manifest | {"begun": time}))
+    page = written(two_runs)
+    shown = [a["data-value"] for t, a in page.tags if a.get("data-label") == "begun"]
+    assert shown == [str(datetime.fromisoformat(time).timestamp()) for time in times.values()]
+
+
+def test_a_run_of_an_older_ganlab_comes_last_without_a_time(two_runs: Path) -> None:
+    path = two_runs / "plain-2" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in manifest.items() if k != "begun"}))
+    shown = [a["data-value"] for t, a in written(two_runs).tags if a.get("data-label") == "begun"]
+    assert shown[0] and not shown[1]
+
+
+@pytest.mark.parametrize("begun", ["soon", 5, "2024-05-02T10:00:00", "0001-01-01T00:00:00+00:00"])
+def test_what_is_no_time_ends_no_page(two_runs: Path, begun: object) -> None:
+    path = two_runs / "plain-2" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"begun": begun}))
+    shown = [a["data-value"] for t, a in written(two_runs).tags if a.get("data-label") == "begun"]
+    assert shown[0] and not shown[1]
 
 
 def test_the_small_pictures_are_bicubic_the_generator_and_the_original(two_runs: Path) -> None:

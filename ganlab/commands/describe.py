@@ -17,6 +17,7 @@ from ganlab.recipe.discovery import find_plugin, installed
 from ganlab.recipe.file import did_you_mean
 from ganlab.runs.folder import RunFolder, enlarges
 from ganlab.runs.links import plain_runs
+from ganlab.runs.reading import read_json
 from ganlab.runs.record import check_recipe, read_record
 from ganlab.schedule import Schedule
 from ganlab.terminal import Terminal
@@ -173,11 +174,15 @@ def toml(value: Any) -> str:
 
 
 def describe_runs(parent: Path) -> list[dict[str, Any]]:
-    """Each run folder under a folder: name, how it ended, iteration, last scores."""
+    """Each run folder under a folder: name, when it began, how it ended, last scores."""
     found = []
     for path in plain_runs(parent):
-        status = RunFolder(path).read_status() | _changes(path)
-        found.append({"run": str(path), "state": status.get("state", "unknown"), **status})
+        folder = RunFolder(path)
+        manifest = read_json(folder.manifest)
+        status = folder.read_status() | _changes(path)
+        run = {"run": str(path), "state": status.get("state", "unknown")}
+        run |= {key: manifest[key] for key in ("begun", "seed") if key in manifest}
+        found.append(run | status)
     return found
 
 

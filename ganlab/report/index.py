@@ -4,7 +4,7 @@ import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,12 +15,12 @@ from ganlab.report.tables import FIGURES, HIGHER_IS_BETTER
 from ganlab.report.wording import shown_alone
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.pictures import read_crops, read_picture, read_sample
-from ganlab.runs.reading import read_json
 
 WITH_PICTURES = 200
 """Only so many runs, the newest, have pictures: each needs about 50 KB of the page."""
 SIDE = 88  # pixels of a small picture
 MOST_FIGURES = 8
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _TITLES = {"bicubic": "bicubic", "sr": "generator", "hr": "original"}
 
 
@@ -57,7 +57,8 @@ class Row:
     seed: int | None
     scores: list[Score]
     seconds: float
-    began: datetime
+    begun: datetime | None
+    """By the clock of this machine; None in a run of an older ganlab."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,10 @@ class Column:
 def render_index(parent: Path, entries: Sequence[dict[str, Any]]) -> str:
     """Render the page of a folder's runs, the newest first; its links lead into that folder.
 
-    :param entries: from `describe_runs`, in order of their beginning.
+    :param entries: from `describe_runs`.
     """
     figures = _figures(entries)
-    newest = list(reversed(entries))
+    newest = sorted(entries, key=lambda entry: _begun(entry) or _LONG_AGO, reverse=True)
     rows = [_row(entry, figures, at < WITH_PICTURES) for at, entry in enumerate(newest)]
     columns = [
         Column(n, "ascending" if HIGHER_IS_BETTER.get(n) is False else "descending")
@@ -100,6 +101,10 @@ def _figures(entries: Sequence[dict[str, Any]]) -> list[str]:
     return [*(name for name in FIGURES if name in known), *others][:MOST_FIGURES]
 
 
+def _begun(entry: dict[str, Any]) -> datetime | None:
+    return datetime.fromisoformat(entry["begun"]).astimezone() if "begun" in entry else None
+
+
 def _row(entry: dict[str, Any], figures: Sequence[str], with_pictures: bool) -> Row:
     folder = RunFolder(Path(entry["run"]))
     scores, bicubic = entry.get("scores") or {}, entry.get("bicubic") or {}
@@ -113,10 +118,10 @@ def _row(entry: dict[str, Any], figures: Sequence[str], with_pictures: bool) -> 
         [text for text in words if text],
         entry.get("iteration", 0),
         entry.get("of", 0),
-        read_json(folder.manifest).get("seed"),
+        entry.get("seed"),
         [_score(scores.get(name), bicubic.get(name)) for name in figures],
         entry.get("seconds", 0.0),
-        datetime.fromtimestamp(folder.recipe.stat().st_mtime),
+        _begun(entry),
     )
 
 

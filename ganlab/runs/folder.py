@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -230,7 +230,8 @@ def _record_beginning(folder: RunFolder, recipe: Recipe, about: dict[str, Any]) 
                 file.write(source.file.read_bytes())
     text = resolved(recipe)
     write_text(folder.recipe, text)
-    write_json(folder.manifest, {"id": new_id(), **about, **of_recipe(text)})
+    begun = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(folder.manifest, {"id": new_id(), "begun": begun, **about, **of_recipe(text)})
     write_text(folder.status, _status_text("running", iteration=0, of=recipe.iterations))
 
 

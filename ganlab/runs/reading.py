@@ -8,6 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,16 @@ def is_text(value: Any) -> bool:
 def is_loss(name: str) -> bool:
     """Whether a figure of stats.jsonl is of a step of D or G, and not of an evaluation."""
     return name.startswith(("D/", "G/"))
+
+
+def is_moment(value: Any) -> bool:
+    """A date and a time with its zone, in ISO 8601."""
+    try:
+        found = datetime.fromisoformat(value) if is_text(value) else datetime.max
+    except ValueError:
+        return False
+    # at the ends of the calendar it has no local time
+    return found.tzinfo is not None and 1970 < found.year < 9999
 
 
 def maybe(check: Check) -> Check:
@@ -124,6 +135,7 @@ OBJECTS: dict[str, dict[str, Check]] = {
     },
     "manifest.json": {
         "id": is_text,
+        "begun": is_moment,
         "versions": table(is_text),
         "packages": table(is_text),
         "plugins": table(_is_plugin),
