@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ganlab.commands.terminal_pictures import Strip, maker_for
 from ganlab.errors import printable
-from ganlab.report.tables import FIGURES
+from ganlab.report.figures import in_order
 from ganlab.runs.folder import RunFolder, read_tables
 from ganlab.runs.pictures import newest_sample
 from ganlab.runs.tail import Tail
@@ -76,10 +76,8 @@ class Seen:
         return [name for name in self.series if name.startswith(prefixes)]
 
     def figures(self) -> list[str]:
-        """The figures of evaluations: the usual ones first; not those of RGB."""
-        known = [name.removeprefix(_FROM) for name in self.names(_FROM)]
-        others = [n for n in known if n not in FIGURES and not n.endswith("_rgb")]
-        return [*(name for name in FIGURES if name in known), *others]
+        """The figures of evaluations."""
+        return in_order(name.removeprefix(_FROM) for name in self.names(_FROM))
 
     def pace(self) -> tuple[float, float]:
         """Iterations in a second of late, and seconds of training so far; nan while unknown."""

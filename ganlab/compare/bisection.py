@@ -24,9 +24,10 @@ from ganlab.compare.plan import Job, carry_out, cost, make_plan, parse_seeds
 from ganlab.compare.seeds import find_needs, words_of
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.evaluation.scores import SCORES
+from ganlab.report.figures import HIGHER_IS_BETTER
 from ganlab.report.model import Arm
 from ganlab.report.statistics import Interval, paired_difference
-from ganlab.report.tables import HIGHER_IS_BETTER, by_seed
+from ganlab.report.tables import by_seed
 from ganlab.report.wording import shown
 from ganlab.runs.data import digests
 from ganlab.runs.records import read_run

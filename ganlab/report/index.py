@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ganlab.images.files import png_cut
+from ganlab.report.figures import HIGHER_IS_BETTER, in_order
 from ganlab.report.offline import offline_page
-from ganlab.report.tables import FIGURES, HIGHER_IS_BETTER
 from ganlab.report.wording import shown_alone
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.pictures import read_crops, read_picture, read_sample
@@ -95,10 +95,9 @@ def render_index(parent: Path, entries: Sequence[dict[str, Any]]) -> str:
 
 
 def _figures(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """The figures of the columns: the usual ones, then the others; not those of RGB."""
+    """The figures of the columns."""
     known = dict.fromkeys(name for entry in entries for name in entry.get("scores") or ())
-    others = [name for name in known if name not in FIGURES and not name.endswith("_rgb")]
-    return [*(name for name in FIGURES if name in known), *others][:MOST_FIGURES]
+    return in_order(known)[:MOST_FIGURES]
 
 
 def _begun(entry: dict[str, Any]) -> datetime | None:
