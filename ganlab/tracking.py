@@ -1,6 +1,5 @@
 """The trackers of a run at work: each has a thread that reads the run folder and hands it over."""
 
-import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +11,13 @@ from ganlab.files import write_json
 from ganlab.run import Run
 from ganlab.runs.folder import RunFolder, read_tables
 from ganlab.runs.reading import read_json
+from ganlab.runs.tail import Tail
 from ganlab.toolbox.tracker import Setting, Tracked, Tracker
 
 EVERY_SECONDS = 1.0
 """Time between two looks into the run folder."""
 LAST_SECONDS = 60.0
 """How long the end of a sitting waits for a tracker that still has to write."""
-PART = 2**20  # bytes of stats.jsonl that are read at once
 
 
 def follow(run: Run, folder: RunFolder, say: Callable[[str], None]) -> list["Follower"]:
@@ -62,7 +61,7 @@ class Follower(threading.Thread):
         """The last line that was taken: its iteration, and its number among those of it."""
         self._picture = picture if type(picture) is int else -1
         """The iteration of the last picture that was taken."""
-        self._read = 0
+        self._stats = Tail(folder.stats)
         self._lines: Counter[int] = Counter()
 
     def call_off(self, state: str) -> None:
@@ -93,9 +92,11 @@ class Follower(threading.Thread):
         """Hand over all that is new, and note how far that is."""
         before = self._line, self._picture
         try:
-            for content in self._parts():
-                for text in content.splitlines():
-                    self._hand_over_line(text)
+            lines, anew = self._stats.look()
+            if anew:
+                self._lines.clear()
+            for line in lines:
+                self._hand_over_line(line.pop("iteration"), line)
             for iteration, file in self._pictures():
                 if iteration > self._picture:
                     self._tracker.picture(iteration, file)
@@ -105,32 +106,13 @@ class Follower(threading.Thread):
                 self._tracker.flush()
                 write_json(self._place, {"line": [*self._line], "picture": self._picture})
 
-    def _hand_over_line(self, text: bytes) -> None:
-        try:
-            line: dict[str, Any] = json.loads(text)
-            iteration = int(line.pop("iteration"))
-        except (ValueError, AttributeError, KeyError, TypeError):
-            return  # damaged; the report tells it
+    def _hand_over_line(self, iteration: int, line: dict[str, float | None]) -> None:
         self._lines[iteration] += 1
         place = (iteration, self._lines[iteration])
         if place > self._line:
-            figures = {name: float(v) for name, v in line.items() if isinstance(v, int | float)}
+            figures = {name: float(v) for name, v in line.items() if v is not None}
             self._tracker.log(iteration, figures)
             self._line = place
-
-    def _parts(self) -> Iterator[bytes]:
-        """The whole lines of stats.jsonl that were not read yet, in parts."""
-        if not self._folder.stats.is_file():
-            return
-        with self._folder.stats.open("rb") as file:
-            file.seek(self._read)
-            while part := file.read(PART):
-                part += file.readline()
-                whole = part[: part.rfind(b"\n") + 1]
-                self._read += len(whole)
-                yield whole
-                if len(whole) < len(part):
-                    return  # the end of its last line is not written yet
 
     def _pictures(self) -> list[tuple[int, Path]]:
         found = [file for file in self._folder.samples.glob("*.png") if file.stem.isdecimal()]
