@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import tomlkit
 from pydantic import (
@@ -19,7 +19,6 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import ErrorDetails
 
 from ganlab.errors import PluginFailed, RecipeError, clipped, printable
 from ganlab.monitoring.blame import described, is_interruption, line_in
@@ -27,6 +26,7 @@ from ganlab.names import shortened
 from ganlab.option import MayChange
 from ganlab.plugin import Plugin
 from ganlab.recipe.bundled import find_recipe, folder_of
+from ganlab.recipe.complaint import complaint, worst
 from ganlab.recipe.discovery import (
     PluginSource,
     class_of,
@@ -35,7 +35,7 @@ from ganlab.recipe.discovery import (
     origin_of,
     read_code,
 )
-from ganlab.recipe.file import RecipeTable, did_you_mean, read_recipe
+from ganlab.recipe.file import RecipeTable, read_recipe
 from ganlab.recipe.trust import require_consent
 
 
@@ -273,14 +273,14 @@ def _settings(table: RecipeTable) -> Recipe:
         settings = {key: value for key, value in table.values.items() if key != "plugins"}
         return Recipe.model_validate_json(json.dumps(settings))
     except ValidationError as error:
-        first = _worst(error)
+        first = worst(error)
         key = [str(part) for part in first["loc"]]
         place = table.origin(*key)
         if first["type"] == "extra_forbidden" and key[0] in installed():
             raise RecipeError(
                 f"{place}: {key[0]} is a plugin; write it under [plugins]: {key[0]} = {{ ... }}"
             ) from None
-        raise RecipeError(f"{place}: {_complaint(first, Recipe, 'setting')}") from None
+        raise RecipeError(f"{place}: {complaint(first, Recipe, 'setting')}") from None
 
 
 def _begun(file: Path, overrides: Iterable[str], name: str) -> tuple[Recipe, RecipeTable]:
@@ -347,11 +347,11 @@ def _plugin(
     try:
         plugin = plugin_class.model_validate_json(json.dumps(options), context={"folders": folders})
     except ValidationError as error:
-        first = _worst(error)
+        first = worst(error)
         key = [part for part in first["loc"] if isinstance(part, str)]
         where = table.origin("plugins", name, *key)
-        complaint = _complaint(first, plugin_class, "option")
-        raise RecipeError(f"{where}: plugins.{name}: {complaint}") from None
+        wrong = complaint(first, plugin_class, "option")
+        raise RecipeError(f"{where}: plugins.{name}: {wrong}") from None
     except BaseException as error:
         if is_interruption(error):
             raise
@@ -373,74 +373,3 @@ def _failed(who: str, plugin_class: type[Plugin], error: BaseException) -> Plugi
     )
     told.traceback = "".join(traceback.format_exception(error))
     return told
-
-
-_TYPES = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text in quotes",
-    "path_type": "a path in quotes",
-    "list_type": "a list in brackets",
-    "tuple_type": "a list in brackets",
-    "dict_type": "a table",
-    "model_type": "a number, or a table such as { from = 0.1, to = 0, over = 1000 }",
-}
-_BOUNDS = {
-    "greater_than_equal": ("at least", "ge"),
-    "greater_than": ("more than", "gt"),
-    "less_than_equal": ("at most", "le"),
-    "less_than": ("less than", "lt"),
-}
-
-
-def _worst(error: ValidationError) -> ErrorDetails:
-    """The error to report: an unknown key first, since it often explains a missing one."""
-    found = error.errors(include_url=False)
-    return next((e for e in found if e["type"] == "extra_forbidden"), found[0])
-
-
-def _complaint(error: ErrorDetails, model: type[BaseModel], kind: str) -> str:
-    """An error of pydantic as one sentence, in the words of the recipe."""
-    path = [part for part in error["loc"] if isinstance(part, str)]
-    model = _innermost(model, path)
-    key = printable(clipped(".".join(str(part) for part in error["loc"])))
-    known = [info.alias or name for name, info in model.model_fields.items()]
-    given = clipped(json.dumps(error["input"], default=str), 100)
-    match error["type"]:
-        case "extra_forbidden":
-            near = did_you_mean(path[-1], known)
-            return f"no {kind} '{key}'{near or '; allowed: ' + ', '.join(known)}"
-        case "missing":
-            fields = model.model_fields.items()
-            info = next((field for name, field in fields if path[-1] in (name, field.alias)), None)
-            means = f" ({info.description.rstrip('.')})" if info and info.description else ""
-            return f"the {kind} '{key}' is missing{means}; it has no default"
-        case "literal_error":
-            expected = error.get("ctx", {}).get("expected", "")
-            near = did_you_mean(str(error["input"]), expected.replace("'", "").split(", "))
-            return f"{key} = {given} is not allowed; it must be {expected}{near}"
-        case "value_error":
-            fault = str(error.get("ctx", {}).get("error", error["msg"]))
-            return f"{key} = {given} is not allowed; it {fault}" if path else fault
-        case "too_short" | "too_long":
-            return f"{key} = {given} is not allowed; {error['msg'].split(', not')[0]}"
-        case found if found in _BOUNDS:
-            words, bound = _BOUNDS[found]
-            limit = error.get("ctx", {}).get(bound)
-            return f"{key} = {given} is not allowed; it must be {words} {limit:g}."
-        case found if found in _TYPES:
-            return f"{key} = {given} is not allowed; it must be {_TYPES[found]}."
-    return f"{key} = {given} is not allowed; {error['msg'][:1].lower()}{error['msg'][1:]}"
-
-
-def _innermost(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
-    """The model that holds the last part of a path of field names."""
-    for part in path[:-1]:
-        info = model.model_fields.get(part)
-        for candidate in (info and info.annotation, *get_args(info and info.annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                model = candidate
-    return model
