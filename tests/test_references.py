@@ -71,7 +71,7 @@ def test_what_was_not_written_out_is_told(runs: Path, capsys: pytest.CaptureFixt
         ("zebra", "`ganlab runs` lists them"),
         ("runs", "runs: not a run folder"),  # it is there, so it is not the beginning of a name
         ("", "not a run folder"),
-        ("elsewhere/@last", "there is no run in elsewhere yet"),
+        ("elsewhere/@last", "there is no run in elsewhere yet; .* write FOLDER/@last"),
         ("no\0name", "not a run folder"),
         ("x" * 5000, "not a run folder"),
         ("r\x1b[31m", r"r\\x1b\[31m: not a run"),

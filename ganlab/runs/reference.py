@@ -72,7 +72,10 @@ def _of_beginning(path: Path, parent: Path) -> Path:
     runs = runs_in(parent) if _exists(parent) else []
     if path.name == LAST:
         if not runs:
-            raise RecipeError(f"{_shown(path)}: there is no run in {_shown(parent)} yet")
+            raise RecipeError(
+                f"{_shown(path)}: there is no run in {_shown(parent)} yet; for a run in another "
+                f"folder write FOLDER/{LAST}"
+            )
         return runs[-1]
     found = [run for run in runs if run.name.startswith(path.name)]
     if len(found) == 1:
