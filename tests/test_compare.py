@@ -347,6 +347,20 @@ def test_differences_are_paired_by_seed() -> None:
     assert (row.unpaired.half_width or 0) > 50 * (row.difference.half_width or 0)
 
 
+@pytest.mark.parametrize(
+    ("states", "note"),
+    [
+        (["stopped"], "ours: the run did not reach the end."),
+        (["stopped", "done", "killed"], "ours: 2 of 3 runs (seed 0, 2) did not reach the end."),
+        (["failed", "done"], "ours: 1 of 2 runs (seed 0) failed and gave no figure; the means are "
+                             "over the others."),
+    ],
+)  # fmt: skip
+def test_a_note_names_the_runs_that_did_not_end_well(states: list[str], note: str) -> None:
+    runs = [record(seed, [1.0], state) for seed, state in enumerate(states)]
+    assert compare("x", [arm("ours", *runs)]).notes[0] == note
+
+
 def test_a_diverged_run_has_no_figure_and_is_told() -> None:
     base = arm("base", record(0, [1.0]), record(1, [2.0]), record(2, [3.0]))
     ours = arm("ours", record(0, [2.0]), record(1, [2.5], "diverged"), record(2, [4.5]))
@@ -354,7 +368,7 @@ def test_a_diverged_run_has_no_figure_and_is_told() -> None:
     row = comparison.tables[0].rows[1]
     assert row.difference
     assert (row.difference.count, row.difference.mean) == (2, 1.25)
-    assert any("ours: 1 of 3 runs diverged (seed 1)" in note for note in comparison.notes)
+    assert any("ours: 1 of 3 runs (seed 1) diverged" in note for note in comparison.notes)
     assert comparison.costs[1].states == "2 done, 1 diverged"
 
 

@@ -52,7 +52,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_made_one_or_two_at_a_time(
         told = r"seed 0: failed: in iteration 8: plugin breaks .*: ZeroDivisionError: in the middle"
         assert re.search(told, stderr)
         assert "Traceback" not in stderr
-        assert "note: broken: 2 of 2 runs failed (seed 0, 1) and have no figure." in stdout
+        assert "note: broken: 2 of 2 runs (seed 0, 1) failed and gave no figure." in stdout
         assert "2 failed" in stdout
         statuses = runs.glob("*/status.json")
         states = sorted(json.loads(file.read_text())["state"] for file in statuses)
@@ -231,7 +231,7 @@ def test_an_arm_without_a_figure_leaves_the_images_of_the_others() -> None:
     assert comparison.images
     assert comparison.images.tallies.keys() == {"ours"}
     assert comparison.images.rows[0].scores.keys() == {"base", "ours"}
-    assert "lost: 2 of 2 runs diverged (seed 0, 1) and have no figure." in comparison.notes
+    assert "lost: 2 of 2 runs (seed 0, 1) diverged and gave no figure." in comparison.notes
 
 
 def test_a_figure_without_a_better_direction_has_no_winner() -> None:

@@ -144,10 +144,10 @@ def test_a_comparison_is_at_equal_iterations_and_names_the_runs_that_ended_early
     said = " ".join(ganlab("compare", "short.toml", "long.toml", "--seeds", "0..1").split())
     assert "mine: equal iterations, 8" in said
     assert (
-        "short: patience ended 2 of 2 runs before the recipe's last iteration: seed 0 at 8, seed 1 "
-        "at 8." in said
+        "short: 2 of 2 runs (seed 0, 1) did not take all iterations of the recipe: patience ended "
+        "at iteration 8, 8." in said
     )
-    assert "long: patience ended" not in said
+    assert "long: 2 of 2" not in said
     again = ganlab("compare", "short.toml", "long.toml", "--seeds", "0..1")
     assert "4 exist, 0 to be continued, 0 to be made" in again
     ganlab("report", "runs/short-1")

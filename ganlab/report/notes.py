@@ -40,25 +40,29 @@ def notes_on(
 def _lost_runs(arm: Arm) -> Iterator[str]:
     """Notes on the runs of an arm that have no figure, or did not run to the end."""
     for state in ("diverged", "failed"):
-        lost = [str(run.seed) for run in arm.runs if run.state == state]
+        lost = [run for run in arm.runs if run.state == state]
         rest = "" if len(lost) == len(arm.runs) else "; the means are over the others"
         if lost:
-            yield (
-                f"{arm.name}: {len(lost)} of {len(arm.runs)} runs {state} (seed "
-                f"{', '.join(lost)}) and have no figure{rest}."
-            )
-    early = [
-        f"seed {r.seed} at {r.status.get('iteration', 0):,}" for r in arm.runs if r.ended_early
-    ]
+            yield f"{_some(arm, lost)} {state} and gave no figure{rest}."
+    early = [run for run in arm.runs if run.ended_early]
     if early:
+        ends = ", ".join(f"{run.status.get('iteration', 0):,}" for run in early)
         yield (
-            f"{arm.name}: patience ended {len(early)} of {len(arm.runs)} runs before the recipe's "
-            f"last iteration: {', '.join(early)}."
+            f"{_some(arm, early)} did not take all iterations of the recipe: patience ended at "
+            f"iteration {ends}."
         )
     ended = ("done", "diverged", "failed")
-    unfinished = [run.folder.path.name for run in arm.runs if run.state not in ended]
+    unfinished = [run for run in arm.runs if run.state not in ended]
     if unfinished:
-        yield f"{arm.name}: these runs did not reach the end: {', '.join(unfinished)}."
+        yield f"{_some(arm, unfinished)} did not reach the end."
+
+
+def _some(arm: Arm, runs: Sequence[RunRecord]) -> str:
+    """The subject of a sentence about some runs of an arm."""
+    if len(arm.runs) == 1:
+        return f"{arm.name}: the run"
+    seeds = ", ".join(str(run.seed) for run in runs)
+    return f"{arm.name}: {len(runs)} of {len(arm.runs)} runs (seed {seeds})"
 
 
 def _differences(records: Sequence[RunRecord]) -> Iterator[str]:
