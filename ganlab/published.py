@@ -9,8 +9,9 @@ import shlex
 import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
+
+from ganlab.registry import entry_points
 
 GROUP = "ganlab.data"
 DATA = "data"
@@ -95,11 +96,7 @@ def data_sets() -> dict[str, DataSet]:
     A declaration that cannot be read is told on stderr, and left out.
     """
     found = {}
-    try:
-        points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    except Exception:  # the record of one distribution is damaged; `ganlab plugins` tells which
-        points = []
-    for point in points:
+    for point in sorted(entry_points(GROUP), key=lambda point: point.name):
         try:
             declared = point.load()
         except Exception as error:  # the code is a stranger's

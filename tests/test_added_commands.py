@@ -10,7 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ganlab.cli import added, main
+from ganlab.cli.completion import _Bash
 from ganlab.images.files import read_image
+from ganlab.published import data_sets
 
 
 def invoke(*words: object) -> Result:
@@ -84,3 +86,21 @@ def test_a_command_that_cannot_be_had_is_told_in_one_line(
 def test_a_command_of_ganlab_keeps_its_name(offer: Callable[..., None]) -> None:
     offer(("check", "json:dumps"))
     assert main.get_command(click.Context(main), "check") is main.commands["check"]
+
+
+def test_a_distribution_with_a_damaged_record_stops_no_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "torn-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Name: torn\nVersion: 1.0\n")
+    (record / "entry_points.txt").write_text("[ganlab.commands]\nnonsense\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    added.added.cache_clear()
+    listed = invoke("--help")
+    assert "dead-leaves" in listed.stdout
+    assert listed.stderr.startswith("the entry points of torn cannot be read: TypeError")
+    assert "No such command 'nosuch'" in invoke("nosuch").stderr
+    monkeypatch.setenv("COMP_WORDS", "ganlab plugins gradient_p")
+    assert _Bash(main, {}, "ganlab", "X").complete() == "plain,gradient_penalty"
+    assert "Set5" in data_sets()

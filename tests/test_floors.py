@@ -39,7 +39,7 @@ FLOORS = """
     schedule streams images degradation speed.device
     stopping disk download
     terminal names
-    errors system option files tensor_files published
+    errors system option files tensor_files published registry
 """
 LEVEL = {name: number for number, line in enumerate(FLOORS.split("\n")) for name in line.split()}
 

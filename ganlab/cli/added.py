@@ -4,13 +4,14 @@ Only their names are read until one is used, so that `ganlab --help` imports no 
 """
 
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import click
 
 from ganlab.cli.options import Group, traceback_option
 from ganlab.errors import GanlabError, printable
+from ganlab.registry import entry_points
 
 GROUP = "ganlab.commands"
 
@@ -41,7 +42,7 @@ class _Added(click.Command):
 def added() -> dict[str, list[EntryPoint]]:
     """The commands that installed distributions add: name -> who adds it."""
     found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=GROUP):
+    for point in entry_points(GROUP):
         others = found.setdefault(point.name, [])
         if point.value not in {other.value for other in others}:
             others.append(point)

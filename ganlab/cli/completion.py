@@ -235,12 +235,9 @@ def _plugins_of(context: click.Context) -> dict[str, str]:
 
 def _plugins() -> dict[str, str]:
     """The installed plugins: name -> "module:class"."""
-    from importlib.metadata import entry_points
+    from ganlab.registry import entry_points
 
-    try:
-        return {point.name: point.value for point in entry_points(group="ganlab")}
-    except Exception:  # the record of an installed distribution is damaged
-        return {}
+    return {point.name: point.value for point in entry_points("ganlab")}
 
 
 def _beginning(names: Any, incomplete: str) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +22,7 @@ from ganlab.monitoring.blame import described, is_interruption
 from ganlab.plugin import Plugin
 from ganlab.recipe.file import Origin, as_typed, did_you_mean
 from ganlab.recipe.trust import Code, is_in_a_run
+from ganlab.registry import entry_points
 
 GROUP = "ganlab"
 READS_FOLDER = "ganlab.reads_folder"
@@ -59,23 +60,12 @@ def clashes() -> dict[str, list[str]]:
 @cache
 def offered() -> list[EntryPoint]:
     """Every plugin that an installed distribution offers, those with the name of another too."""
-    try:
-        return list(entry_points(group=GROUP))
-    except Exception:  # the record of one distribution is damaged: leave only that one out
-        return [point for there in distributions() for point in _points_of(there)]
+    return entry_points(GROUP)
 
 
 def folder_readers() -> list[str]:
     """The names of the installed plugins that read a folder of images, sorted."""
-    return sorted({point.name for point in entry_points(group=READS_FOLDER)} & installed().keys())
-
-
-def _points_of(distribution: Distribution) -> list[EntryPoint]:
-    try:
-        return list(distribution.entry_points.select(group=GROUP))
-    except Exception as error:
-        _say(f"the entry points of {distribution.name} cannot be read: {described(error)}")
-        return []
+    return sorted({point.name for point in entry_points(READS_FOLDER)} & installed().keys())
 
 
 class _Offered(EntryPoint):
