@@ -93,6 +93,22 @@ def test_a_name_that_no_module_can_have_is_refused(name: str, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gradient_penalty", "a plugin 'gradient_penalty' is installed already"),
+        ("plugins", "a module 'ganlab_plugins' is installed already"),
+        ("path", "the plugin's files import another Path"),
+        ("tensor", "the plugin's files import another Tensor"),
+    ],
+)
+def test_a_name_that_would_hide_another_is_refused(name: str, words: str, tmp_path: Path) -> None:
+    result = invoke("new", name, "--hook", "penalty", "--into", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr == f"{words}; take another name\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_hook_that_is_misspelt_is_refused_with_the_near_one(tmp_path: Path) -> None:
     result = invoke("new", "idea", "--hook", "penalti", "--into", tmp_path)
     assert result.exit_code == 2

@@ -7,6 +7,7 @@ import tomllib
 from datetime import date
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jinja2 import Environment
 
 from ganlab.errors import GanlabError, RecipeError, clipped, printable
 from ganlab.files import claim, new_folder, write_text
+from ganlab.registry import entry_points
 
 _TEMPLATES = files("ganlab").joinpath("templates", "plugin")
 # the plugins of the recipe that a distribution begins with, in the order of its lines
@@ -46,7 +48,7 @@ def new_plugin(name: str, hook: str, parent: Path) -> Path:
 
     :param name: of the plugin in a recipe, such as "spectral_loss"; a "-" becomes a "_".
     :param hook: the hook that it implements, one of `examples`.
-    :raises RecipeError: when the name cannot be that of a module.
+    :raises RecipeError: when the name cannot be that of a module, or is taken.
     :raises GanlabError: when the folder is there already.
     """
     name = name.replace("-", "_")
@@ -55,6 +57,7 @@ def new_plugin(name: str, hook: str, parent: Path) -> Path:
             f"'{printable(clipped(name))}' cannot name a plugin and its module; take small "
             "letters, digits and _, beginning with a letter"
         )
+    _require_free(name)
     target = parent / f"ganlab-{name.replace('_', '-')}"
     if target.exists():
         raise GanlabError(f"{target} is there already; take another name, or --into another folder")
@@ -66,6 +69,14 @@ def new_plugin(name: str, hook: str, parent: Path) -> Path:
             write_text(file, f"{text}\n")
         claim(folder, target)
     return target
+
+
+def _require_free(name: str) -> None:
+    """Refuse a name that would hide another one, once the distribution is installed."""
+    if name in [point.name for point in entry_points("ganlab")]:
+        raise RecipeError(f"a plugin '{name}' is installed already; take another name")
+    if find_spec(f"ganlab_{name}"):
+        raise RecipeError(f"a module 'ganlab_{name}' is installed already; take another name")
 
 
 def _texts(name: str, hook: str) -> dict[str, str]:
@@ -80,13 +91,16 @@ def _texts(name: str, hook: str) -> dict[str, str]:
         *own.get("known_imports", "").splitlines(),
         f"from ganlab.testing import {in_order}",
     ]
+    kind = "".join(part.capitalize() for part in name.split("_"))
+    if kind in re.findall(r"\w+", " ".join([*imports, *testing])):
+        raise RecipeError(f"the plugin's files import another {kind}; take another name")
     values = own | {
         "imports": _sorted(imports),
         "known_imports": _sorted(testing),
         "name": name,
         "distribution": f"ganlab-{name.replace('_', '-')}",
         "module": f"ganlab_{name}",
-        "kind": "".join(part.capitalize() for part in name.split("_")),
+        "kind": kind,
         "year": date.today().year,
         "recipe": [f"{key} = {value}" for key, value in _RECIPE.items() if key not in drops],
     }
