@@ -88,6 +88,8 @@ def test_a_value_is_offered_where_only_some_are_allowed(offered: Offered) -> Non
 def test_plugins_and_commands_are_offered(offered: Offered) -> None:
     assert offered("ganlab plugins gradient_p") == ["gradient_penalty"]
     assert "gradient_difference" not in offered("ganlab plugins ")
+    assert offered("ganlab plugins check gradient_p") == ["gradient_penalty", "gradient_p"]
+    assert offered("ganlab plugins new mine --hook make_g") == ["make_generator"]
     assert offered("ganlab compl") == ["completion"]
     assert offered("ganlab recipes copy toy/ring_r3") == ["toy/ring_r3gan"]
     assert "Set5" in offered("ganlab data fetch Set")

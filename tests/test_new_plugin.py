@@ -143,13 +143,24 @@ def test_check_names_each_rule_that_a_file_breaks(tmp_path: Path) -> None:
     [
         ("gradient_penaltie", "did you mean 'gradient_penalty'?"),
         ("json", "it defines no class derived from Plugin"),
-        ("missing.py", "no file 'missing.py'"),
+        ("missing.py", "ganlab plugins check: no file 'missing.py'\n"),
     ],
 )
 def test_what_cannot_be_checked_is_told(module: str, words: str) -> None:
     result = invoke("check", module)
     assert result.exit_code == 2
     assert words in result.stderr
+
+
+def test_a_link_to_a_file_stands_for_the_file(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "wrong.py").write_text(WRONG)
+    try:
+        (tmp_path / "link.py").symlink_to(tmp_path / "there" / "wrong.py")
+    except OSError:
+        pytest.skip("this system makes no links for this user")
+    (kind,) = plugins_of(str(tmp_path / "link.py"))
+    assert kind.__name__ == "Wrong"
 
 
 @pytest.mark.long

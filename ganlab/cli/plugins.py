@@ -40,6 +40,29 @@ class _Hook(click.ParamType):
             )
         return str(value)
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from ganlab.commands.new_plugin import examples
+
+        return [
+            CompletionItem(hook, help=example["summary"])
+            for hook, example in examples().items()
+            if hook.startswith(incomplete)
+        ]
+
+
+class _Module(PluginName):
+    """An installed plugin, a module, or a file."""
+
+    name = "module"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        names = super().shell_complete(ctx, param, incomplete)
+        return [*names, CompletionItem(incomplete, type="file")]
+
 
 @click.group(cls=_WithNames)
 def plugins() -> None:
@@ -105,7 +128,7 @@ def _new(name: str, hook: str, parent: Path) -> None:
 
 
 @plugins.command("check")
-@click.argument("module")
+@click.argument("module", type=_Module())
 @json_option
 def _check(module: str, as_json: bool) -> None:
     """Check the plugins of a module against the contract, rule by rule, in small runs on the CPU.

@@ -51,7 +51,9 @@ def plugins_of(module: str) -> list[type[Plugin]]:
     if module in installed():
         return [find_plugin(module, HERE)[0]]
     if module.endswith(".py"):
-        file = Path(module).absolute()
+        file = Path(module).resolve()
+        if not file.is_file():
+            raise RecipeError(f"{HERE}: no file '{module}'")
         origin = Origin(file)
         return [class_of(read_code(file.name, origin, file), file.name, origin)[0]]
     try:
@@ -62,7 +64,7 @@ def plugins_of(module: str) -> list[type[Plugin]]:
         near = did_you_mean(module, installed())
         raise RecipeError(
             f"{HERE} {module}: no installed plugin has this name, and it cannot be imported: "
-            f"{described(error)}{near}; name a plugin, a module, or a file that ends with .py"
+            f"{described(error)}; name a plugin, a module, or a file that ends with .py{near}"
         ) from error
     classes = [v for v in found.values() if inspect.isclass(v) and issubclass(v, Plugin)]
     if own := [kind for kind in classes if kind.__module__ == module]:
