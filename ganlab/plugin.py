@@ -201,7 +201,12 @@ class Plugin(BaseModel):
     @property
     def name(self) -> str:
         """The key of this instance in the recipe; log names are built from it."""
-        return self._name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+        return self._name or self.usual_name()
+
+    @classmethod
+    def usual_name(cls) -> str:
+        """The name outside a recipe, made of that of the class, such as "gradient_penalty"."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
     @property
     def files_read(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The kit for tests of plugins names what is wrong with a plugin, and passes a right one."""
 
 import random
+import sys
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from ganlab.testing import (
     Broken,
     GoldenLogits,
     LinearCritic,
+    NotApplicable,
     Rule,
     Subject,
     check_plugin,
@@ -215,6 +217,21 @@ class ImagesOnly(Plugin):
         return {f"G/{self.name}": fake.diff(dim=3).square().mean()}
 
 
+class Ends(Plugin):
+    """It ends the process (2026)."""
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor) -> Losses:
+        sys.exit(3)
+
+
+class FailsWhenMade(Right):
+    """It raises an error when it is made (2026)."""
+
+    def model_post_init(self, context: Any) -> None:
+        raise RuntimeError("not today")
+
+
 BROKEN = [
     (Undescribed, "says_what_it_is", "begin with one sentence"),
     (Sourceless, "names_its_source", "names no source"),
@@ -225,6 +242,8 @@ BROKEN = [
     (DefaultArgument, "fits_the_hooks", "generator_loss has a default for real"),
     (NoWrapper, "fits_the_hooks", "augment is chained"),
     (HalfAState, "keeps_its_state_whole", "has state_dict alone"),
+    (FailsWhenMade, "is_made_from_its_options", "RuntimeError: not today (test_plugin_kit.py:"),
+    (Ends, "trains_its_own_network", "SystemExit: 3 (test_plugin_kit.py:"),
     (Detached, "trains_its_own_network", "G/detached has no gradient on G"),
     (RootAtZero, "trains_its_own_network", "not finite"),
     (ReachesBoth, "trains_its_own_network", "has a gradient on G in the step of D"),
@@ -259,6 +278,13 @@ def test_check_plugin_names_the_rule_that_is_broken(
     with pytest.raises(Broken, match=rf"(?s)breaks the contract.*  {rule}: ") as told:
         check_plugin(plugin)
     assert words in str(told.value)
+
+
+@pytest.mark.parametrize("plugin", [WithoutDefault, FailsWhenMade])
+def test_a_plugin_that_cannot_be_made_is_told_so_once(plugin: type[Plugin]) -> None:
+    for rule in ("trains_its_own_network", "says_where_it_does_not_fit", "passes_check"):
+        with pytest.raises(NotApplicable, match="it cannot be made from its options"):
+            RULE[rule](plugin)
 
 
 def test_a_right_plugin_passes_every_rule() -> None:

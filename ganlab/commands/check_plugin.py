@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ganlab.errors import RecipeError
+from ganlab.errors import RecipeError, printable
 from ganlab.monitoring.blame import described, is_interruption
 from ganlab.plugin import Plugin
 from ganlab.recipe.discovery import class_of, find_plugin, installed, read_code
@@ -79,4 +79,4 @@ def lines(checked: Checked) -> Iterator[str]:
     for finding in checked.findings:
         told = finding.broken or (f"left out: {finding.left_out}" if finding.left_out else "holds")
         mark = "BROKEN  " if finding.broken else ""
-        yield f"  {finding.rule:<{width}}  {mark}{told}"
+        yield f"  {finding.rule:<{width}}  {mark}{printable(told)}"

@@ -72,12 +72,16 @@ class Subject:
         """Its name in the recipe: the installed one, else the name of the class in lower case."""
         value = f"{self.kind.__module__}:{self.kind.__qualname__}"
         names = [name for name, point in installed().items() if point.value == value]
-        return names[0] if names else self.kind.model_construct().name
+        return names[0] if names else self.kind.usual_name()
 
     @property
     def answers(self) -> set[str]:
         """The hooks that it answers itself, not as a wrapper."""
         return answers(self.kind)
+
+    def made(self) -> Plugin:
+        """The plugin with its options; raises what the author's code and pydantic raise."""
+        return self.kind.model_validate(self.options, strict=False)
 
     def text(self, world: World, **settings: Any) -> str:
         """A recipe with the plugin in the place of whatever fills its slots."""
@@ -110,6 +114,7 @@ class Subject:
         """A run with this plugin, in the first world where it fits.
 
         :raises Broken: when it fits into none.
+        :raises NotApplicable: when it cannot be made; a rule of its own tells how.
         """
         if self.world:
             return self.run_in(self.world, folder, device, **settings)
@@ -118,12 +123,16 @@ class Subject:
             try:
                 return self.run_in(world, folder, device, **settings)
             except GanlabError as error:
-                faults.append(str(error).replace(str(folder), "").lstrip("/\\"))
+                faults.append(_without_place(error))
         raise Broken("it fits into no small experiment: " + "; ".join(dict.fromkeys(faults)))
 
     def run_in(
         self, world: World, folder: Path, device: torch.device = CPU, **settings: Any
     ) -> Run:
+        try:
+            self.made()
+        except Exception:  # the code is the author's
+            raise NotApplicable("it cannot be made from its options") from None
         file = folder / "recipe.toml"
         file.write_text(self.text(world, **settings))
         return assemble(load_recipe(file), device, RunFolder(folder))
@@ -143,8 +152,8 @@ def tiny_run(*plugins: Plugin, world: World | None = None, **settings: Any) -> R
 
     :param settings: of the recipe, such as `batch_size = 1`.
     """
-    subject = Subject.of(plugins[0], beside=plugins[1:]) if plugins else Subject(Plugin)
-    subject = Subject(subject.kind, subject.options, subject.beside, {}, world)
+    first = plugins[0] if plugins else Plugin
+    subject = Subject.of(first, beside=plugins[1:], world=world)
     with subject.in_a_folder() as folder:
         run = subject.run(folder, **settings)
     run.folder = None
@@ -156,5 +165,9 @@ def _options_of(plugin: Plugin) -> dict[str, Any]:
 
 
 def said(error: BaseException) -> str:
-    """The message of an error in one line, without the folder of a test."""
-    return re.sub(r"^.*?recipe\.toml(:\d+)?: (plugins\.\w+: )?", "", " ".join(str(error).split()))
+    """The message of an error in one line, without its place in the recipe of a test."""
+    return re.sub(r"^plugins\.\w+: ", "", _without_place(error))
+
+
+def _without_place(error: BaseException) -> str:
+    return re.sub(r"^.*?recipe\.toml(:\d+)?: ", "", " ".join(str(error).split()))

@@ -18,7 +18,7 @@ from ganlab.commands.check import check_recipe
 from ganlab.engine import Loop
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.iteration import iterate
-from ganlab.monitoring.blame import described, line_in
+from ganlab.monitoring.blame import described, is_interruption, line_in
 from ganlab.plugin import Batch, hooks_of
 from ganlab.recipe.model import recipe_of
 from ganlab.requirements import register
@@ -71,7 +71,7 @@ def describes_its_options(subject: Subject) -> None:
 def is_made_from_its_options(subject: Subject) -> None:
     """It can be made from its defaults, or from the examples of its options."""
     try:
-        subject.kind.model_validate(subject.options, strict=False)
+        subject.made()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         option = ".".join(map(str, first["loc"]))
@@ -263,7 +263,7 @@ def has_the_known_values(subject: Subject) -> None:
     if not subject.known:
         raise NotApplicable("no value is known: see `known` of check_plugin")
     for what, (compute, expected) in subject.known.items():
-        found = float(compute(subject.kind.model_validate(subject.options, strict=False)))
+        found = float(compute(subject.made()))
         if abs(found - expected) > 1e-5 * max(1, abs(expected)):
             raise Broken(f"{what} is {found:.8g}, not {expected:.8g}")
 
@@ -298,7 +298,9 @@ class Rule:
             raise
         except GanlabError as error:
             raise Broken(said(error)) from error
-        except Exception as error:  # the code is the author's
+        except BaseException as error:  # the code is the author's; SystemExit too
+            if is_interruption(error):
+                raise
             place = line_in(error, subject.kind)
             raise Broken(f"{described(error)}{f' ({place})' if place else ''}") from error
 
