@@ -137,6 +137,18 @@ def test_the_environment_asks_for_every_call_as_it_happens(
     assert sorted(called) == sorted(answered)
 
 
+def test_tracing_escapes_what_a_terminal_would_obey(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GANLAB_TRACE_PLUGINS", "1")
+    run = assemble(load_recipe(tiny), CPU)
+    capsys.readouterr()
+    run.hook.augment(images="\x1b[2J\n", condition=None)
+    called, answered = capsys.readouterr().err.splitlines()
+    assert called.startswith(r"engine.augment(images=\x1b[2J\n")
+    assert answered == r"engine.augment -> \x1b[2J\n"
+
+
 def test_tracing_by_the_environment_leaves_captured_steps_as_they_are(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

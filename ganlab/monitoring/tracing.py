@@ -7,6 +7,7 @@ import torch
 from pluggy import PluginManager
 from torch import Tensor
 
+from ganlab.errors import printable
 from ganlab.monitoring.calls import Watch, watch
 from ganlab.plugin import Batch
 
@@ -39,7 +40,7 @@ class _Printed(Watch):
         self._say(f"{self._name} -> {shown(answer)}")
 
     def _say(self, line: str) -> None:
-        print(f"{'  ' * self._depth[0]}{line}", file=sys.stderr)
+        print(f"{'  ' * self._depth[0]}{printable(line)}", file=sys.stderr)
 
 
 def shown(value: Any) -> str:
