@@ -36,7 +36,9 @@ def test_a_new_plugin_implements_its_hook_and_is_what_its_distribution_offers(
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["ganlab"] == {"an_idea": "ganlab_an_idea:AnIdea"}
     recipe = tomllib.loads((folder / "recipe.toml").read_text())["plugins"]
-    assert ("an_idea" in recipe) and len(recipe) == (6 if hook in SLOTS - {"make_optimizer"} else 7)
+    can_be_left_out = hook not in SLOTS - {"make_optimizer"}
+    assert ("--without an_idea" in (folder / "README.md").read_text()) is can_be_left_out
+    assert ("an_idea" in recipe) and len(recipe) == (7 if can_be_left_out else 6)
 
 
 @pytest.mark.parametrize("hook", HOOKS)

@@ -101,6 +101,7 @@ def _texts(name: str, hook: str) -> dict[str, str]:
         "distribution": f"ganlab-{name.replace('_', '-')}",
         "module": f"ganlab_{name}",
         "kind": kind,
+        "drops": drops,
         "year": date.today().year,
         "recipe": [f"{key} = {value}" for key, value in _RECIPE.items() if key not in drops],
     }
