@@ -305,6 +305,8 @@ def test_a_rule_that_is_left_out_keeps_its_reason_and_an_unknown_one_is_refused(
     assert (found.broken, found.left_out) == ("", "it compares the images of a batch")
     with pytest.raises(KeyError, match="no rule is named takes_a_batch_in_part'"):
         list(examine(Subject.of(Sums), {"takes_a_batch_in_part": "a slip"}))
+    with pytest.raises(KeyError, match="no rule is named takes_a_batch_in_part'"):
+        parametrize_with_rules(Sums, leave_out={"takes_a_batch_in_part": "a slip"})
 
 
 @parametrize_with_rules(Right(weight=2.0), leave_out={"passes_check": "slow here"})

@@ -55,10 +55,9 @@ def examine(
 ) -> Iterator[Finding]:
     """How a plugin stands to each rule, one after another.
 
-    :raises KeyError: when `leave_out` names no rule.
+    :raises KeyError: when `leave_out` names what is no rule.
     """
-    for unknown in leave_out.keys() - {rule.name for rule in RULES}:
-        raise KeyError(f"leave_out: no rule is named {unknown}")
+    _require_names(leave_out)
     for rule in rules:
         if reason := leave_out.get(rule.name):
             yield Finding(rule.name, left_out=reason)
@@ -85,8 +84,12 @@ def parametrize_with_rules(
             rule(plugin)
 
     Arguments as of `check_plugin`. A rule that is not about the plugin is a skipped test.
+
+    :raises KeyError: when `leave_out` names what is no rule.
     """
     import pytest
+
+    _require_names(leave_out or {})
 
     def param(subject: Subject, rule: Rule) -> Any:
         reason = (leave_out or {}).get(rule.name)
@@ -97,6 +100,11 @@ def parametrize_with_rules(
     return pytest.mark.parametrize(
         ("plugin", "rule"), [param(subject, rule) for subject in subjects for rule in RULES]
     )
+
+
+def _require_names(leave_out: Mapping[str, str]) -> None:
+    for unknown in leave_out.keys() - {rule.name for rule in RULES}:
+        raise KeyError(f"leave_out: no rule is named {unknown}")
 
 
 def _tested(rule: Rule) -> Callable[[UnderTest], None]:
