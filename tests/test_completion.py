@@ -77,6 +77,11 @@ def test_keys_are_those_of_the_recipe_or_run_that_the_line_names(offered: Offere
     assert "iterations=" in offered("ganlab run nowhere.toml --set ")
 
 
+def test_what_ablate_leaves_out_or_varies_is_of_the_recipe(offered: Offered) -> None:
+    assert offered("ganlab ablate mine.toml --without ") == ["ema", "l1"]
+    assert offered("ganlab ablate mine.toml --without ema --vary l1.k") == ["l1.kind="]
+
+
 def test_a_value_is_offered_where_only_some_are_allowed(offered: Offered) -> None:
     assert offered("ganlab run mine.toml --set compile=") == ["auto", "off", "networks", "graphs"]
     assert offered("ganlab run mine.toml --set compile=o") == ["off"]

@@ -320,6 +320,7 @@ def test_a_recipe_is_changed_only_on_request_and_that_of_a_run_never(here: Path)
     for arguments in (["schema", run / "recipe.toml"], ["schema", "--write", run / "recipe.toml"]):
         assert invoke(*arguments).exit_code == 2
     assert (run / "recipe.toml").read_text() == "iterations = 1\n"
+    assert [path.name for path in here.iterdir()] == ["runs"]
 
 
 def test_configurations_of_the_users_own_are_kept_and_told(here: Path) -> None:

@@ -9,8 +9,10 @@ import click
 
 from ganlab.cli.options import (
     FiniteRange,
+    Override,
     RecipeFile,
     RecipeOrRun,
+    RecipePlugin,
     change_options,
     data_option,
     device_option,
@@ -95,10 +97,18 @@ def compare(arms: tuple[Path, ...], **options: Any) -> None:
 @click.argument("recipe", type=RecipeFile())
 @change_options
 @click.option(
-    "--without", multiple=True, metavar="PLUGIN", help="Leave out this plugin; repeatable."
+    "--without",
+    multiple=True,
+    type=RecipePlugin(),
+    metavar="PLUGIN",
+    help="Leave out this plugin; repeatable.",
 )
 @click.option(
-    "--vary", multiple=True, metavar="KEY=V1,V2", help="Set an option to each value; repeatable."
+    "--vary",
+    multiple=True,
+    type=Override(),
+    metavar="KEY=V1,V2",
+    help="Set an option to each value; repeatable.",
 )
 @comparison_options
 def ablate(recipe: Path, **options: Any) -> None:

@@ -181,6 +181,11 @@ def plugin_items(incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in _beginning(sorted(_plugins()), incomplete)]
 
 
+def recipe_plugin_items(context: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The names of the plugins in the recipe that the line names."""
+    return [CompletionItem(name) for name in _beginning(_plugins_of(context), incomplete)]
+
+
 def set_items(context: click.Context, incomplete: str) -> list[CompletionItem]:
     """What `--set` may change: settings, and options of the recipe's plugins; then their values."""
     from ganlab.recipe.outline import options_of

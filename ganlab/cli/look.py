@@ -244,9 +244,9 @@ def schema(recipes: tuple[Path, ...], write: bool) -> None:
     if not write:
         print_json(schema.recipe_schema())
         return
-    written, kept = schema.write_editor_files(Path())
-    for recipe in recipes:
+    for recipe in recipes:  # first, since one of them may be wrong
         schema.name_schema(recipe, Path())
+    written, kept = schema.write_editor_files(Path())
     for file in (*written, *recipes):
         click.echo(f"wrote {file}")
     for file in kept:

@@ -14,7 +14,13 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from ganlab.cli.completion import plugin_items, recipe_items, run_items, set_items
+from ganlab.cli.completion import (
+    plugin_items,
+    recipe_items,
+    recipe_plugin_items,
+    run_items,
+    set_items,
+)
 from ganlab.cli.output import lasting_output, lost_output
 from ganlab.errors import GanlabError
 from ganlab.files import finite
@@ -195,6 +201,17 @@ class PluginName(click.ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         return plugin_items(incomplete)
+
+
+class RecipePlugin(click.ParamType):
+    """The name of a plugin in the recipe that the command line names."""
+
+    name = "plugin"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return recipe_plugin_items(ctx, incomplete)
 
 
 run_argument = click.argument("run_folder", metavar="RUN", type=RunReference())
