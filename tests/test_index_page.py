@@ -136,6 +136,16 @@ def test_a_run_without_crops_shows_its_newest_sample_or_nothing(two_runs: Path) 
     assert image.getpixel((5, 5)) == (255, 0, 0)
 
 
+def test_the_page_speaks_of_bicubic_only_where_it_shows_it(two_runs: Path) -> None:
+    assert "bicubic" in written(two_runs).text
+    for name in ("plain-1", "plain-2"):  # as in a toy problem
+        shutil.rmtree(two_runs / name / "pictures")
+        path = two_runs / name / "status.json"
+        status = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in status.items() if k != "bicubic"}))
+    assert "bicubic" not in written(two_runs).text
+
+
 def test_a_sample_with_too_many_pixels_is_not_decoded() -> None:
     file = BytesIO()
     Image.new("1", (100, 100)).save(file, format="PNG")

@@ -90,6 +90,8 @@ def render_index(parent: Path, entries: Sequence[dict[str, Any]]) -> str:
         columns=columns,
         left_out=max(0, len(rows) - WITH_PICTURES),
         with_pictures=any(row.pictures for row in rows),
+        with_crops=any(len(row.pictures) > 1 for row in rows),
+        with_bicubic=any(score.bicubic for row in rows for score in row.scores),
         side=SIDE,
     )
 
