@@ -155,14 +155,13 @@ def test_what_cannot_be_checked_is_told(module: str, words: str) -> None:
 
 
 def test_a_link_to_a_file_stands_for_the_file(tmp_path: Path) -> None:
-    (tmp_path / "wrong.py").write_text(WRONG)
-    link = tmp_path / "elsewhere" / "link.py"
-    link.parent.mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "wrong.py").write_text(WRONG)
     try:
-        link.symlink_to(tmp_path / "wrong.py")
+        (tmp_path / "link.py").symlink_to(tmp_path / "there" / "wrong.py")
     except OSError:
         pytest.skip("this system makes no links for this user")
-    (kind,) = plugins_of(str(link))
+    (kind,) = plugins_of(str(tmp_path / "link.py"))
     assert kind.__name__ == "Wrong"
 
 

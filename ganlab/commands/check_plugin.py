@@ -51,7 +51,7 @@ def plugins_of(module: str) -> list[type[Plugin]]:
     if module in installed():
         return [find_plugin(module, HERE)[0]]
     if module.endswith(".py"):
-        file = Path(module).absolute()
+        file = Path(module).resolve()
         if not file.is_file():
             raise RecipeError(f"{HERE}: no file '{module}'")
         origin = Origin(file)
