@@ -2,7 +2,8 @@
 
 The functions here work in a process that has imported all that a run needs, and fork it: a fork
 begins in a hundredth of a second where a new Python takes four. `tests/test_faults.py` calls them
-with small numbers. `python tests/ordeals.py --help` runs the long proofs of docs/reliability.md.
+with small numbers. `python tests/ordeals.py --help` runs the long proofs of
+docs/explanation/reliability.md.
 """
 
 import functools
@@ -761,7 +762,7 @@ STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
 
 
 def ordeal(name: str, number: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Put runs to one ordeal in an empty folder; figures for docs/reliability.md.
+    """Put runs to one ordeal in an empty folder; figures for docs/explanation/reliability.md.
 
     :param number: of strikes; 0 means one at each operation, where operations are struck.
     :returns: "faults", a list that should be empty, and counts.

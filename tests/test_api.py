@@ -248,7 +248,7 @@ def test_a_type_checker_knows_the_functions(tmp_path: Path) -> None:
     assert faults == ["use.py:11", "use.py:12"], done.stdout
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/python.md"])
 def test_the_pages_name_functions_that_are_there(page: str) -> None:
     text = (Path(__file__).parents[1] / page).read_text()
     named = set(re.findall(r"\bapi\.(\w+)", text)) - {"py"}

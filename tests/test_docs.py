@@ -15,7 +15,7 @@ from ganlab.commands.describe import HOOKS, describe_plugins
 from ganlab.recipe.model import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -99,7 +99,7 @@ def test_every_test_that_a_page_names_is_there() -> None:
 
 
 def test_every_setting_of_a_recipe_is_documented_with_its_default() -> None:
-    text = (ROOT / "docs" / "recipes.md").read_text()
+    text = (ROOT / "docs" / "reference" / "recipes.md").read_text()
     for name, field in Recipe.model_fields.items():
         default = "required" if field.is_required() else f"{field.default}"
         default = default.lower() if isinstance(field.default, bool) else default
@@ -132,7 +132,7 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 
 
 def test_every_plugin_stands_in_the_list_of_methods_and_nothing_else_does() -> None:
-    page = (ROOT / "docs" / "methods.md").read_text()
+    page = (ROOT / "docs" / "reference" / "methods.md").read_text()
     tables = page[page.index("## Objectives") :]
     listed = re.findall(r"^\| `(\w+)` \|", tables, flags=re.MULTILINE)
     ours = [p["name"] for p in describe_plugins() if p["distribution"] == "ganlab"]

@@ -31,7 +31,7 @@ from ganlab.recipe.model import load_recipe
 from ganlab.runs.reading import Log
 
 ROOT = Path(__file__).parents[1]
-PAGES = {page.name: page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+PAGES = {page.name: page for page in (*(ROOT / "docs").rglob("*.md"), ROOT / "README.md")}
 
 GAME = """\
 iterations = 20
@@ -201,7 +201,7 @@ def test_every_loss_and_penalty_has_tests_of_its_own() -> None:
         assert re.search(imported, tests), name
 
 
-# --- docs/recipes.md -----------------------------------------------------------------------------
+# --- docs/reference/recipes.md -------------------------------------------------------------------
 
 
 def test_another_order_of_losses_changes_the_last_digits_only(folder: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_refused_recipe_leaves_no_run_folder_also_when_data_were_read(folder: 
     assert not (folder / "none").exists()
 
 
-# --- docs/plugins.md -----------------------------------------------------------------------------
+# --- docs/how-to/plugins.md ----------------------------------------------------------------------
 
 
 def plugin_file(folder: Path, name: str, body: str, *imports: str) -> list[str]:
@@ -344,7 +344,7 @@ def test_everything_that_a_plugin_may_define_is_named_on_the_page() -> None:
         assert hasattr(Plugin, name) or hasattr(hookspecs, name) or name == "state_dict"
 
 
-# --- docs/performance.md -------------------------------------------------------------------------
+# --- docs/explanation/performance.md -------------------------------------------------------------
 
 
 def test_an_iteration_calls_hooks_as_often_as_the_page_says(folder: Path) -> None:
@@ -356,7 +356,7 @@ def test_an_iteration_calls_hooks_as_often_as_the_page_says(folder: Path) -> Non
     assert f"An iteration calls hooks {len(calls)} times" in flat("performance.md")
 
 
-# --- docs/failures.md ----------------------------------------------------------------------------
+# --- docs/explanation/failures.md ----------------------------------------------------------------
 
 
 def test_every_figure_of_the_table_is_logged(run: Path) -> None:
@@ -395,7 +395,7 @@ def test_without_watching_health_is_measured_at_evaluations_only(folder: Path) -
     assert healthy == [8, 16]
 
 
-# --- docs/architecture.md ------------------------------------------------------------------------
+# --- docs/explanation/architecture.md ------------------------------------------------------------
 
 
 def test_the_picture_of_the_house_has_every_file_and_folder() -> None:
@@ -471,7 +471,7 @@ def test_a_page_is_renewed_while_that_takes_a_hundredth_of_the_time(
     assert written == [1000.0, 1203.0, 1705.0]
 
 
-# --- docs/methods.md -----------------------------------------------------------------------------
+# --- docs/reference/methods.md -------------------------------------------------------------------
 
 
 def weights_files() -> list[tuple[str, str, str]]:

@@ -1,7 +1,7 @@
 """Runs outlive full disks, crashes, power cuts, kills, signals and flipped bits.
 
 A struck run is resumed, and must equal one that nothing struck, file by file. The numbers are
-small here. docs/reliability.md has the long proofs, and the commands that repeat them.
+small here. docs/explanation/reliability.md has the long proofs, and the commands that repeat them.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""The notebook in docs/ runs, and shows what its cells give now, but for numbers and pictures."""
+"""The notebook runs, and shows what its cells give now, but for numbers and pictures."""
 
 import ast
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
+NOTEBOOK = ROOT / "docs" / "how-to" / "notebook.ipynb"
 LARGEST = 300_000  # bytes
 
 cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
@@ -58,8 +58,8 @@ def stored(cell: dict[str, Any]) -> tuple[str, dict[str, str]]:
 @pytest.mark.usefixtures("small_photographs")
 def test_the_notebook_gives_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    (tmp_path / "docs").mkdir()
-    monkeypatch.chdir(tmp_path / "docs")
+    (tmp_path / "docs" / "how-to").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "docs" / "how-to")
     names: dict[str, Any] = {}
     for cell in codes:
         printed, value = run_cell(text_of(cell["source"]), names)

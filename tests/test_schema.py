@@ -182,7 +182,7 @@ def test_an_editor_and_check_name_the_same_line(
 def test_the_page_says_which_slips_an_editor_finds(
     name: str, slips: Callable[[str], Findings]
 ) -> None:
-    page = (ROOT / "docs" / "editors.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "editors.md").read_text()
     rows = re.findall(r"^\| (.+?) \| (yes|) *\| (yes|) *\|$", page, flags=re.MULTILINE)
     told = {row[0]: row[1 + PROGRAMS.index(name)] == "yes" for row in rows}
     assert told == {slip: bool(faults) for slip, faults in slips(name).items()}

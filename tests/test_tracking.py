@@ -352,7 +352,7 @@ def test_wandb_has_what_stats_jsonl_has_across_two_sittings(recipe: Path) -> Non
 
 
 def test_the_tracker_that_the_page_shows_works(recipe: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "trackers.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "trackers.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     (recipe.parent / "one_file.py").write_text(code)
     path = recipe.parent / "evaluations.jsonl"

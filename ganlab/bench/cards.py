@@ -37,7 +37,7 @@ from ganlab.toolbox.weights import weights_left_out
 
 CARDS = (6, 8, 12, 16, 24)  # GB, as cards are sold
 # allowances: for the CUDA context, cuBLAS and the kernels that cuDNN tries; and for the inner
-# memory of the others. docs/performance.md has what they are beside measured peaks
+# memory of the others. docs/explanation/performance.md has what they are beside measured peaks
 CUDA, SPARE = 2**30, 1.15
 BLOCK = 512  # torch's allocator hands out multiples of it on CUDA
 _ANY = (ENGINE, ENGINE)  # the parts of an iteration are not told apart
