@@ -154,6 +154,16 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
         raise OddFile(str(error)) from None
 
 
+def metadata_in(file: Path) -> dict[str, str]:
+    """The metadata of a .safetensors file; no tensor is read.
+
+    :raises OddFile: when it cannot be read.
+    """
+    shapes_in(file)
+    with safe_open(file, "pt") as opened:
+        return opened.metadata() or {}
+
+
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):

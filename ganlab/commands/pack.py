@@ -63,7 +63,7 @@ def pack_run(path: Path | str, output: Path | None, weights: bool) -> Packed:
         raise RecipeError(
             f"{target}: there is no folder {target.parent}; make it, or choose another -o"
         )
-    placeless = _without_places(folder)
+    placeless = placeless_recipe(folder)
     files = {"recipe.toml": placeless.encode(), **_files(folder, placeless)}
     contents = Contents(format=FORMAT, name=name, files={}, weights=_records(folder))
     if weights:
@@ -99,6 +99,21 @@ def weights_record(file: Path) -> WeightsRecord | None:
         return WeightsRecord(iteration=iteration_in(about), sha256=tensors_sha256(tensors))
     except OddFile as error:
         raise GanlabError(f"{file}: damaged: {error}") from None
+
+
+def placeless_recipe(folder: RunFolder) -> str:
+    """The run's recipe with the last name of each path only: no folder of this machine."""
+    document: Any = tomlkit.parse(folder.recipe.read_text(encoding="utf-8"))
+    recorded = recorded_paths(folder)
+    names: dict[str, str] = {}
+    for plugin, options in read_tables(folder)["plugins"].items():
+        for option, value in options.items():
+            if not isinstance(value, str):
+                continue
+            if option in recorded[plugin] if plugin in recorded else _is_absolute(value):
+                names.setdefault(value, _new_name(Path(value).name or "data", {*names.values()}))
+                document["plugins"][plugin][option] = names[value]
+    return tomlkit.dumps(document)
 
 
 def _files(folder: RunFolder, recipe: str) -> dict[str, bytes]:
@@ -148,21 +163,6 @@ def _changes(folder: RunFolder, recipe: str) -> str:
             file=sys.stderr,
         )
     return lines_of(packed)
-
-
-def _without_places(folder: RunFolder) -> str:
-    """The run's recipe with the last name of each path only: no folder of this machine."""
-    document: Any = tomlkit.parse(folder.recipe.read_text(encoding="utf-8"))
-    recorded = recorded_paths(folder)
-    names: dict[str, str] = {}
-    for plugin, options in read_tables(folder)["plugins"].items():
-        for option, value in options.items():
-            if not isinstance(value, str):
-                continue
-            if option in recorded[plugin] if plugin in recorded else _is_absolute(value):
-                names.setdefault(value, _new_name(Path(value).name or "data", {*names.values()}))
-                document["plugins"][plugin][option] = names[value]
-    return tomlkit.dumps(document)
 
 
 def _is_absolute(text: str) -> bool:
