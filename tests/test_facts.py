@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import socket
-import subprocess
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -401,10 +400,9 @@ def test_without_watching_health_is_measured_at_evaluations_only(folder: Path) -
 def test_the_picture_of_the_house_has_every_file_and_folder() -> None:
     shown = block("architecture.md", "hookspecs.py       the contract")
     names = set(re.findall(r"^  (\w+(?:\.py|/))", shown, flags=re.MULTILINE))
-    tracked = subprocess.run(
-        ["git", "ls-files", "ganlab"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
-    parts = [Path(name).parts[1:] for name in tracked]
+    files = [path for path in (ROOT / "ganlab").rglob("*") if path.is_file()]
+    parts = [path.relative_to(ROOT / "ganlab").parts for path in files]
+    parts = [part for part in parts if "__pycache__" not in part]
     there = {part[0] if len(part) == 1 else f"{part[0]}/" for part in parts}
     there = {name for name in there if name.endswith((".py", "/"))}
     assert names == there - {"__init__.py", "__main__.py"}

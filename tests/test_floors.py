@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -136,8 +137,9 @@ def test_every_plugin_file_is_an_entry_point_of_its_own_name() -> None:
 
 
 def test_no_tracked_file_names_a_download_address_or_a_lock() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
+    git = shutil.which("git")
+    listed = git and subprocess.run([git, "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if not listed or listed.returncode:
         pytest.skip("not a git checkout")
     names = listed.stdout.splitlines()
     assert not [n for n in names if n == "uv.lock" or n.startswith("pylock")]
