@@ -27,7 +27,9 @@ import tomlkit
 from tomlkit.exceptions import ConvertError
 
 from ganlab import session
-from ganlab.commands.upscale import jobs_of, upscale_files
+from ganlab.commands.progress import shown_bar
+from ganlab.commands.upscale import upscale_files
+from ganlab.commands.upscale_jobs import Encoding, Format, jobs_of
 from ganlab.compare.comparison import check_compared, compare_arms
 from ganlab.compare.plan import Interrupted
 from ganlab.errors import GanlabError, RecipeError
@@ -237,19 +239,24 @@ def upscale(
     weights: Literal["last", "best"] = "last",
     tile: int = 192,
     bits: Literal[8, 16] | None = None,
+    format: Format = "png",
+    quality: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
     trust_code: bool = False,
 ) -> list[Path]:
-    """Enlarge photographs with a run's generator, as `ganlab upscale` does.
+    """Enlarge photographs and videos with a run's generator, as `ganlab upscale` does.
 
-    :param images: a file or a folder, or several.
-    :param output: the folder for the PNG files. Files that are there already are passed over.
+    :param images: a file of an image or a video, a folder of images, or several of them.
+    :param output: the folder for the new files. Files that are there already are passed over.
     :param tile: side of the tiles in pixels of the input image, at least 64.
-    :param bits: of each value of the files; by default as many as the image has.
-    :returns: the PNG file of each image.
+    :param bits: of each value of PNG files; by default as many as the image has.
+    :param format: of pictures: png, jpeg, webp, png16, or keep: JPEG and WebP stay what they are,
+        all others become PNG.
+    :param quality: of JPEG and WebP, 1 to 100; by default 95.
+    :returns: the new file of each image or video.
     :raises RecipeError: when two images would be written to one file.
-    :raises GanlabError: after all others, when images could not be read; it names each.
+    :raises GanlabError: after all others, when files could not be enlarged; it names each.
     """
     if tile < 64 or bits not in (None, 8, 16) or weights not in ("last", "best"):
         raise RecipeError(
@@ -257,10 +264,12 @@ def upscale(
             "bits are 8 or 16, and weights are 'last' or 'best'"
         )
     several = [images] if isinstance(images, str | os.PathLike) else images
-    folder = Path(output)
-    with _as_in_a_program(trust_code):
-        jobs = jobs_of(map(Path, several), folder)
-        for _ in upscale_files(_found(run), jobs, folder, tile, weights, device, bits, overwrite):
+    folder, encoding = Path(output), Encoding(format, quality, bits)
+    with _as_in_a_program(trust_code), shown_bar() as bar:
+        jobs = jobs_of(map(Path, several), folder, encoding)
+        for _ in upscale_files(
+            _found(run), jobs, folder, tile, weights, device, encoding, overwrite, bar
+        ):
             pass  # a line of text for each
     return [job.target for job in jobs]
 

@@ -57,6 +57,21 @@ def whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         _mine.discard(name)
 
 
+@contextmanager
+def whole_by_name(path: Path) -> Iterator[Path]:
+    """Context with the name of a file that another program writes; as `whole` otherwise.
+
+    It has the suffix of `path`. What the program leaves is removed at an error.
+    """
+    with new_folder(path.parent) as folder:
+        part = folder / f"part{path.suffix}"
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    sync_folder(path.parent)
+
+
 def append(path: Path) -> BinaryIO:
     """Open a file that grows in place, for reading too; one that is absent is made.
 

@@ -5,11 +5,13 @@ import ctypes
 import os
 import platform
 import signal
+import subprocess
 import sys
 import threading
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 STOP_SIGNALS = tuple(
     getattr(signal, name)
@@ -141,6 +143,13 @@ def is_running(process: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
+
+
+def own_group() -> dict[str, Any]:
+    """Arguments of `subprocess.Popen` for a program that Ctrl-C of this terminal does not reach."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
 
 
 def interrupt(number: int) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 from ganlab.cli import main
 from ganlab.commands import many, upscale
 from ganlab.commands.apply import evaluate_folder
-from ganlab.commands.upscale import jobs_of, upscale_files
+from ganlab.commands.upscale import upscale_files
+from ganlab.commands.upscale_jobs import jobs_of
 from ganlab.images import png, resampling
 from ganlab.images.files import ImageError, read_image, split_alpha, write_png
 from ganlab.images.png import Packed

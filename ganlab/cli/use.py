@@ -1,6 +1,7 @@
 """`ganlab eval`, `score` and `upscale`: the pictures of a generator."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -93,7 +94,7 @@ def score(
 @click.command()
 @run_argument
 @click.argument(
-    "images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+    "images", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
 @click.option(
     "-o",
@@ -101,9 +102,21 @@ def score(
     default="upscaled",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Folder for the PNG files; files that are there already are passed over.",
+    help="Folder for the new files; files that are there already are passed over.",
 )
 @click.option("--overwrite", is_flag=True, help="Make files again that are there already.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["png", "jpeg", "webp", "png16", "keep"]),
+    default="png",
+    show_default=True,
+    help="Of pictures. png has as many bits as the picture, png16 always 16. keep: JPEG and WebP "
+    "stay what they are, all others become PNG.",
+)
+@click.option(
+    "--quality", type=click.IntRange(1, 100), help="Of JPEG and WebP; default: 95.", metavar="N"
+)
 @click.option(
     "--tile",
     type=click.IntRange(min=64),
@@ -116,7 +129,7 @@ def score(
 @click.option(
     "--bits",
     type=click.Choice(["8", "16"]),
-    help="Of each value; default: as many as the image has.",
+    help="Of each value in PNG files; default: as many as the image has.",
 )
 @weights_option
 @device_option
@@ -126,24 +139,33 @@ def upscale(
     images: tuple[Path, ...],
     output: Path,
     overwrite: bool,
+    kind: Any,
+    quality: int | None,
     tile: int,
-    bits: str | None,
+    bits: Any,
     weights: str,
     device: str,
 ) -> None:
-    """Enlarge photographs with a run's generator: any size, tiled without seams, alpha kept.
+    """Enlarge photographs and videos with a run's generator: any size, tiled without seams.
 
-    An IMAGE is a file or a folder. A picture that cannot be read stops none of the others; it is
-    named at the end, with exit code 1. Give the command again to go on after an interruption.
+    A FILE is a picture, a folder of pictures, or a video. One that cannot be read stops none of the
+    others; it is named at the end, with exit code 1. Give the command again to go on after an
+    interruption.
 
-    A grey image stays grey, 16 bits stay 16 bits, and a colour profile is kept. CMYK becomes sRGB.
+    Alpha is kept, a grey picture stays grey, 16 bits stay 16 bits in PNG files, and a colour
+    profile is kept. CMYK becomes sRGB. Videos need the program ffmpeg; their sound is kept.
 
     Example: ganlab upscale runs/wgan_gp-1 photo.jpg
     """
-    from ganlab.commands.upscale import jobs_of, upscale_files
+    from ganlab.commands.progress import shown_bar
+    from ganlab.commands.upscale import upscale_files
+    from ganlab.commands.upscale_jobs import Encoding, jobs_of
 
-    depth, jobs = int(bits) if bits else None, jobs_of(images, output)
-    lines = upscale_files(run_folder, jobs, output, tile, weights, device, depth, overwrite)
-    for line in lines:
-        click.echo(line)
+    encoding = Encoding(kind, quality, int(bits) if bits else None)  # type: ignore[arg-type]
+    jobs = jobs_of(images, output, encoding)
+    with shown_bar() as bar:
+        for line in upscale_files(
+            run_folder, jobs, output, tile, weights, device, encoding, overwrite, bar
+        ):
+            bar.say(line)
     next_is("eval", run_folder, "--data", "FOLDER")

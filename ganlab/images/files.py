@@ -5,7 +5,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -156,6 +156,15 @@ def read_picture(path: Path, keep_16_bits: bool = False, keep_profile: bool = Fa
     return Picture(colour, alpha, found.profile, "; ".join(filter(None, (found.remark, told))))
 
 
+def on_white(picture: Picture) -> Picture:
+    """A picture of 8 bits with white behind its transparent parts, and without alpha."""
+    if picture.alpha is None:
+        return picture
+    told = "white behind its transparent parts"
+    remark = "; ".join(filter(None, (picture.remark, told)))
+    return Picture(_composite(picture.colour, picture.alpha, 255), None, picture.profile, remark)
+
+
 def write_png(image: Tensor, path: Path) -> None:
     """Write an image as PNG, completely or not at all.
 
@@ -251,10 +260,21 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except IsADirectoryError:
         raise ImageError(f"{path}: is a folder; give one image file.") from None
     except _PILLOW_FAULTS as fault:
+        if _is_gif(path):
+            raise ImageError(
+                f"{path}: is a GIF, which ganlab does not read; save it as PNG, or as a video if "
+                f"it moves: ffmpeg -i {path.name} {path.stem}.mp4"
+            ) from None
         reason = str(fault).removesuffix(f" {str(path)!r}").rstrip(".") or type(fault).__name__
         raise ImageError(
             f"{path}: cannot be read as an image ({reason}); replace the file or remove it."
         ) from None
+
+
+def _is_gif(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(4) == b"GIF8"
+    return False
 
 
 @dataclass(frozen=True, slots=True)
