@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import json
 import os
 import signal
@@ -28,6 +29,20 @@ if os.name == "posix":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what the imports and the list of tests hold.
+
+    ganlab collects garbage between the runs of a comparison and when a capture fails. Among all
+    these objects that takes half a second each time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or libraries say at the end that their objects were leaked
 
 
 @pytest.fixture(scope="session")
