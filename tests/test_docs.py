@@ -1,7 +1,9 @@
 """What the documents show is true: recipes load, plugins work, commands exist."""
 
+import ast
 import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import click
@@ -51,6 +53,12 @@ def test_a_plugin_shown_computes_a_loss(page: str, text: str, tmp_path: Path) ->
     term.backward()
     assert sr.grad is not None
     assert sr.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_that_is_shown_is_python(page: Path) -> None:
+    for text in blocks(page, "python"):
+        ast.parse(textwrap.dedent(text))
 
 
 def test_every_command_shown_exists_with_its_options() -> None:

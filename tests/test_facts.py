@@ -1,5 +1,6 @@
 """Sentences of the README, of docs/ and of `--help` that no other test holds."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -24,10 +25,12 @@ from ganlab.compare.difference import difference, side
 from ganlab.evaluation.samples import COLUMNS
 from ganlab.images.files import read_image, write_png
 from ganlab.iteration import iterate
+from ganlab.monitoring.verdicts import Verdict
 from ganlab.recipe.discovery import find_plugin
 from ganlab.recipe.file import Origin, read_recipe
 from ganlab.recipe.model import load_recipe
-from ganlab.runs.reading import Log
+from ganlab.runs.reading import OBJECTS, Log
+from ganlab.runs.record import Change
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.name: page for page in (*(ROOT / "docs").rglob("*.md"), ROOT / "README.md")}
@@ -98,6 +101,26 @@ def test_the_files_that_the_readme_lists_are_in_a_run_folder(run: Path) -> None:
     assert len(names) >= 8
     for name in names:
         assert (run / name).exists(), name
+
+
+def test_the_page_of_the_run_folder_has_every_file_and_every_field(run: Path) -> None:
+    page = PAGES["run-folder.md"].read_text()
+    heads = set(re.findall(r"[\w.]+", " ".join(re.findall(r"^### (.+)$", page, re.MULTILINE))))
+    named = set(re.findall(r"`([\w.]+)`", page))
+    for entry in run.iterdir():
+        assert entry.name in heads | named | {"game.toml"}, entry.name
+    fields = {key for checks in OBJECTS.values() for key in checks}
+    fields |= set(json.loads((run / "manifest.json").read_text()))
+    fields |= set(json.loads((run / "status.json").read_text()))
+    fields |= {key for log in ("scores", "timing") for key in first_line(run / f"{log}.jsonl")}
+    fields |= {field.name for field in dataclasses.fields(Verdict)} | {*Change.model_fields}
+    assert fields - named == set()
+    groups = {key.partition("/")[0] + "/..." for log in Log(run / "stats.jsonl") for key in log}
+    assert groups - {"iteration/..."} <= set(re.findall(r"`(\w+/\.\.\.)`", page))
+
+
+def first_line(file: Path) -> dict[str, object]:
+    return json.loads(file.read_text().partition("\n")[0])
 
 
 def test_every_evaluation_leaves_a_strip_of_four_columns(run: Path) -> None:
