@@ -27,6 +27,7 @@ import tomlkit
 from tomlkit.exceptions import ConvertError
 
 from ganlab import session
+from ganlab.commands.before_after import page_in
 from ganlab.commands.progress import shown_bar
 from ganlab.commands.upscale import upscale_files
 from ganlab.commands.upscale_jobs import Encoding, Format, jobs_of
@@ -241,6 +242,8 @@ def upscale(
     bits: Literal[8, 16] | None = None,
     format: Format = "png",
     quality: int | None = None,
+    compare: bool = False,
+    original: FileName | None = None,
     device: str = "auto",
     overwrite: bool = False,
     trust_code: bool = False,
@@ -254,6 +257,9 @@ def upscale(
     :param format: of pictures: png, jpeg, webp, png16, or keep: JPEG and WebP stay what they are,
         all others become PNG.
     :param quality: of JPEG and WebP, 1 to 100; by default 95.
+    :param compare: also write the page compare.html into the output folder: bicubic enlargement
+        beside the generator's.
+    :param original: a folder of originals, by the names of the pictures, for that page.
     :returns: the new file of each image or video.
     :raises RecipeError: when two images would be written to one file.
     :raises GanlabError: after all others, when files could not be enlarged; it names each.
@@ -267,8 +273,9 @@ def upscale(
     folder, encoding = Path(output), Encoding(format, quality, bits)
     with _as_in_a_program(trust_code), shown_bar() as bar:
         jobs = jobs_of(map(Path, several), folder, encoding)
+        page = page_in(folder, None if original is None else Path(original), compare)
         for _ in upscale_files(
-            _found(run), jobs, folder, tile, weights, device, encoding, overwrite, bar
+            _found(run), jobs, folder, tile, weights, device, encoding, overwrite, page, bar
         ):
             pass  # a line of text for each
     return [job.target for job in jobs]

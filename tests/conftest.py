@@ -150,6 +150,25 @@ def small_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Builtin, "evaluation_images", hookimpl(evaluation_images))
 
 
+@pytest.fixture(scope="session")
+def doubling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny finished run, x2, for tests of what is enlarged."""
+    from click.testing import CliRunner
+
+    from ganlab.cli import main
+
+    folder = tmp_path_factory.mktemp("doubling")
+    recipe = folder / "tiny.toml"
+    recipe.write_text(
+        "iterations = 1\nbatch_size = 2\nd_steps = 0\n[plugins]\n"
+        "dead_leaves = { crop = 16, num_images = 2, size = 32 }\n"
+        "bicubic = { scale = 2 }\nespcn = {}\npixel_loss = {}\nadam = {}\n"
+    )
+    command = ["run", str(recipe), "--runs", str(folder / "runs"), "--name", "done"]
+    assert CliRunner().invoke(main, command, catch_exceptions=False).exit_code == 0
+    return folder / "runs" / "done"
+
+
 HOSTILE = "</script><script>alert(1)</script>--> ]]> {{7*7}} javascript:alert(1) \" ' & \u202e\x1b"
 HOSTILE_PLUGIN = '''\
 from ganlab import Plugin, Verdict, hookimpl

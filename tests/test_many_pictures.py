@@ -18,18 +18,8 @@ from ganlab.system import as_one_name
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny finished run, x2."""
-    folder = tmp_path_factory.mktemp("many")
-    recipe = folder / "tiny.toml"
-    recipe.write_text(
-        "iterations = 1\nbatch_size = 2\nd_steps = 0\n[plugins]\n"
-        "dead_leaves = { crop = 16, num_images = 2, size = 32 }\n"
-        "bicubic = { scale = 2 }\nespcn = {}\npixel_loss = {}\nadam = {}\n"
-    )
-    command = ["run", str(recipe), "--runs", str(folder / "runs"), "--name", "done"]
-    assert CliRunner().invoke(main, command, catch_exceptions=False).exit_code == 0
-    return folder / "runs" / "done"
+def trained(doubling: Path) -> Path:
+    return doubling
 
 
 def draw(path: Path, side: int = 20) -> Path:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from conftest import HOSTILE
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
@@ -16,7 +18,9 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from ganlab.commands.describe import describe_runs
-from ganlab.report import write_index
+from ganlab.images.files import png_of
+from ganlab.report import write_before_after, write_index
+from ganlab.report.before_after import Enlarged
 
 OPTIONS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
@@ -295,6 +299,36 @@ def test_without_scripts_the_page_reads_the_same(page: WebDriver, compared: Path
     assert not page.find_element(By.CSS_SELECTOR, ".slider").is_displayed()
     assert not page.find_element(By.CSS_SELECTOR, ".controls").is_displayed()
     assert page.find_elements(By.CSS_SELECTOR, "circle title")
+
+
+@pytest.fixture
+def enlarged(driver: WebDriver, tmp_path: Path) -> WebDriver:
+    """The page of two enlarged pictures, one of them with its original."""
+    files = [png_of(torch.full((3, 300, 512), shade, dtype=torch.uint8)) for shade in (0, 99, 255)]
+    versions = [
+        *zip(("bicubic", "generator", "original"), files, ("psnr_y 31.25", "", ""), strict=True)
+    ]
+    pictures = [Enlarged(HOSTILE, 512, 300, versions), Enlarged("b.png", 512, 300, versions[:2])]
+    page = tmp_path / "compare.html"
+    write_before_after(page, "Before and after", "Enlarged x4", ["a note"], pictures, 512)
+    return opened(driver, page)
+
+
+def test_before_and_after_slide_at_once_on_desk_and_phone(enlarged: WebDriver) -> None:
+    assert enlarged.get_log("browser") == []
+    size = {"width": 390, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    for width in (None, 390):
+        if width:
+            enlarged.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        assert enlarged.execute_script(TOO_WIDE) == []
+        pairs = enlarged.find_elements(By.CSS_SELECTOR, ".slider .pair")
+        assert [pair.is_displayed() for pair in pairs] == [True, True]
+        shown = pairs[0].find_elements(By.TAG_NAME, "img")
+        assert [image.get_attribute("alt").rpartition(", ")[2] for image in shown] == [
+            "bicubic", "generator",
+        ]  # fmt: skip
+    views(enlarged)[0].send_keys("+")
+    assert transforms(enlarged) == {"1.500 -0.250 -0.250"}
 
 
 VALUES = """

@@ -131,6 +131,17 @@ def score(
     type=click.Choice(["8", "16"]),
     help="Of each value in PNG files; default: as many as the image has.",
 )
+@click.option(
+    "--compare",
+    is_flag=True,
+    help="Also write OUTPUT/compare.html: bicubic enlargement beside the generator's.",
+)
+@click.option(
+    "--original",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Of originals, by the names of the pictures, for the page of --compare.",
+)
 @weights_option
 @device_option
 @trust_code_option
@@ -143,6 +154,8 @@ def upscale(
     quality: int | None,
     tile: int,
     bits: Any,
+    compare: bool,
+    original: Path | None,
     weights: str,
     device: str,
 ) -> None:
@@ -157,15 +170,17 @@ def upscale(
 
     Example: ganlab upscale runs/wgan_gp-1 photo.jpg
     """
+    from ganlab.commands.before_after import page_in
     from ganlab.commands.progress import shown_bar
     from ganlab.commands.upscale import upscale_files
     from ganlab.commands.upscale_jobs import Encoding, jobs_of
 
     encoding = Encoding(kind, quality, int(bits) if bits else None)  # type: ignore[arg-type]
     jobs = jobs_of(images, output, encoding)
+    page = page_in(output, original, compare)
     with shown_bar() as bar:
         for line in upscale_files(
-            run_folder, jobs, output, tile, weights, device, encoding, overwrite, bar
+            run_folder, jobs, output, tile, weights, device, encoding, overwrite, page, bar
         ):
             bar.say(line)
     next_is("eval", run_folder, "--data", "FOLDER")

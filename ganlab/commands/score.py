@@ -245,7 +245,7 @@ def _partners(folder: Path, names: list[Path], originals: Path) -> dict[Path, Pa
     found: dict[Path, Path] = {}
     alone = []
     for path in listed(folder):
-        forms = _forms(path.relative_to(folder))
+        forms = forms_of(path.relative_to(folder))
         # else the longest name that it begins with: a_b_ESRGAN belongs to a_b, not to a
         begins = [key for key in keys if re.match(rf"{re.escape(key)}[ _.-]", forms[0])]
         key = next((form for form in forms if form in keys), max(begins, key=len, default=""))
@@ -271,15 +271,15 @@ def _keys(names: list[Path], originals: Path) -> dict[str, Path]:
     """The originals by name, and by their name without its endings where only one has that."""
     keys: dict[str, Path] = {}
     for name in names:
-        other = keys.setdefault(_forms(name)[0], name)
+        other = keys.setdefault(forms_of(name)[0], name)
         if other != name:
             raise RecipeError(f"{originals}: {other} and {name} have one name; rename one")
-    forms = Counter(form for name in names for form in _forms(name))
-    shorter = {form: name for name in names for form in _forms(name)[1:] if forms[form] == 1}
+    forms = Counter(form for name in names for form in forms_of(name))
+    shorter = {form: name for name in names for form in forms_of(name)[1:] if forms[form] == 1}
     return shorter | keys
 
 
-def _forms(name: Path) -> list[str]:
+def forms_of(name: Path) -> list[str]:
     """A file's name without suffix, then without its last ending, and so on."""
     stems = [name.stem]
     while (shorter := _ENDING.sub("", stems[-1])) not in ("", stems[-1]):

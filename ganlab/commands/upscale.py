@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ganlab.commands.before_after import Page, compare_pictures
 from ganlab.commands.generator import load_for_use
 from ganlab.commands.many import beside, or_fault, sound, together
 from ganlab.commands.progress import Bar
@@ -51,6 +52,7 @@ def upscale_files(
     device: str,
     encoding: Encoding = PNG,
     overwrite: bool = False,
+    page: Page | None = None,
     bar: Bar = NO_BAR,
 ) -> Iterator[str]:
     """Enlarge image and video files; yields a line of text for each file that is written.
@@ -63,6 +65,7 @@ def upscale_files(
     :param jobs: from `jobs_of`, with the same encoding.
     :param output: the folder that it was given, for a message.
     :param overwrite: make files again that are there already.
+    :param page: also write this page, with the files that are there already too.
     :raises GanlabError: after all others, when files could not be enlarged; it names each.
     :raises VideoError: at once, when there are videos and no ffmpeg.
     :raises ImageError: at once, when an image file cannot be written.
@@ -81,20 +84,17 @@ def upscale_files(
             f"{output}: {kept:,} of {len(jobs):,} files are there already and are passed over; "
             "--overwrite makes them again, and --output keeps those of several runs apart"
         )
-    videos = [job for job in todo if job.is_video]
-    pictures = [job for job in todo if not job.is_video]
     try:
-        yield from _pictures(pictures, generator, loaded, tile, encoding, faults, bar)
-        enlarge = or_fault(
-            partial(enlarge_video, generator=generator, run=loaded, tile=tile, bar=bar)
-        )
-        yield from sound(map(enlarge, videos), faults)
+        yield from _pictures(todo, generator, loaded, tile, encoding, faults, bar)
+        yield from _videos(todo, generator, loaded, tile, faults, bar)
+        if page:
+            made = [job for job in jobs if job.target.is_file()]
+            yield compare_pictures(page, made, generator, loaded, tile, bar)
     except Exception as error:
         told = explained(error)
         if isinstance(told, OutOfMemory) and tile > SMALLEST_TILE:
-            raise OutOfMemory(
-                f"{told}\ntiles of {tile} pixels: a smaller --tile needs less"
-            ) from None
+            advice = f"tiles of {tile} pixels: a smaller --tile needs less"
+            raise OutOfMemory(f"{told}\n{advice}") from None
         raise
     if faults:
         what = "files" if any(job.is_video for job in jobs) else "images"
@@ -112,11 +112,12 @@ def _pictures(
     bar: Bar,
 ) -> Iterator[str]:
     """Enlarge images; yields a line of text for each. Those that cannot be read become faults."""
-    if not jobs:
+    todo = [job for job in jobs if not job.is_video]
+    if not todo:
         return
-    bar.begin("enlarging", len(jobs), "pictures")
+    bar.begin("enlarging", len(todo), "pictures")
     read = or_fault(partial(_read, encoding=encoding, scale=run.scale))
-    photographs = sound(beside(read, jobs), faults)
+    photographs = sound(beside(read, todo), faults)
     at_once = TOGETHER[run.device.type] // run.scale**2
     parts = (
         part
@@ -124,6 +125,20 @@ def _pictures(
         for part in _enlarged(group, generator, run, tile)
     )
     yield from _written(parts, run.scale, encoding.quality or QUALITY, bar)
+
+
+def _videos(
+    jobs: Sequence[Job],
+    generator: nn.Module,
+    run: Run,
+    tile: int,
+    faults: list[GanlabError],
+    bar: Bar,
+) -> Iterator[str]:
+    """Enlarge videos; yields a line of text for each."""
+    enlarge = partial(enlarge_video, generator=generator, run=run, tile=tile, bar=bar)
+    todo = [job for job in jobs if job.is_video]
+    yield from sound(map(or_fault(enlarge), todo), faults)
 
 
 def _read(job: Job, encoding: Encoding, scale: int) -> Photograph:

@@ -183,6 +183,15 @@ def write_png(image: Tensor, path: Path) -> None:
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, format="PNG")
 
 
+def png_of(image: Tensor) -> bytes:
+    """An image as a PNG file.
+
+    :param image: uint8 [3 or 1, H, W].
+    """
+    array = image.cpu().permute(1, 2, 0).contiguous().numpy()
+    return _as_png(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array))
+
+
 def png_again(content: bytes, width: int, height: int) -> bytes:
     """Decode a PNG picture of this size, and encode its pixels anew, without all else in the file.
 

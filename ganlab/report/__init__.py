@@ -7,6 +7,7 @@ from typing import Any
 
 from ganlab.errors import RecipeError
 from ganlab.files import write_text
+from ganlab.report.before_after import Enlarged, render_before_after
 from ganlab.report.index import render_index
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.page import render
@@ -45,6 +46,21 @@ def write_index(parent: Path, entries: Sequence[dict[str, Any]]) -> Path:
     :raises RecipeError: when the page cannot be written, or another file is in the way.
     """
     return _write(parent / "index.html", render_index(parent, entries))
+
+
+def write_before_after(
+    path: Path,
+    title: str,
+    lead: str,
+    notes: Sequence[str],
+    pictures: Sequence[Enlarged],
+    side: int,
+) -> Path:
+    """Write the page of enlarged pictures; only a page from ganlab is overwritten.
+
+    :raises RecipeError: when the page cannot be written, or another file is in the way.
+    """
+    return _write(path, render_before_after(title, lead, notes, pictures, side))
 
 
 def _write(path: Path, text: str) -> Path:

@@ -47,6 +47,7 @@ def render(comparison: Comparison) -> str:
         shown=shown,
         shown_alone=shown_alone,
         shown_at_once=SHOWN_AT_ONCE,
+        slides_open=False,
         size=lambda value: "" if value is None else f"{value:.{decimals(value)}f}",
         look=_look,
         arm_names=[arm.name for arm in comparison.arms],

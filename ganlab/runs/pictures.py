@@ -7,11 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ganlab.errors import printable
 from ganlab.files import write_text
+from ganlab.images.contrast import busiest
 from ganlab.images.files import ImageError, png_again, png_within, write_png
 from ganlab.plugin import EvaluatedImage
 from ganlab.runs.reading import entry, is_count, is_text, listed, parsed, tell_once
@@ -143,13 +143,8 @@ def _hardest(images: Sequence[EvaluatedImage]) -> list[EvaluatedImage]:
 def _crop(item: EvaluatedImage, scale: int) -> Crop:
     """The square with the most contrast between neighbouring pixels: where methods differ."""
     height, width = (min(SIDE, side) // scale * scale for side in item.hr.shape[-2:])
-    luma = item.hr.double().mean(0)
-    contrast = torch.zeros_like(luma)
-    contrast[:, 1:] += luma.diff(dim=1).abs()
-    contrast[1:] += luma.diff(dim=0).abs()
-    sums = torch.nn.functional.avg_pool2d(contrast[None, None], (height, width), stride=scale)[0, 0]
-    row, column = divmod(int(sums.argmax()), sums.shape[1])
-    return Crop(item.name, row * scale, column * scale, height, width, scale)
+    top, left = busiest(item.hr, height, width, scale)
+    return Crop(item.name, top, left, height, width, scale)
 
 
 def _cut(image: Tensor, crop: Crop, divisor: int) -> Tensor:
