@@ -3,7 +3,7 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,7 @@ def test_a_video_that_is_cut_off_is_enlarged_as_far_as_it_goes(
     result = call(trained, tmp_path / "cut.mp4", "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "it ends early: " in result.stdout and " of 100 frames could be read" in result.stdout
+    assert "ffmpeg says: " in result.stdout and "partial file" in result.stdout
 
 
 @pytest.mark.parametrize("absent", ["ffmpeg", "ffprobe"])
@@ -291,8 +292,8 @@ def test_few_frames_are_held_and_equal_neighbours_are_enlarged_once(
     held: list[int] = []
     take = video.frames
 
-    def counted(*arguments: Any) -> Iterator[bytes]:
-        for frame in take(*arguments):
+    def counted(*arguments: Any, **options: Any) -> Generator[bytes, None, None]:
+        for frame in take(*arguments, **options):
             read.append(len(frame))
             yield frame
 

@@ -31,11 +31,11 @@ def enlarge_video(job: Job, generator: nn.Module, run: Run, tile: int, bar: Bar)
     bar.begin(job.target.name, video.frames, "frames", with_speed=True)
     at_once = TOGETHER[run.device.type] // run.scale**2
     enlarge, number = rounded(generator, run, False), 0
-    kept = others(video, job.target)
+    kept, faults = others(video, job.target), list[str]()
     try:
         with (
             whole_by_name(job.target) as part,
-            closing(frames(video)) as read,
+            closing(frames(video, faults=faults)) as read,
             writing(video, part, run.scale, kept) as write,
         ):
             size = (video.height, video.width)
@@ -46,7 +46,7 @@ def enlarge_video(job: Job, generator: nn.Module, run: Run, tile: int, bar: Bar)
                 bar.at(number)
     except OSError as fault:
         raise VideoError(f"{job.target}: cannot be written ({fault.strerror or fault}).") from None
-    return f"{job.target}: {_told(video, job, kept, number, run.scale)}"
+    return f"{job.target}: {_told(video, job, kept, faults, number, run.scale)}"
 
 
 def rounded(generator: nn.Module, run: Run, is_deep: bool) -> Callable[[Tensor], Tensor]:
@@ -84,7 +84,9 @@ def _enlarged(
             yield from (band[number] for band in made)
 
 
-def _told(video: Video, job: Job, kept: list[Other], number: int, scale: int) -> str:
+def _told(
+    video: Video, job: Job, kept: list[Other], faults: list[str], number: int, scale: int
+) -> str:
     """What was made, and what a user must know about it."""
     width, height = (scale * side for side in (video.width, video.height))
     remarks = [*video.remarks]
@@ -93,6 +95,7 @@ def _told(video: Video, job: Job, kept: list[Other], number: int, scale: int) ->
         width, height = width - width % 2, height - height % 2
     if number < 0.9 * video.frames:
         remarks.append(f"it ends early: {number:,} of {video.frames:,} frames could be read")
+    remarks += [f"ffmpeg says: {fault}" for fault in faults]
     for other in kept:
         if other.codec != "copy":
             how = f"became {other.codec}" if other.codec else "is left out"

@@ -137,10 +137,13 @@ def probe(file: Path) -> Video:
         raise VideoError(f"{file}: cannot be read as a video ({reason}).") from None
 
 
-def frames(video: Video, begin: float = 0.0) -> Generator[bytes, None, None]:
+def frames(
+    video: Video, begin: float = 0.0, faults: list[str] | None = None
+) -> Generator[bytes, None, None]:
     """The frames of a video at a constant rate, as bytes of RGB, row by row.
 
     :param begin: seconds that are left out.
+    :param faults: a list that gets what ffmpeg says about damage, at the end.
     :raises VideoError: when ffmpeg fails, or there is no frame.
     """
     chain = (
@@ -151,7 +154,8 @@ def frames(video: Video, begin: float = 0.0) -> Generator[bytes, None, None]:
     command = ["-ss", f"{begin:.3f}"] if begin else []
     command += [*_INPUT, "-i", _name(video.file), "-map", f"0:{video.stream}", "-vf", chain]
     size, number = 3 * video.width * video.height, 0
-    with _running([*command, "-f", "rawvideo", "-"], video.file, stdout=subprocess.PIPE) as reader:
+    command += ["-f", "rawvideo", "-"]
+    with _running(command, video.file, stdout=subprocess.PIPE, faults=faults) as reader:
         pipe = _pipe(reader.stdout)
         while len(content := pipe.read(size)) == size:
             number += 1
@@ -331,6 +335,7 @@ def _running(
     file: Path,
     stdin: int = subprocess.DEVNULL,
     stdout: int = subprocess.DEVNULL,
+    faults: list[str] | None = None,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Context of ffmpeg at work on a file; at an error of the context it is ended.
 
@@ -353,11 +358,12 @@ def _running(
             process.wait()
         finally:
             _end(process)
-        if process.returncode or is_cut:
-            said.seek(max(0, said.seek(0, os.SEEK_END) - _LAST))
-            reason = _words(said.read().decode(errors="replace"))
-            reason = reason or f"exit code {process.returncode}"
-            raise VideoError(f"{file}: ffmpeg failed: {reason}")
+        said.seek(max(0, said.seek(0, os.SEEK_END) - _LAST))
+        reason = _words(said.read().decode(errors="replace"))
+    if process.returncode or is_cut:
+        raise VideoError(f"{file}: ffmpeg failed: {reason or f'exit code {process.returncode}'}")
+    if faults is not None and reason:
+        faults.append(reason)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
