@@ -108,6 +108,16 @@ class Detached(Plugin):
         return {f"G/{self.name}": fake.detach().square().mean()}
 
 
+class FirstDerivative(Plugin):
+    """A penalty that forgets that its gradient is differentiated again (2026)."""
+
+    @hookimpl
+    def penalty(self, discriminator: nn.Module, real: Tensor) -> Losses:
+        seen = real.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(discriminator(seen).mean(), seen)
+        return {f"D/{self.name}": gradient.square().sum()}
+
+
 class RootAtZero(Plugin):
     """Its gradient is not finite, though its value is (2026)."""
 
@@ -245,6 +255,7 @@ BROKEN = [
     (FailsWhenMade, "is_made_from_its_options", "RuntimeError: not today (test_plugin_kit.py:"),
     (Ends, "trains_its_own_network", "SystemExit: 3 (test_plugin_kit.py:"),
     (Detached, "trains_its_own_network", "G/detached has no gradient on G"),
+    (FirstDerivative, "trains_its_own_network", "create_graph=True in torch.autograd.grad()"),
     (RootAtZero, "trains_its_own_network", "not finite"),
     (ReachesBoth, "trains_its_own_network", "has a gradient on G in the step of D"),
     (OtherName, "trains_its_own_network", "build the name from self.name"),

@@ -98,7 +98,8 @@ class Audit:
                     reach.loss,
                     f"{reach.loss} has no gradient on {mine}: its value {reach.value:.4g} is a "
                     "constant for the network, which would not learn from it. Compute it from the "
-                    "tensors of the hook, without torch.no_grad(), .detach(), .item() or rounding",
+                    "tensors of the hook, without torch.no_grad(), .detach(), .item() or rounding, "
+                    "and with create_graph=True in torch.autograd.grad()",
                 )
             if reach.on_other > 0 and not self._couples():
                 raise self._error(
