@@ -11,7 +11,7 @@ project = "ganlab"
 release = __version__
 html_title = f"ganlab {release}"
 html_theme = "furo"
-pygments_dark_style = "monokai"
+pygments_dark_style = "github-dark"
 html_show_copyright = False
 html_copy_source = False
 exclude_patterns = ["_ext", "example_plugin"]
@@ -38,6 +38,7 @@ copybutton_prompt_text = "$ "
 
 add_module_names = False
 autodoc_member_order = "bysource"
+autodoc_default_options = {"exclude-members": "model_config, model_post_init"}
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80

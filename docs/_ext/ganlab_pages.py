@@ -12,6 +12,7 @@ from typing import Any
 import click
 from docutils import nodes
 from myst_parser.parsers.sphinx_ import MystParser
+from pydantic import BaseModel
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
@@ -198,6 +199,8 @@ class Links(SphinxTransform):
         for text in list(self.document.findall(nodes.Text)):
             if text == " -- ":  # between the name of a parameter and its text
                 text.parent.replace(text, nodes.Text(": "))
+            elif isinstance(text.parent, addnodes.literal_strong):  # several parameters
+                text.parent.replace(text, nodes.Text(", ".join(text.split(","))))
             elif PAPER.search(text) and not _inside(text, (*LINKED, nodes.FixedTextElement)):
                 text.parent.replace(text, list(_with_links(text.astext())))
 
@@ -247,6 +250,14 @@ def as_markup(
     lines[:] = text.split("\n")
 
 
+def short_signature(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """A plugin class without its options in the signature: they follow, each with its text."""
+    is_model = isinstance(thing, type) and issubclass(thing, BaseModel)
+    return ("", "") if is_model else None
+
+
 WRITERS = {
     "hooks": hooks,
     "plugins": plugins,
@@ -263,4 +274,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_source_parser(NotebookParser)
     app.add_transform(Links)
     app.connect("autodoc-process-docstring", as_markup)
+    app.connect("autodoc-process-signature", short_signature)
     return {"parallel_read_safe": True}
