@@ -169,6 +169,15 @@ def doubling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "done"
 
 
+@pytest.fixture
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation judges the game's health on 8 samples, not 64: half its time in small runs.
+
+    For runs of this process only; a run that another process begins or goes on has other figures.
+    """
+    monkeypatch.setattr("ganlab.evaluation.health.SAMPLES", 8)
+
+
 HOSTILE = "</script><script>alert(1)</script>--> ]]> {{7*7}} javascript:alert(1) \" ' & \u202e\x1b"
 HOSTILE_PLUGIN = '''\
 from ganlab import Plugin, Verdict, hookimpl

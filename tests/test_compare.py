@@ -18,6 +18,8 @@ from ganlab.report.tables import compare
 from ganlab.runs.folder import RunFolder
 from ganlab.runs.records import Evaluation, RunRecord, Series
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 RECIPE = """\
 iterations = 12
 batch_size = 2

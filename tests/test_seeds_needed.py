@@ -12,6 +12,8 @@ from ganlab.compare.seeds import find_needs, words_of
 from ganlab.report.model import Arm
 from ganlab.report.statistics import deviation_interval, seeds_needed
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 
 def arms_that_differ_by(*differences: float) -> list[Arm]:
     """Two arms with these differences, which share a large effect of the seed."""
