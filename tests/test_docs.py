@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import textwrap
+import typing
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import ganlab
 from ganlab import hookspecs
 from ganlab.cli import main
 from ganlab.commands.describe import HOOKS, describe_plugins
@@ -53,6 +55,21 @@ def test_a_plugin_shown_computes_a_loss(page: str, text: str, tmp_path: Path) ->
     term.backward()
     assert sr.grad is not None
     assert sr.grad.abs().sum() > 0
+
+
+FRAGMENTS = [
+    (page.name, text)
+    for page in PAGES
+    for text in blocks(page, "python")
+    if "import" not in text and not text.startswith((" ", "@"))
+]
+
+
+@pytest.mark.parametrize(("page", "text"), FRAGMENTS)
+def test_lines_shown_of_a_plugin_are_the_body_of_one(page: str, text: str) -> None:
+    names = {name: getattr(ganlab, name) for name in dir(ganlab)} | vars(typing)
+    exec(f"class Shown(Plugin):\n{textwrap.indent(text, '    ')}", names)
+    assert names["Shown"]()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
