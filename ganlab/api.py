@@ -28,12 +28,14 @@ from tomlkit.exceptions import ConvertError
 
 from ganlab import session
 from ganlab.commands.before_after import page_in
+from ganlab.commands.export import Exported, export_generator
 from ganlab.commands.progress import shown_bar
 from ganlab.commands.upscale import upscale_files
 from ganlab.commands.upscale_jobs import Encoding, Format, jobs_of
 from ganlab.compare.comparison import check_compared, compare_arms
 from ganlab.compare.plan import Interrupted
 from ganlab.errors import GanlabError, RecipeError
+from ganlab.export.formats import FORMATS
 from ganlab.failures.telling import telling
 from ganlab.limits import Limits
 from ganlab.recipe import model
@@ -52,6 +54,7 @@ __all__ = [
     "Compared",
     "Comparison",
     "Evaluation",
+    "Exported",
     "GanlabError",
     "Recipe",
     "RecipeError",
@@ -59,6 +62,7 @@ __all__ = [
     "RunRecord",
     "Series",
     "compare",
+    "export",
     "load_recipe",
     "report",
     "resume",
@@ -324,6 +328,41 @@ def compare(
         assert isinstance(outcome, tuple)  # not of a plan alone
         check_compared(outcome[0])
         return Compared(*outcome)
+
+
+def export(
+    run: Run | FileName,
+    to: Literal["safetensors", "onnx", "pt2", "ncnn"],
+    output: FileName | None = None,
+    *,
+    weights: Literal["last", "best"] = "last",
+    fp16: bool = False,
+    licence: str = "",
+    overwrite: bool = False,
+    trust_code: bool = False,
+) -> Exported:
+    """Write a run's generator as a file for other programs, as `ganlab export` does.
+
+    The file is opened again and compared with the generator on photographs.
+
+    :param run: a run, or a .safetensors file of weights.
+    :param output: the folder for the file and its model card.
+    :param fp16: float16 instead of float32.
+    :param licence: of the weights, as you state it, such as "apache-2.0".
+    :returns: the files, the card, and how much the pictures differ.
+    :raises RecipeError: when there are no weights, the generator has no such form, a package is
+        missing, or a file is there already.
+    :raises GanlabError: when the file gives other pictures; it is not kept then.
+    """
+    if to not in FORMATS or weights not in ("last", "best"):
+        raise RecipeError(
+            f"to = {to!r}: one of {', '.join(FORMATS)}; weights = {weights!r}: 'last' or 'best'"
+        )
+    with _as_in_a_program(trust_code):
+        is_file = not isinstance(run, Run) and Path(run).is_file()
+        source = Path(str(run)) if is_file else _found(run)
+        folder = None if output is None else Path(output)
+        return export_generator(source, to, folder, weights, fp16, licence, overwrite)
 
 
 def report(run: Run | FileName, output: FileName | None = None) -> Path:

@@ -30,11 +30,12 @@ Weights = tuple[dict[str, Tensor], dict[str, Any]]
 def weights_of(run: Run, generator: nn.Module) -> Weights:
     """Copy to the host what `write_weights` writes."""
     tensors = {k: v.contiguous() for k, v in copied(generator.state_dict()).items()}
-    return tensors, {"iteration": run.iteration, "recipe": resolved(run.recipe)}
+    shapes = {"condition_shape": [*run.condition_shape], "real_shape": [*run.real_shape]}
+    return tensors, {"iteration": run.iteration, "recipe": resolved(run.recipe), **shapes}
 
 
 def write_weights(weights: Weights, path: Path) -> None:
-    """Write only a generator's weights and its recipe, for `eval`, `upscale` and other tools."""
+    """Write a generator's weights, recipe and shapes, for `eval`, `upscale` and other tools."""
     content = save(weights[0], seal(*weights))
     with telling_disk(path, len(content)), whole(path) as file:
         file.write(content)

@@ -120,11 +120,8 @@ def _seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
 
 
 def _check_seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], required: bool) -> None:
-    try:
-        about = json.loads(metadata.get("ganlab", "{}"))
-    except (ValueError, RecursionError):
-        about = {}
-    known = about.pop("sha256", None) if isinstance(about, dict) else None
+    about = about_in(metadata)
+    known = about.pop("sha256", None)
     if known is None and required:
         raise OddFile("its digest is missing")
     if known is not None and known != _seal(tensors, about):
@@ -171,17 +168,23 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def about_in(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What ganlab noted in the metadata of a file of weights; empty where it noted nothing."""
+    try:
+        about = json.loads(metadata.get("ganlab", "{}"))
+    except (ValueError, RecursionError):
+        about = {}
+    return about if isinstance(about, dict) else {}
+
+
 def iteration_in(metadata: Mapping[str, str]) -> int:
     """The iteration that ganlab noted in the metadata of a file of weights.
 
     :raises OddFile: when it says none.
     """
-    try:
-        iteration = json.loads(metadata.get("ganlab", "{}"))["iteration"]
-        if type(iteration) is int and 0 <= iteration < 2**63:
-            return iteration
-    except (ValueError, TypeError, KeyError, RecursionError):
-        pass
+    iteration = about_in(metadata).get("iteration")
+    if type(iteration) is int and 0 <= iteration < 2**63:
+        return iteration
     raise OddFile("it does not say its iteration")
 
 

@@ -24,7 +24,7 @@ FLOORS = """
     session
     words ending
     limits live_page tracking
-    bench report failures
+    bench report failures export
     engine
     iteration
     assembly checkpoint generator_weights soundness

@@ -165,6 +165,15 @@ class RunReference(click.ParamType):
         return run_items(ctx, incomplete)
 
 
+class RunOrWeights(RunReference):
+    """A run as in `RunReference`, or a .safetensors file of weights."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        path = Path(value)
+        is_weights = path.suffix == ".safetensors" and path.is_file()
+        return path if is_weights else super().convert(value, param, ctx)
+
+
 class RecipeOrRun(click.ParamType):
     """A recipe file, or a run as in `RunReference`; becomes the path of the file or folder."""
 
@@ -215,6 +224,7 @@ class RecipePlugin(click.ParamType):
 
 
 run_argument = click.argument("run_folder", metavar="RUN", type=RunReference())
+run_or_weights_argument = click.argument("run", metavar="RUN", type=RunOrWeights())
 
 
 def check_device(

@@ -1,4 +1,4 @@
-"""`ganlab pack`, `verify` and `replay`: hand a run on, and run what was handed on again."""
+"""`ganlab pack`, `verify`, `replay` and `export`: hand a run on, and what others handed on."""
 
 import sys
 from pathlib import Path
@@ -12,8 +12,10 @@ from ganlab.cli.options import (
     next_is,
     print_found,
     run_argument,
+    run_or_weights_argument,
     set_option,
     trust_code_option,
+    weights_option,
 )
 
 
@@ -123,3 +125,57 @@ def replay(bundle: Path, device: str, as_json: bool) -> None:
     found = replay_bundle(bundle, device)
     print_found(found, as_json, as_data, lines)
     sys.exit(0 if found.reproduced else 1)
+
+
+@click.command()
+@run_or_weights_argument
+@click.option(
+    "--to",
+    required=True,
+    type=click.Choice(["safetensors", "onnx", "pt2", "ncnn"]),
+    help="safetensors: the weights alone. onnx, pt2 (torch.export), ncnn: the network as a graph "
+    "for pictures of every size.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="The folder for the file and its model card; default: exported/ and the run's name.",
+)
+@click.option("--fp16", is_flag=True, help="In float16: half the size.")
+@click.option(
+    "--license",
+    "licence",
+    default="",
+    metavar="NAME",
+    help="The licence of the weights, such as apache-2.0, for the file and the card. You state it: "
+    "ganlab cannot know it.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a file and a card that are there already.")
+@weights_option
+@trust_code_option
+@json_option
+def export(
+    run: Path,
+    to: str,
+    output: Path | None,
+    fp16: bool,
+    licence: str,
+    overwrite: bool,
+    weights: str,
+    as_json: bool,
+) -> None:
+    """Write a run's generator as a file for other programs.
+
+    RUN may also be a .safetensors file of weights. The file is opened again as those programs do
+    it, and shown photographs of several sizes: where its pictures differ from the generator's by
+    more than rounding, it is not kept. It carries recipe, scale and licence. A model card,
+    README.md, is written beside it, in the form of the Hugging Face Hub.
+
+    Example: ganlab export runs/wgan_gp-1 --to onnx
+    """
+    from ganlab.commands.export import as_data, export_generator, lines
+
+    found = export_generator(run, to, output, weights, fp16, licence, overwrite)
+    print_found(found, as_json, as_data, lines)

@@ -7,15 +7,19 @@ packages are missing, and no code of theirs runs.
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from ganlab.assembly import build_network, open_run
 from ganlab.checkpoint import checkpoints_of
+from ganlab.commands.model_card import GeneratorFacts
 from ganlab.errors import GanlabError, RecipeError
+from ganlab.files import write_text
 from ganlab.generator_weights import load_generator
 from ganlab.recipe.discovery import installed
+from ganlab.recipe.file import read_alone
 from ganlab.recipe.model import Recipe, load_part
 from ganlab.requirements import providers
 from ganlab.run import Run
@@ -71,6 +75,35 @@ def load_for_use(
     made = load_generator(generator, folder.weights(which))
     _tell_age(folder, which, made)
     return run, generator, folder
+
+
+def load_file_for_use(file: Path, facts: GeneratorFacts) -> torch.nn.Module:
+    """The generator of a file of weights that lies in no run folder, on the CPU.
+
+    It is built by installed plugins: a file brings no code along, and none of this machine runs
+    because a file names it.
+
+    :raises RecipeError: when no installed plugin makes it.
+    :raises GanlabError: when the file is damaged.
+    """
+    with TemporaryDirectory() as place:
+        written = Path(place) / f"{facts.name}.toml"
+        write_text(written, facts.recipe)
+        named = {**read_alone(written).get("plugins", {})}
+        known = {
+            n for n, o in named.items() if isinstance(o, dict) and o.get("use", n) in installed()
+        }
+        recipe, _ = load_part(written, (), known)
+    run = open_run(recipe, torch.device("cpu"), whole=False)
+    run.condition_shape, run.real_shape = facts.condition_shape, facts.real_shape
+    if len(providers(run.manager, "make_generator")) != 1:
+        raise RecipeError(
+            f"{file}: no installed plugin makes its generator; install the one that does, or name "
+            "the run folder, which has the code of its plugin files"
+        )
+    generator = build_network(run, "make_generator", run.real_shape).eval()
+    load_generator(generator, file)
+    return generator
 
 
 def _tell_age(folder: RunFolder, which: str, made: int | None) -> None:

@@ -9,15 +9,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field, ValidationError
 
 from ganlab import __version__
 from ganlab.commands.pack import placeless_recipe
 from ganlab.errors import GanlabError, RecipeError, printable
 from ganlab.runs.folder import enlarges
 from ganlab.runs.records import RunRecord, read_run
-from ganlab.tensor_files import OddFile, iteration_in, metadata_in
+from ganlab.tensor_files import OddFile, about_in, iteration_in, metadata_in
 
 MOST_LICENCE = 100  # characters
+_Side = Annotated[int, Field(ge=1, le=2**16)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +72,22 @@ def facts_of_run(run: Path | str, which: str = "last", licence: str = "") -> Gen
     """What is known of a run's generator.
 
     :param which: "last" or "best".
-    :raises GanlabError: when the run has written no such weights, or they are damaged.
-    :raises RecipeError: when it enlarges no images, or the licence is not one line of text.
+    :raises GanlabError: when the weights are damaged.
+    :raises RecipeError: when there are none, the generator enlarges no images, or the licence is
+        not one line of text.
     """
     record = read_run(run)
     folder = record.folder
     if not enlarges(folder):
         raise RecipeError(f"{folder.path}: its generator makes samples, it enlarges no images")
     file = folder.weights(which)
+    if not file.is_file():
+        other = "; --weights last is there" if folder.weights().is_file() else ""
+        raise RecipeError(f"{file}: no such file: the run has not written these weights yet{other}")
     try:
         iteration = iteration_in(metadata_in(file))
     except OddFile as error:
-        raise GanlabError(
-            f"{file}: {error}; the run has not written weights, or lost them"
-        ) from None
+        raise GanlabError(f"{file}: damaged: {error}; choose other weights") from None
     evaluation = next((one for one in record.evaluations if one.iteration == iteration), None)
     shapes = {key: tuple(record.manifest.get(key, ())) for key in ("condition_shape", "real_shape")}
     scores, bicubic = evaluation.figures if evaluation else {}, record.status.get("bicubic") or {}
@@ -96,6 +102,31 @@ def facts_of_run(run: Path | str, which: str = "last", licence: str = "") -> Gen
         training=_training(record),
         held_out=[name for items in record.data.get("held_out", {}).values() for name in items],
     )
+
+
+def facts_of_file(file: Path) -> GeneratorFacts:
+    """What a file of weights says of its generator. It may be a stranger's: all is checked.
+
+    :raises RecipeError: when it does not say its recipe and its shapes.
+    """
+    try:
+        about = _About.model_validate(about_in(metadata_in(file)))
+    except (OddFile, ValidationError) as error:
+        reason = "" if isinstance(error, ValidationError) else f" ({error})"
+        raise RecipeError(
+            f"{file}: it does not say the recipe and the shapes of its generator, as files of "
+            f"weights that ganlab writes do{reason}; name the run folder instead"
+        ) from None
+    name = re.sub(r"(-x\d+)?(-fp16)?$", "", file.stem)
+    return GeneratorFacts(name, **dict(about))
+
+
+class _About(BaseModel):
+    recipe: str
+    condition_shape: tuple[_Side, _Side, _Side]
+    real_shape: tuple[_Side, _Side, _Side]
+    iteration: int | None = Field(None, ge=0)
+    licence: str = Field("", max_length=MOST_LICENCE)
 
 
 def checked_licence(licence: str) -> str:

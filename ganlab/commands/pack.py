@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import tomlkit
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from ganlab.errors import GanlabError, RecipeError, printable
 from ganlab.files import sha256
@@ -26,6 +26,7 @@ from ganlab.runs.reading import Log, read_json
 from ganlab.runs.record import lines_of, of_recipe, read_record
 from ganlab.tensor_files import (
     OddFile,
+    about_in,
     check_weights,
     iteration_in,
     read_safetensors,
@@ -217,9 +218,10 @@ def _weights(folder: RunFolder, recipe: str) -> dict[str, bytes]:
     """
     found: dict[str, bytes] = {}
     for file in map(folder.weights, _WEIGHTS):
-        if record := weights_record(file):
-            about = {"iteration": record.iteration, "recipe": recipe}
-            tensors = load_file(file)
+        if weights_record(file):
+            tensors, metadata = read_safetensors(file)
+            about = about_in(metadata) | {"recipe": recipe}
+            about.pop("sha256", None)  # of what it was before
             found[file.name] = save(tensors, seal(tensors, about))
     if not found:
         raise RecipeError(f"{folder.path}: the run has written no weights; leave out --weights")

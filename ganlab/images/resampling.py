@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Size = tuple[int, int]
 WHITE = {torch.uint8: 255.0, torch.uint16: 65535.0}
@@ -24,7 +25,8 @@ def resize(images: Tensor, size: Size, antialias: bool = True) -> Tensor:
 
     The result is differentiable, and neither rounded nor clipped (it overshoots 0..1 at sharp
     edges). It is computed in at least float32, also under autocast. The matrices stay in memory,
-    unless `passing_matrices` is active: H h + W w numbers for each pair of sizes.
+    unless `passing_matrices` is active: H h + W w numbers for each pair of sizes. While
+    torch.export reads a network, it is a convolution instead, and enlarges by whole numbers only.
 
     :param images: [N, C, H, W], any float dtype, any device.
     :param size: (h, w), each at least 1; the two sides may have different factors.
@@ -33,6 +35,8 @@ def resize(images: Tensor, size: Size, antialias: bool = True) -> Tensor:
     """
     if not images.is_floating_point():
         raise ValueError(f"resize takes float images, not {images.dtype}; use resize_exact")
+    if torch.compiler.is_exporting():  # a matrix has one size; the graph must take every size
+        return _enlarged(images, size)
     # where torch may compute float32 products in TF32, with errors of 0.2 grey levels
     coarse = images.is_cuda and torch.get_float32_matmul_precision() != "highest"
     precision = torch.float64 if coarse or images.dtype == torch.float64 else torch.float32
@@ -40,6 +44,27 @@ def resize(images: Tensor, size: Size, antialias: bool = True) -> Tensor:
     columns = _matrix(images.shape[-1], size[1], antialias, precision, images.device)
     with torch.autocast(images.device.type, enabled=False):
         return (rows @ images.to(precision) @ columns.mT).to(images.dtype)
+
+
+def _enlarged(images: Tensor, size: Size) -> Tensor:
+    """`resize` to a multiple of the size, by a convolution for each place within a pixel.
+
+    It takes the numbers of `resize` in another order: they differ by rounding.
+
+    :raises ValueError: for another size.
+    """
+    height, width = images.shape[-2:]
+    scale = int(size[0] // height)
+    if size[0] != height * scale or size[1] != width * scale:
+        raise ValueError("only an enlargement by a whole number can be exported")
+    # what the middle one of five pixels, and two to each side, give to its part of the result
+    taps = _taps(5, 5 * scale, True)[2 * scale : 3 * scale]
+    taps = taps / taps.sum(1, keepdim=True)
+    kernels = (taps[:, None, :, None] * taps[None, :, None, :]).reshape(scale**2, 1, 5, 5)
+    channels = images.shape[-3]
+    padded = F.pad(images, (2, 2, 2, 2), mode="replicate")
+    phases = F.conv2d(padded, kernels.to(images).repeat(channels, 1, 1, 1), groups=channels)
+    return F.pixel_shuffle(phases, scale)
 
 
 def resize_exact(images: Tensor, size: Size) -> Tensor:

@@ -98,7 +98,8 @@ class SwinIRLightNet(nn.Module):
             return None
         height, width = pixels.shape[1:3]
         usual = self.get_buffer("layers.0.residual_group.blocks.1.attn_mask")
-        if height == width == USUAL_SIDE:
+        # torch.export would take the comparison for a rule about the size
+        if not torch.compiler.is_exporting() and height == width == USUAL_SIDE:
             return usual
         return _shift_mask(height, width, pixels.device).to(usual.dtype)
 
@@ -163,8 +164,8 @@ class _WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         scores = query * (width // NUM_HEADS) ** -0.5 @ key.mT + bias
         if mask is not None:
-            # the windows of an image are consecutive
-            per_image = scores.view(-1, len(mask), NUM_HEADS, size, size) + mask[:, None]
+            # the windows of an image are consecutive; `len` would fix their number in torch.export
+            per_image = scores.view(-1, mask.shape[0], NUM_HEADS, size, size) + mask[:, None]
             scores = per_image.view(num, NUM_HEADS, size, size)
         attended = (scores.softmax(-1) @ value).transpose(1, 2).reshape(num, size, width)
         answer: Tensor = self.proj(attended)
