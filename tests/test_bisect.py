@@ -16,6 +16,8 @@ from ganlab.images.files import write_png
 from ganlab.recipe.model import load_recipe, resolved
 from ganlab.report.statistics import Interval
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 # a figure that depends on the options alone, and a little on the seed
 QUALITY = '''\
 from ganlab import Plugin, hookimpl

@@ -17,6 +17,8 @@ from ganlab.compare.comparison import arms_of
 from ganlab.report.tables import compare
 from ganlab.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 BREAKS = '''\
 from ganlab import Plugin, hookimpl
 

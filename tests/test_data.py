@@ -21,6 +21,8 @@ from ganlab.images.store import ImageStore
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.data import Data, differences, digests, file_digests, renamed, trained_on
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 RECIPE = """\
 iterations = 4
 batch_size = 2

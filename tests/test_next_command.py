@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 from ganlab.cli import main
 from ganlab.images.files import write_png
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 ROOT = Path(__file__).parents[1]
 BAD = '''\
 from pathlib import Path

@@ -32,6 +32,8 @@ from ganlab.state import state_of
 from ganlab.testing.recorder import CpuRecorder
 from ganlab.words import summary
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 POISON = '''\
 import torch
 from pydantic import PrivateAttr

@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from ganlab.cli import main
 from ganlab.runs.reading import Log
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 # the figure of each evaluation, in order
 SCRIPT = """\
 import math
