@@ -244,7 +244,7 @@ def as_markup(
 ) -> None:
     """A docstring as Sphinx reads it: formulas are literal, and parameters may share a text."""
     text = "\n".join(lines)
-    text = re.sub(r"\n\n(?=    \S)", "\n\n::\n\n", text)
+    text = re.sub(r"(?m)^( {0,3}\S.*)\n\n(?=    \S)", r"\1\n\n::\n\n", text)
     text = re.sub(r"(?m)^(?!    ).*\|.*$", lambda m: m[0].replace("|", "\\|"), text)
     text = re.sub(r"(?m)^:param [^:]+:", lambda m: m[0].replace(", ", ","), text)
     lines[:] = text.split("\n")
@@ -254,8 +254,10 @@ def short_signature(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str, returns: str
 ) -> tuple[str, str] | None:
     """A plugin class without its options in the signature: they follow, each with its text."""
-    is_model = isinstance(thing, type) and issubclass(thing, BaseModel)
-    return ("", "") if is_model else None
+    if isinstance(thing, type) and issubclass(thing, BaseModel):
+        return "", ""
+    # `<factory>` is no Python: Sphinx would take the whole signature for plain text
+    return (re.sub(r"= <.*?>(?=[,)])", "= ...", signature), returns) if signature else None
 
 
 WRITERS = {
