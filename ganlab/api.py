@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tomlkit
 from tomlkit.exceptions import ConvertError
@@ -37,6 +37,7 @@ from ganlab.compare.plan import Interrupted
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.export.formats import FORMATS
 from ganlab.failures.telling import telling
+from ganlab.hub.files import require_library
 from ganlab.limits import Limits
 from ganlab.recipe import model
 from ganlab.recipe.model import Recipe
@@ -49,6 +50,9 @@ from ganlab.report.wording import as_data
 from ganlab.runs.records import Evaluation, RunRecord, Series, read_run
 from ganlab.runs.reference import find_recipe_or_run, find_run
 from ganlab.stopping import INTERRUPTED, SIGTERMED, Stopped, heard, heeding
+
+if TYPE_CHECKING:
+    from ganlab.hub.generator import Generator as Generator
 
 __all__ = [
     "Compared",
@@ -371,6 +375,16 @@ def report(run: Run | FileName, output: FileName | None = None) -> Path:
     :param output: by default report.html in the run's folder.
     """
     return report_run(_found(run), None if output is None else Path(output))
+
+
+def __getattr__(name: str) -> Any:
+    """`Generator`, when it is asked for: it needs ganlab[hub]."""
+    if name != "Generator":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_library()
+    from ganlab.hub.generator import Generator
+
+    return Generator
 
 
 @contextmanager

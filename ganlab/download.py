@@ -1,7 +1,7 @@
 """One published file from its address to the disk: whole and checked, or not there.
 
-This is the only module of ganlab that opens a connection, and `ganlab data fetch` and `ganlab
-weights fetch` are the only commands that use it. What has arrived lies in NAME.part beside the
+`ganlab data fetch` and `ganlab weights fetch` are the only commands that use it. Beside it only
+`ganlab hub` opens a connection. What has arrived lies in NAME.part beside the
 file's place. After a cut, a later fetch asks the server for the rest alone.
 """
 

@@ -2,7 +2,7 @@
 
 A plugin declares the files of weights that it reads (`Plugin.published`). An installed distribution
 declares sets of images in the entry-point group `ganlab.data`, a `DataSet` each. Nothing here opens
-a connection: only `ganlab data fetch` and `ganlab weights fetch` do.
+a connection: of what is declared, only `ganlab data fetch` and `ganlab weights fetch` do.
 """
 
 import shlex

@@ -28,6 +28,7 @@ from ganlab.runs.folder import (
     RunFolder,
     complete_record,
     is_complete,
+    is_pulled,
     new_run_folder,
     open_run_folder,
     plugin_record,
@@ -155,7 +156,15 @@ def resume(
 
 
 def _require_work(folder: RunFolder, wishes: Wishes) -> None:
-    """Refuse a run that is done, unless it shall be changed or has to get its record again."""
+    """Refuse a run that is done, unless it shall be changed or has to get its record again.
+
+    A pulled one is refused always: training would begin anew, over its weights.
+    """
+    if is_pulled(folder):
+        raise RecipeError(
+            f"{folder.path}: it was pulled, so it has no checkpoints to continue from; to train "
+            "its recipe in a run of its own, copy its recipe.toml under another name"
+        )
     if folder.read_status().get("state") == "done" and is_complete(folder) and not wishes.all:
         raise RecipeError(
             f"{folder.path}: this run is done. To train it longer, with its optimizers, give "

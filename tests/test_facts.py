@@ -187,15 +187,19 @@ def test_training_opens_no_connection(
 
 def test_only_what_fetches_can_open_a_connection() -> None:
     names = r"urllib\.request|http\.client|ftplib|requests|httpx|urllib3|aiohttp|torch\.hub"
+    names += "|huggingface_hub"
     client = re.compile(
         rf"^\s*(import|from) ({names})\b|load_state_dict_from_url|create_connection"
     )
     files = [*(ROOT / "ganlab").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
     texts = {file.relative_to(ROOT).as_posix(): file.read_text() for file in files}
     able = {name for name, text in texts.items() if any(map(client.search, text.splitlines()))}
-    assert able == {"ganlab/download.py"}
+    assert able == {"ganlab/download.py", "ganlab/hub/generator.py", "ganlab/hub/transfer.py"}
     users = {name for name, text in texts.items() if "ganlab.download" in text}
     assert users == {"ganlab/commands/fetch.py"}
+    users = {name for name, text in texts.items() if "ganlab.hub" in text}
+    own = {name for name in users if name.startswith("ganlab/hub/")}
+    assert users - own == {"ganlab/api.py", "ganlab/cli/hub.py"}
 
 
 def test_a_missing_file_of_weights_is_named_with_its_command_and_not_fetched(

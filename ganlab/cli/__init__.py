@@ -11,7 +11,19 @@ import sys
 import click
 
 from ganlab import __version__
-from ganlab.cli import compare, completion, data, look, plugins, recipes, share, train, use, weights
+from ganlab.cli import (
+    compare,
+    completion,
+    data,
+    hub,
+    look,
+    plugins,
+    recipes,
+    share,
+    train,
+    use,
+    weights,
+)
 from ganlab.cli.added import WithAdded
 from ganlab.cli.options import traceback_option
 
@@ -34,7 +46,7 @@ def main() -> None:
 
 
 traceback_option(main)
-for module in (train, look, plugins, compare, use, share, data, recipes, weights, completion):
+for module in (train, look, plugins, compare, use, share, hub, data, recipes, weights, completion):
     for name, command in vars(module).items():
         if isinstance(command, click.Command) and not name.startswith("_"):  # not of a group
             traceback_option(command)

@@ -117,6 +117,16 @@ def placeless_recipe(folder: RunFolder) -> str:
     return tomlkit.dumps(document)
 
 
+def plugin_files(folder: RunFolder) -> dict[str, bytes]:
+    """The code of the plugin files that a run's recipe names, by the names of the files."""
+    manifest = read_json(folder.manifest)
+    return {
+        f"{name}.py": _code(folder.path / f"{name}.py", name, manifest)
+        for name, options in read_tables(folder)["plugins"].items()
+        if str(options.get("use", name)).endswith(".py")
+    }
+
+
 def _files(folder: RunFolder, recipe: str) -> dict[str, bytes]:
     manifest = read_json(folder.manifest)
     if not manifest:
@@ -141,10 +151,7 @@ def _files(folder: RunFolder, recipe: str) -> dict[str, bytes]:
         files[folder.changes.name] = journal.encode()
     if read_data(folder):
         files["data.json"] = folder.data.read_bytes()
-    for name, options in read_tables(folder)["plugins"].items():
-        if str(options.get("use", name)).endswith(".py"):
-            files[f"{name}.py"] = _code(folder.path / f"{name}.py", name, manifest)
-    return files
+    return files | plugin_files(folder)
 
 
 def _changes(folder: RunFolder, recipe: str) -> str:

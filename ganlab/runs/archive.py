@@ -21,25 +21,25 @@ from ganlab.runs.data import file_sha256
 
 FORMAT = 1
 CONTENTS = "pack.json"
-_MIB = 2**20
-_GIB = 2**30
+MIB = 2**20
+GIB = 2**30
 # the largest size in bytes of each file that may be in an archive
 _LARGEST = {
-    CONTENTS: _MIB,
+    CONTENTS: MIB,
     "recipe.toml": MAX_BYTES,
-    "manifest.json": 4 * _MIB,
-    "status.json": _MIB,
-    "data.json": 64 * _MIB,
-    "changes.jsonl": 16 * _MIB,
-    "stats.jsonl": _GIB,
-    "scores.jsonl": _GIB,
-    "timing.jsonl": _GIB,
-    "verdicts.jsonl": 16 * _MIB,
-    "generator.safetensors": 8 * _GIB,
-    "best.safetensors": 8 * _GIB,
+    "manifest.json": 4 * MIB,
+    "status.json": MIB,
+    "data.json": 64 * MIB,
+    "changes.jsonl": 16 * MIB,
+    "stats.jsonl": GIB,
+    "scores.jsonl": GIB,
+    "timing.jsonl": GIB,
+    "verdicts.jsonl": 16 * MIB,
+    "generator.safetensors": 8 * GIB,
+    "best.safetensors": 8 * GIB,
 }
-_PLUGIN_FILE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\.py")
-_LARGEST_PLUGIN = _MIB
+PLUGIN_FILE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\.py")
+LARGEST_PLUGIN = MIB
 _REQUIRED = ("recipe.toml", "manifest.json", "stats.jsonl")
 _MOST_FILES = 256
 # what zipfile raises for damaged archives of all kinds
@@ -142,7 +142,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 
 def _largest(name: str) -> int | None:
     """The largest allowed size of a file in bytes; None when no file may have this name."""
-    return _LARGEST.get(name) or (_LARGEST_PLUGIN if _PLUGIN_FILE.fullmatch(name) else None)
+    return _LARGEST.get(name) or (LARGEST_PLUGIN if PLUGIN_FILE.fullmatch(name) else None)
 
 
 def _read(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -150,7 +150,7 @@ def _read(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iter
     left = _largest(member.filename) or 0
     try:
         with archive.open(member) as source:
-            while block := source.read(_MIB):
+            while block := source.read(MIB):
                 left -= len(block)
                 if left < 0:
                     raise EOFError("larger than stated")

@@ -242,6 +242,11 @@ def is_complete(folder: RunFolder) -> bool:
     return isinstance(manifest.get("data"), dict) and all(isinstance(s, list) for s in shapes)
 
 
+def is_pulled(folder: RunFolder) -> bool:
+    """Whether the folder has only the generator of a run, as `ganlab hub pull` makes it."""
+    return bool(read_json(folder.manifest).get("pulled"))
+
+
 def enlarges(folder: RunFolder) -> bool:
     """Whether a run's generator makes images from images; in a toy problem it does not."""
     manifest = read_json(folder.manifest)
