@@ -119,19 +119,57 @@ def test_a_frame_of_the_new_video_is_the_enlarged_still_picture(
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize("tags", [[], ["-colorspace", "bt709"], ["-color_range", "pc"]])
-def test_colours_come_back_as_they_were(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tags: list[str]
+@pytest.mark.parametrize(
+    ("size", "tags", "matrix"),
+    [
+        ((64, 48), [], "smpte170m"),
+        ((64, 48), ["-colorspace", "bt709"], "bt709"),
+        ((1280, 720), [], "bt709"),
+    ],
+)
+def test_colours_are_the_same_numbers_and_are_named(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    tags: list[str],
+    matrix: str,
 ) -> None:
     use(monkeypatch, twice)
-    file = plain(tmp_path / "a.mp4", *tags, source="smptebars=size=64x48:rate=5:duration=1")
+    width, height = size
+    source = f"color=0xc08040:size={width}x{height}:rate=1:duration=1"
+    file = plain(tmp_path / "a.mp4", *tags, source=source)
     assert call(trained, file, "-o", tmp_path / "out").exit_code == 0
-    old, new = (video.probe(each) for each in (file, tmp_path / "out" / "a.mp4"))
-    assert new.matrix == old.matrix == ("bt709" if "bt709" in tags else "smpte170m")
-    first, second = (video.as_tensor(next(video.frames(each)), each).int() for each in (old, new))
-    middles = [10 * bar + 5 for bar in range(6)]  # edges lose colour in 4:2:0
-    shown = first[:, 10, middles], second[:, 20, [2 * x for x in middles]]
-    assert (shown[0] - shown[1]).abs().max() <= 3
+    new = streams(tmp_path / "out" / "a.mp4")["video"]
+    assert (new["color_space"], new["color_range"]) == (matrix, "tv")
+
+    def planes(video: Path) -> Tensor:
+        """Y, Cb and Cr in the middle."""
+        command = ["ffmpeg", "-v", "error", "-i", str(video), "-pix_fmt", "yuv444p"]
+        raw = subprocess.check_output([*command, "-f", "rawvideo", "-"])
+        values = torch.frombuffer(bytearray(raw), dtype=torch.uint8).int().view(3, -1)
+        return values[:, values.shape[1] // 2]
+
+    old, made = planes(file), planes(tmp_path / "out" / "a.mp4")
+    assert (old - made).abs().max() <= 1
+
+
+@needs_ffmpeg
+def test_a_full_range_of_values_becomes_the_usual_one(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, twice)
+    file = made(tmp_path / "a.mp4", "-vf", "scale=out_range=pc", "-c:v", "libx264",
+                "-pix_fmt", "yuvj420p", source="color=0xf0a040:size=16x16:rate=1:duration=1",
+                )  # fmt: skip
+    assert streams(file)["video"]["color_range"] == "pc"
+    assert call(trained, file, "-o", tmp_path / "out").exit_code == 0
+    new = tmp_path / "out" / "a.mp4"
+    assert streams(new)["video"]["color_range"] == "tv"
+    raw = subprocess.check_output(
+        ["ffmpeg", "-v", "error", "-i", str(new), "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+    )
+    assert [round(value / 4) for value in raw[:3]] == [0xF0 // 4, 0xA0 // 4, 0x40 // 4]
 
 
 @needs_ffmpeg
@@ -155,6 +193,17 @@ def test_what_a_video_is_and_what_is_lost_is_told(
     result = call(trained, file, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert told in result.stdout
+
+
+@needs_ffmpeg
+def test_pictures_that_begin_after_the_sound_still_do(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.mkv"
+    ffmpeg(*SINE, "-itsoffset", 0.5, "-f", "lavfi", "-i", SECOND, "-c:v", "libx264", file)
+    assert call(trained, file, "-o", tmp_path / "out").exit_code == 0
+    new = streams(tmp_path / "out" / "a.mkv")
+    assert new["video"]["nb_read_frames"] == "25"
+    begins = [float(new[kind]["start_time"]) for kind in ("audio", "video")]
+    assert begins == pytest.approx([0, 0.5], abs=0.03)
 
 
 @needs_ffmpeg

@@ -75,7 +75,6 @@ class Video:
     frames: int
     """How many there will be, roughly; 0: unknown."""
     matrix: str
-    is_full_range: bool
     colour: tuple[str, ...]
     """Options of ffmpeg that name the colours, which stay as they are."""
     pixel: str
@@ -148,8 +147,7 @@ def frames(
     """
     chain = (
         f"setpts=PTS-STARTPTS,fps={video.rate},scale={video.width}:{video.height}:{_PRECISE}"
-        f":in_color_matrix={_MATRICES[video.matrix]}"
-        f":in_range={'pc' if video.is_full_range else 'tv'}:out_range=pc,format=rgb24"
+        f":in_color_matrix={_MATRICES[video.matrix]},format=rgb24"
     )
     command = ["-ss", f"{begin:.3f}"] if begin else []
     command += [*_INPUT, "-i", _name(video.file), "-map", f"0:{video.stream}", "-vf", chain]
@@ -263,7 +261,6 @@ def _video(
         max(0.0, float(stream.get("start_time", 0)) - float(about.get("start_time", 0))),
         number or round(seconds * rate),
         matrix,
-        stream.get("color_range") == "pc" or str(stream.get("pix_fmt", "")).startswith("yuvj"),
         _colour(stream, matrix),
         ":".join(pixel),
         tuple(
