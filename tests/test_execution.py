@@ -146,7 +146,7 @@ def assert_same(way: str, one: Run, other: Run, lines: list[list[dict[str, float
 
 
 def ways(names: Iterable[str], compiled: Collection[str], slow: Collection[str] = ()) -> list[Any]:
-    """Every name in every way. Long tests: compiling, 2 s each, and `slow` ones, 3 to 7 s."""
+    """Every name in every way. Long tests: compiling, 2 s each, and `slow` ones."""
     return [
         pytest.param(
             name,
@@ -182,6 +182,9 @@ NAMES = [file.relative_to(ROOT / "recipes").as_posix() for file in RECIPES]
 
 
 SLOW = [f"div2k/{name}.toml" for name in ("bsrgan", "real_esrgan", "esrgan", "ldl")]
+# 1 to 3 s each, and as others but for the network or the size
+SLOW += [f"div2k/{name}.toml" for name in ("edsr", "rrdb", "wgan_gp")]
+SLOW += ["bce_gan.toml", "toy/grid_r3gan.toml", "toy/ring_gan.toml", "toy/ring_wgan_gp.toml"]
 
 
 @pytest.mark.parametrize(
