@@ -78,6 +78,7 @@ def export_generator(
     targets = [folder / f"{name}{suffix}" for suffix in FORMATS[to].suffixes]
     if not overwrite and (there := [file for file in targets if file.exists()]):
         raise RecipeError(f"{there[0]} exists; give --overwrite, or another folder with --output")
+    was_there = folder.is_dir()
     remove_stale(_made(folder))
     try:
         with new_folder(folder) as place:
@@ -86,8 +87,9 @@ def export_generator(
             for file, target in zip(files, targets, strict=True):
                 file.replace(target)
     finally:
-        with suppress(OSError):  # something is in it
-            folder.rmdir()
+        if not was_there:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
     card = folder / CARD
     if is_new := overwrite or not card.exists():
         write_text(card, model_card(facts))

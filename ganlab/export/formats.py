@@ -168,7 +168,11 @@ class Onnx(Format):
     def open(self, *files: Path) -> Opened:
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(files[0], providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors alone: it warns of what it computes at every call
+        session = onnxruntime.InferenceSession(
+            files[0], options, providers=["CPUExecutionProvider"]
+        )
 
         def network(lr: Tensor) -> Tensor:
             return torch.from_numpy(session.run(None, {"lr": lr.numpy()})[0])

@@ -124,13 +124,12 @@ class _Convolution(nn.Module):
         """Weight and bias of the single 3x3 convolution that equals this sum."""
         (before, b0), (middle, b1), (after, b2) = map(_learnt, self.conv)
         skip, b3 = _learnt(self.sk)
-        dtype = self.sk.weight.dtype
         before, after = before[..., 0, 0], after[..., 0, 0]
         # bfloat16 would round every factor of the product
         with torch.autocast(middle.device.type, enabled=False):
             weight = torch.einsum("om,mnhw,ni->oihw", after, middle, before)
             bias = after @ (middle.sum((2, 3)) @ b0 + b1) + b2
-        return (weight + F.pad(skip, (1, 1, 1, 1))).to(dtype), (bias + b3).to(dtype)
+        return weight + F.pad(skip, (1, 1, 1, 1)), bias + b3
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -146,6 +145,4 @@ class _Convolution(nn.Module):
 
 def _learnt(layer: nn.Module) -> tuple[Tensor, Tensor]:
     assert isinstance(layer, nn.Conv2d) and layer.bias is not None
-    if layer.weight.dtype == torch.float16:  # which would round every factor of the product too
-        return layer.weight.float(), layer.bias.float()
     return layer.weight, layer.bias
