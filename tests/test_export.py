@@ -180,6 +180,17 @@ def test_no_code_runs_because_a_file_of_weights_names_it(run: Path, tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
+def test_the_best_generator_has_a_name_of_its_own(run: Path, tmp_path: Path) -> None:
+    best = run / "best.safetensors"
+    best.write_bytes((run / "generator.safetensors").read_bytes())
+    try:
+        for source, options in ((run, {"weights": "best"}), (best, {})):
+            found = api.export(source, "safetensors", overwrite=True, **options)
+            assert found.files == (Path("exported/mine-best/mine-best-x4.safetensors"),)
+    finally:
+        best.unlink()
+
+
 class Unreadable(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         return lr * float(lr.mean())
@@ -224,7 +235,7 @@ def test_any_size_gives_what_upscale_gives(size: tuple[int, int]) -> None:
 
     network = nn.Module()
     network.forward = halving  # type: ignore[method-assign]
-    lr = torch.rand(1, 3, *size)
+    lr = -torch.rand(1, 3, *size)  # a zero beyond the edge would be the maximum
     assert torch.equal(AnySize(network, 2)(lr), upscale(halving, lr, 2))
 
 

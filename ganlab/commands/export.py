@@ -61,7 +61,8 @@ def export_generator(
 
     :param run: a run folder, or a .safetensors file of weights that ganlab wrote.
     :param to: a key of `FORMATS`.
-    :param output: the folder; default: exported/NAME, of the run.
+    :param output: the folder; default: exported/ and the run's name, with -best for the best
+        generator.
     :param weights: "last" or "best".
     :param half: float16 instead of float32.
     :param licence: of the weights, as their owner states it.
@@ -73,7 +74,7 @@ def export_generator(
     FORMATS[to].require()
     facts, source = _source(run, weights, licence)
     source.half = half
-    folder = output or FOLDER / (facts.name + "-best" * (weights == "best"))
+    folder = output or FOLDER / facts.name
     name = facts.title + "-fp16" * half
     targets = [folder / f"{name}{suffix}" for suffix in FORMATS[to].suffixes]
     if not overwrite and (there := [file for file in targets if file.exists()]):
@@ -132,6 +133,7 @@ def _source(run: Path, weights: str, licence: str) -> tuple[GeneratorFacts, Sour
     else:
         facts = facts_of_run(run, weights, licence)
         _, generator, _ = load_for_use(run, weights, "cpu")
+        facts = replace(facts, name=facts.name + "-best" * (weights == "best"))
     plain = generator.to(torch.float32).to(memory_format=torch.contiguous_format).eval()
     plain.requires_grad_(False)
     return facts, Source(plain, facts.scale, facts.condition_shape[0], facts.as_data())

@@ -52,6 +52,7 @@ _NO_SPANDREL = (
     "chaiNNer and ComfyUI open what spandrel knows, which is not installed here "
     "(pip install 'ganlab[export]')"
 )
+_NOT_KNOWN = "spandrel does not know this network, so chaiNNer and ComfyUI do not open it"
 
 
 class Format:
@@ -114,7 +115,7 @@ class Safetensors(Format):
                 found = ModelLoader().load_from_file(file)
             except Exception as error:  # of all kinds; what it does not know is one of them
                 name = type(error).__name__
-                return self._by_ganlab(file, f"spandrel does not know this network ({name})")
+                return self._by_ganlab(file, f"{_NOT_KNOWN} ({name})")
         if not isinstance(found, ImageModelDescriptor) or found.scale != self.source.scale:
             return self._by_ganlab(file, "spandrel takes this network for another one")
         # the network itself: around it, spandrel extends odd sides in a way of its own, and clamps
