@@ -26,10 +26,14 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-TOML = [(page.name, text) for page in PAGES for text in blocks(page, "toml")]
-PYTHON = [
-    (page.name, text) for page in PAGES for text in blocks(page, "python") if "(Plugin)" in text
-]
+def parts(language: str) -> list[tuple[str, str]]:
+    """The blocks of all pages, but those that are whole files: test_commands_shown uses them."""
+    found = [(page.name, text) for page in PAGES for text in blocks(page, language)]
+    return [(name, text) for name, text in found if not re.match(r"# [\w./-]+\.(toml|py)\n", text)]
+
+
+TOML = parts("toml")
+PYTHON = [(name, text) for name, text in parts("python") if "(Plugin)" in text]
 
 
 @pytest.mark.parametrize(("page", "text"), TOML)
