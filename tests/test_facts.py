@@ -363,8 +363,8 @@ def test_a_verdict_of_a_plugin_that_counts_failing_values() -> None:
     assert history.lasting("evaluation/my_figure", failing, 2, "higher") == []
 
 
-def test_everything_that_a_plugin_may_define_is_named_on_the_page() -> None:
-    text = PAGES["plugins.md"].read_text()
+def test_everything_that_a_plugin_may_define_is_named_on_its_pages() -> None:
+    text = PAGES["plugins.md"].read_text() + PAGES["contract.md"].read_text()
     for name in ("per_sample", "images_only", "capturable", "warnings", "state_dict", "verdicts"):
         assert name in text
         assert hasattr(Plugin, name) or hasattr(hookspecs, name) or name == "state_dict"
