@@ -188,5 +188,6 @@ def test_an_animation_is_told_and_not_enlarged_as_its_first_picture(
     result = call(trained, tmp_path / "a.webp", tmp_path / "b.gif", "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "a.webp: holds 3 frames or pages" in result.stderr
-    assert "b.gif: is a GIF" in result.stderr and "-i b.gif b.mp4" in result.stderr
+    assert "b.gif: cannot be read as an image (it is a GIF)" in result.stderr
+    assert "make a video of it: ffmpeg -i IN.gif OUT.mp4" in result.stderr
     assert not list((tmp_path / "out").iterdir())

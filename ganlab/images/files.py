@@ -271,8 +271,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except _PILLOW_FAULTS as fault:
         if _is_gif(path):
             raise ImageError(
-                f"{path}: is a GIF, which ganlab does not read; save it as PNG, or as a video if "
-                f"it moves: ffmpeg -i {path.name} {path.stem}.mp4"
+                f"{path}: cannot be read as an image (it is a GIF); save it as PNG, or, if it "
+                "moves, make a video of it: ffmpeg -i IN.gif OUT.mp4"
             ) from None
         reason = str(fault).removesuffix(f" {str(path)!r}").rstrip(".") or type(fault).__name__
         raise ImageError(
