@@ -283,6 +283,9 @@ def test_only_known_files_are_fetched_and_a_run_that_is_there_stays(
     done = invoke("hub", "pull", "maria/sr")
     assert done.exit_code == 0, done.output
     assert "not fetched: pytorch_model.bin, sub/config.json, a\\x1b[2J.txt" in done.stdout
+    paths = [path for method, path, _ in pushed.asked if "/resolve/" in path]
+    commits = {path.partition("/resolve/")[2].partition("/")[0] for path in paths}
+    assert commits == {json.loads(Path("runs/sr/manifest.json").read_text())["pulled"]["commit"]}
     fetched = {path.rpartition("/")[2] for method, path, _ in pushed.asked
                if method == "GET" and "/resolve/" in path}  # fmt: skip
     assert fetched == {"README.md", "config.json", "model.safetensors", "recipe.toml"}
@@ -305,7 +308,14 @@ def unsealed(content: bytes) -> bytes:
 ODD = {
     "nothing but weights": ({"recipe.toml": None}, "it lacks recipe.toml"),
     "a config that is none": ({"config.json": b"[]"}, "config.json: "),
-    "a shape that is none": ({"config.json": b'{"real_shape": [3, -1, 2]}'}, "config.json: "),
+    "a shape that is none": (
+        {"config.json": lambda old: old.replace(b"[\n    3,", b"[\n    -3,")},
+        "config.json: condition_shape",
+    ),
+    "a number that is a text": (
+        {"config.json": lambda old: old.replace(b'"scale": 4', b'"scale": "4"')},
+        "config.json: scale",
+    ),
     "a recipe that is none": ({"recipe.toml": b"iterations = "}, "recipe.toml: "),
     "a path as a plugin": (
         {"recipe.toml": b'iterations = 1\n[plugins]\n"../x" = { use = "./x.py" }\n'},
@@ -356,6 +366,9 @@ def test_pulled_code_runs_only_after_consent(
     run = train(folder, 'own = { use = "./own.py" }')
     assert invoke("hub", "push", run, "maria/own", "--yes").exit_code == 0
     assert hub.repositories["maria/own"]["own.py"] == NETWORK.encode()
+    config = hub.repositories["maria/own"]["config.json"]
+    consent = b'{"trust_code": true, "device": "cpu", '
+    hub.repositories["maria/own"]["config.json"] = consent + config.lstrip()[1:]
     strange = NETWORK.replace("class Own", "raise SystemExit(7)\n\n\nclass Own").encode()
     hub.repositories["maria/own"]["own.py"] = strange
     done = invoke("hub", "pull", "maria/own")
