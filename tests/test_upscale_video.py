@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from marks import posix
 from skimage import data
 from torch import Tensor
 
@@ -225,7 +226,7 @@ def test_a_turned_video_and_its_pixels_are_shown_as_before(trained: Path, tmp_pa
 def test_broken_videos_stop_none_of_the_others_and_no_other_file_is_opened(
     trained: Path, tmp_path: Path
 ) -> None:
-    good = plain(tmp_path / "-good:1.mp4", *SINE)
+    good = plain(tmp_path / "-good.mp4", *SINE)
     (tmp_path / "broken.mp4").write_text("nothing")
     (tmp_path / "list.mkv").write_text(f"ffconcat version 1.0\nfile '{good}'\n")
     ffmpeg(*SINE, tmp_path / "sound.mp4")
@@ -377,3 +378,14 @@ def test_what_a_container_does_not_take_gets_another_codec(tmp_path: Path) -> No
         for suffix in (".mkv", ".mov")
     }
     assert codecs == {".mkv": ["copy", "copy"], ".mov": ["copy", "mov_text"]}
+
+
+@posix
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["-x.mp4", "concat:x.mp4"])
+def test_a_name_is_neither_an_option_nor_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    plain(tmp_path / "plain.mp4").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert len([*video.frames(video.probe(Path(name)))]) == 25
