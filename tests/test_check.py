@@ -11,6 +11,8 @@ from ganlab.commands.check import with_tiny_batch
 from ganlab.recipe.model import load_recipe
 from ganlab.speed.device import pick_device
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 HEAD = """\
 import torch
 from ganlab import Plugin, hookimpl

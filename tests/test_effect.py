@@ -16,6 +16,8 @@ from ganlab.recipe.file import Origin
 from ganlab.recipe.model import load_recipe
 from ganlab.requirements import warnings_of
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(main, [*map(str, arguments)], catch_exceptions=False)

@@ -10,6 +10,8 @@ from ganlab.cli import main
 from ganlab.monitoring.invariants import REMEDY, step_watched
 from ganlab.plugin import Batch
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 HEAD = """\
 import copy
 import random

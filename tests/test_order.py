@@ -17,6 +17,8 @@ from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
 from ganlab.session import start
 
+pytestmark = pytest.mark.usefixtures("few_samples")
+
 CPU = torch.device("cpu")
 GAME = """\
 iterations = 6
