@@ -167,6 +167,21 @@ class ForgetsItsState(Plugin):
         return {f"G/{self.name}": self._calls * fake.square().mean()}
 
 
+class ForgetsItsFigure(Plugin):
+    """It counts the iterations, logs the count, and saves it nowhere (2026)."""
+
+    observes = True
+    _count: int = PrivateAttr(0)
+
+    @hookimpl
+    def iteration_end(self) -> None:
+        self._count += 1
+
+    @hookimpl
+    def evaluate(self) -> dict[str, float]:
+        return {self.name: float(self._count)}
+
+
 class Sums(Plugin):
     """It takes the sum over the batch (2026)."""
 
@@ -261,6 +276,11 @@ BROKEN = [
     (OtherName, "trains_its_own_network", "build the name from self.name"),
     (DrawsItself, "repeats_and_resumes", "under the same seed; draw from self.rng"),
     (ForgetsItsState, "repeats_and_resumes", "in a resumed run; keep in state_dict"),
+    (
+        ForgetsItsFigure,
+        "repeats_and_resumes",
+        "in a resumed run; keep in state_dict",
+    ),
     (NeedsTwo, "takes_a_batch_of_one", "G/needs_two"),
     (EvenSizes, "takes_odd_sizes", "RuntimeError: shape"),
     (Rounds, "agrees_in_bfloat16", "G/rounds is torch.bfloat16"),

@@ -17,6 +17,7 @@ from ganlab.checkpoint import load_checkpoint, write_checkpoint
 from ganlab.commands.check import check_recipe
 from ganlab.engine import Loop
 from ganlab.errors import GanlabError, RecipeError
+from ganlab.evaluation.scores import eval_mode, evaluate_generator
 from ganlab.iteration import iterate
 from ganlab.monitoring.blame import described, is_interruption, line_in
 from ganlab.plugin import Batch, hooks_of
@@ -33,6 +34,8 @@ from ganlab.testing.recorder import CpuRecorder
 from ganlab.testing.worlds import images, points
 
 LOSSES = {"generator_loss", "discriminator_loss", "penalty"}
+FIGURES = {"evaluate", "evaluation_generator", "score_images"}
+"""Hooks that shape what an evaluation finds."""
 ROUNDING = 0.05  # of a value, by bfloat16
 NEAR = 2e-3  # the same for a value near 0
 EXACT, LOOSE = 1e-3, 0.5  # of a value, for a batch in parts: without, and with random numbers
@@ -129,6 +132,9 @@ def repeats_and_resumes(subject: Subject) -> None:
         _require_same(iterate(again), history[0], "under the same seed", _DRAWS)
         load_checkpoint(again, folder / "checkpoints")
         _require_same(iterate(again), history[2], "in a resumed run", _STATE)
+        again.iteration += 1
+        if FIGURES & set(hooks_of(subject.kind)):
+            _require_same(_evaluated(again), _evaluated(run), "in a resumed run", _STATE)
         one, other = (list(each.G.state_dict().values()) for each in (run, again))
         if not all(map(torch.equal, one, other)):
             raise Broken(f"the weights of G differ in a resumed run; {_STATE}")
@@ -336,6 +342,13 @@ def own_terms(subject: Subject) -> set[str]:
 
 def _doc(code: Any) -> str:
     return inspect.getdoc(code) or ""
+
+
+def _evaluated(run: Run) -> dict[str, Tensor]:
+    generator = run.hook.evaluation_generator(generator=run.G)
+    with eval_mode(generator):
+        figures = evaluate_generator(run, generator).figures
+    return {name: torch.tensor(value) for name, value in figures.items()}
 
 
 def _require_finite(losses: dict[str, Tensor], where: str) -> None:
