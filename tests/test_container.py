@@ -86,7 +86,7 @@ def test_the_image_trains_what_the_readme_trains_and_runs_the_tests_as_it_does()
     command = json.loads(last("ganlab", "ENTRYPOINT")) + json.loads(last("ganlab", "CMD"))
     assert command == ["ganlab", "run", "wgan_gp"]
     assert is_bundled(Path(command[-1]))
-    assert f"ganlab run recipes/{command[-1]}.toml" in train
+    assert train.strip().endswith(" ".join(command))
     assert " ".join(json.loads(last("test", "CMD"))) == test.strip()
     assert last("ganlab", "WORKDIR") == "/work"
 
