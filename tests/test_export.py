@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,18 @@ class Unreadable(nn.Module):
 def test_a_network_that_is_no_graph_is_refused_with_the_reason() -> None:
     with pytest.raises(RecipeError, match=r"cannot read this generator as one graph.*--to safe"):
         program_of(Unreadable(), 1, 3, half=False)
+
+
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_a_graph_names_no_folder_and_no_line_of_code_of_this_machine(
+    to: str, run: Path, tmp_path: Path
+) -> None:
+    for package in FORMATS[to].packages:
+        pytest.importorskip(package)
+    (file,) = api.export(run, to, "out").files  # type: ignore[arg-type]
+    content = file.read_bytes()
+    assert b"espcn" in content
+    assert not re.findall(rb"\w*espcn\.py|program\.py|return self", content)
 
 
 def test_an_onnx_file_takes_every_size_and_says_what_it_is(run: Path, tmp_path: Path) -> None:

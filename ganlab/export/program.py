@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from ganlab.errors import RecipeError, first_line
@@ -96,7 +97,11 @@ def quiet() -> Iterator[None]:
 def _traced(network: nn.Module, channels: int) -> ExportedProgram:
     sides = {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     example = torch.rand(1, channels, *EXAMPLE)
-    return torch.export.export(network, (example,), dynamic_shapes=(sides,))
+    program = torch.export.export(network, (example,), dynamic_shapes=(sides,))
+    for graph in (m for m in program.graph_module.modules() if isinstance(m, GraphModule)):
+        for node in graph.graph.nodes:  # it has lines of source, and folders of this machine
+            node.meta.pop("stack_trace", None)
+    return program
 
 
 def _try(program: ExportedProgram, network: nn.Module, channels: int) -> None:
