@@ -82,7 +82,8 @@ def _inner(schema: dict[str, Any], parts: dict[str, Any]) -> Iterator[tuple[str,
     for pattern, part in schema.get("patternProperties", {}).items():
         yield "each value ", part
         yield "each name ", {"pattern": pattern}
-    yield from ((f"{name} ", part) for name, part in schema.get("properties", {}).items())
+    if "number" not in schema.get("type", ""):  # a number or a table is a schedule: told once
+        yield from ((f"{name} ", part) for name, part in schema.get("properties", {}).items())
 
 
 def _rules(model: type[BaseModel], name: str, field: FieldInfo) -> Iterator[str]:
