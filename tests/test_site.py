@@ -19,7 +19,7 @@ from pages import Page
 
 from ganlab import hookspecs
 from ganlab.cli import main
-from ganlab.commands.describe import HOOKS, describe_plugins
+from ganlab.commands.describe import HOOKS, KINDS, describe_plugins
 from ganlab.commands.schema import recipe_schema
 
 pytestmark = pytest.mark.long  # the build takes half a minute of CPU time
@@ -75,21 +75,36 @@ def test_every_hook_is_there_with_each_argument_and_the_plugins_that_implement_i
         arguments = inspect.signature(getattr(hookspecs, hook)).parameters
         assert set(arguments) <= set(re.findall(r"\w+", signature)), hook
         end = html.find('id="ganlab.hookspecs.', place + 1)
-        implementers = set(re.findall(r"plugins\.html#std-entry-plugin-(\w+)", html[place:end]))
+        implementers = set(
+            re.findall(r"plugins/[\w-]+\.html#std-entry-plugin-(\w+)", html[place:end])
+        )
         named = {p["name"] for p in describe_plugins(hook=hook)}
         assert named <= implementers, hook
 
 
-def test_every_plugin_is_there_with_each_option_its_paper_and_its_hooks(site: Path) -> None:
-    html = reference(site, "plugins")
-    page = Page(html)
-    words = " ".join(page.text.split())
-    for plugin in describe_plugins():
-        assert f"std-entry-plugin-{plugin['name']}" in ids(page)
-        assert plugin["summary"].replace("`", "") in words
-        for option in plugin["options"]:
-            assert f"confval-{plugin['name']}.{option['name']}" in ids(page)
-            assert option["description"].replace("`", "") in words
+def test_every_plugin_is_on_the_page_of_its_kind_with_each_option_its_paper_and_its_hooks(
+    site: Path,
+) -> None:
+    for kind in KINDS:
+        html = reference(site, f"plugins/{kind.replace(' ', '-')}")
+        page = Page(html)
+        words = " ".join(page.text.split())
+        for plugin in (p for p in describe_plugins() if p["kind"] == kind):
+            assert f"std-entry-plugin-{plugin['name']}" in ids(page)
+            assert plugin["summary"].replace("`", "") in words
+            part = html.partition(f'id="std-entry-plugin-{plugin["name"]}"')[2]
+            hooks = re.findall(r"hooks\.html#std-entry-hook-(\w+)", part.partition("</section>")[0])
+            assert set(plugin["hooks"]) <= set(hooks)
+            for option in plugin["options"]:
+                assert f"confval-{plugin['name']}.{option['name']}" in ids(page)
+                assert option["description"].replace("`", "") in words
+
+
+def test_an_option_that_may_be_a_schedule_leads_to_the_section_on_schedules(site: Path) -> None:
+    html = reference(site, "plugins/penalties")
+    option = html.partition('id="confval-gradient_penalty.weight"')[2].partition("</dd>")[0]
+    assert "at least 0; default 10.0" in Page(option).text
+    assert 'href="../recipes.html#numbers-that-change"' in option
 
 
 def test_every_key_of_a_recipe_and_every_command_is_there(site: Path) -> None:

@@ -21,7 +21,7 @@ from sphinx.util.docutils import SphinxDirective
 from ganlab import hookspecs
 from ganlab.cli import main
 from ganlab.cli.added import added, load
-from ganlab.commands.describe import HOOKS, describe_plugins
+from ganlab.commands.describe import HOOKS, KINDS, describe_plugins
 from ganlab.commands.schema import recipe_schema
 from ganlab.testing import RULES
 
@@ -44,17 +44,20 @@ class Generated(SphinxDirective):
     """A part of a page, written in MyST by a function of this module."""
 
     required_arguments = 1
+    optional_arguments = 1  # what that function is given
+    final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        text = WRITERS[self.arguments[0]]()
-        holder = nodes.section()
-        self.state.nested_parse(text.splitlines(), self.content_offset, holder, match_titles=True)
-        for section in holder.findall(nodes.section):
+        name, *given = self.arguments
+        text = WRITERS[name](*given)
+        page = self.state_machine.node  # its sections are put there, so must be what is before them
+        self.state.nested_parse(text.splitlines(), self.content_offset, page, match_titles=True)
+        for section in page.findall(nodes.section):
             for id_ in section["ids"]:
                 if id_.startswith("ganlab-"):  # a command, by sphinx-click
                     name = id_.replace("ganlab-", "command-", 1)
                     self.env.domains.standard_domain.note_object("entry", name, id_)
-        return holder.children
+        return []
 
 
 def hooks() -> str:
@@ -72,15 +75,21 @@ def hooks() -> str:
     return "\n".join(lines)
 
 
-def plugins() -> str:
-    """Every installed plugin with its options, sorted by kind."""
-    kinds: dict[str, list[str]] = {}
-    for name, plugin in PLUGINS.items():
-        kinds.setdefault(plugin["kind"], []).append(name)
-    parts = []
-    for kind in sorted(kinds):
-        parts += [f"## {kind.capitalize()}", *map(_plugin, kinds[kind])]
-    return "\n\n".join(parts)
+def kinds() -> str:
+    """The kinds of plugins, each with its page and its plugins."""
+    return "\n".join(
+        f"- [{kind.capitalize()}](plugins/{kind.replace(' ', '-')}.md): {_literals(_of_kind(kind))}"
+        for kind in KINDS
+    )
+
+
+def plugins(kind: str) -> str:
+    """Every installed plugin of a kind, with its options."""
+    return "\n\n".join(map(_plugin, _of_kind(kind)))
+
+
+def _of_kind(kind: str) -> list[str]:
+    return [name for name, plugin in PLUGINS.items() if plugin["kind"] == kind]
 
 
 def _plugin(name: str) -> str:
@@ -94,7 +103,7 @@ def _plugin(name: str) -> str:
         if key != "use"
     ]
     return "\n\n".join(
-        [*_entry(f"plugin-{name}"), f"### {name}", plugin["docstring"], facts, *written]
+        [*_entry(f"plugin-{name}"), f"## {name}", plugin["docstring"], facts, *written]
     )
 
 
@@ -124,10 +133,12 @@ def _entry(name: str) -> list[str]:
 
 def _value(name: str, schema: dict[str, Any], text: str) -> str:
     meaning, _, facts = text.partition("\n\n")
+    facts = facts.replace("may be a schedule", SCHEDULE)
     body = f"{meaning}\n\n{'; '.join(filter(None, [_type(schema), facts]))}."
     return f"````{{confval}} {name}\n:no-contents-entry:\n\n{body}\n````"
 
 
+SCHEDULE = "[may be a schedule](/reference/recipes.md#numbers-that-change)"
 _TYPES = {
     "boolean": "true or false",
     "number": "number",
@@ -262,6 +273,7 @@ def short_signature(
 
 WRITERS = {
     "hooks": hooks,
+    "kinds": kinds,
     "plugins": plugins,
     "rules": rules,
     "settings": settings,

@@ -24,7 +24,7 @@ from ganlab.terminal import Terminal
 from ganlab.toolbox.tracker import Tracker
 
 # the kind of a plugin is that of the first hook in this list that it implements
-_KINDS = {
+_KIND_OF_HOOK = {
     "sample_real": "data",
     "make_generator": "generators",
     "make_discriminator": "discriminators",
@@ -37,6 +37,8 @@ _KINDS = {
     "score_images": "metrics",
     "evaluate": "metrics",
 }
+KINDS = tuple(dict.fromkeys([*_KIND_OF_HOOK.values(), "training", "trackers"]))
+"""The kinds of plugins, in the order in which they are listed."""
 HOOKS = tuple(n for n, f in vars(hookspecs).items() if hasattr(f, "ganlab_spec"))
 
 
@@ -97,7 +99,7 @@ def _kind(plugin: type[Plugin], hooks: list[str]) -> str:
     if issubclass(plugin, Tracker):
         return "trackers"
     wraps = {hook for hook in hooks if getattr(plugin, hook).ganlab_impl["wrapper"]}
-    for hook, kind in _KINDS.items():
+    for hook, kind in _KIND_OF_HOOK.items():
         # chained hooks are always wrappers; a wrapper of discriminator_loss is not an objective
         if hook in hooks and (hook not in wraps or hook != "discriminator_loss"):
             return kind
@@ -132,7 +134,7 @@ def show(found: list[dict[str, Any]], whole: bool) -> None:
     """Print plugins: one line for each, or everything about them when `whole`."""
     console = Terminal(soft_wrap=whole)
     if not whole:
-        for kind in dict.fromkeys([*_KINDS.values(), "training", "trackers"]):
+        for kind in KINDS:
             table = Table(box=None, pad_edge=False, show_header=False)
             table.add_column(no_wrap=True, min_width=max(len(p["name"]) for p in found))
             table.add_column()
