@@ -124,8 +124,12 @@ def test_a_frame_of_the_new_video_is_the_enlarged_still_picture(
     ("size", "tags", "matrix"),
     [
         ((64, 48), [], "smpte170m"),
-        ((64, 48), ["-colorspace", "bt709"], "bt709"),
-        ((1280, 720), [], "bt709"),
+        (
+            (64, 48),  # as on a DVD, with a curve that ffprobe and ffmpeg name differently
+            ["-colorspace", "bt470bg", "-color_primaries", "bt470bg", "-color_trc", "gamma28"],
+            "bt470bg",
+        ),
+        pytest.param((1280, 720), [], "bt709", marks=pytest.mark.long),
     ],
 )
 def test_colours_are_the_same_numbers_and_are_named(
@@ -141,8 +145,10 @@ def test_colours_are_the_same_numbers_and_are_named(
     source = f"color=0xc08040:size={width}x{height}:rate=1:duration=1"
     file = plain(tmp_path / "a.mp4", *tags, source=source)
     assert call(trained, file, "-o", tmp_path / "out").exit_code == 0
-    new = streams(tmp_path / "out" / "a.mp4")["video"]
+    was, new = (streams(path)["video"] for path in (file, tmp_path / "out" / "a.mp4"))
     assert (new["color_space"], new["color_range"]) == (matrix, "tv")
+    for key in ("color_primaries", "color_transfer"):
+        assert new.get(key) == was.get(key)
 
     def planes(video: Path) -> Tensor:
         """Y, Cb and Cr in the middle."""
@@ -155,6 +161,7 @@ def test_colours_are_the_same_numbers_and_are_named(
     assert (old - made).abs().max() <= 1
 
 
+@pytest.mark.long
 @needs_ffmpeg
 def test_a_full_range_of_values_becomes_the_usual_one(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -175,24 +182,34 @@ def test_a_full_range_of_values_becomes_the_usual_one(
 
 @needs_ffmpeg
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("options", "told"),
     [
-        ("a.mkv", ["-pix_fmt", "yuv420p10le"], "10 bits a channel read and written as 8"),
-        ("a.mp4", ["-vf", "select=not(mod(n\\,3))+lt(n\\,9)", "-vsync", "vfr"],
-         "variable frame rate, made constant: 25 frames a second"),
-        ("a.mp4", ["-vf", "scale=47:33,setfield=prog", "-pix_fmt", "yuv444p"],
-         "47x33 -> 94x66, 25 frames\n"),
-        ("a.webm", ["-c:v", "libvpx"], "a.mkv: 48x32 -> 96x64, 25 frames\n"),
-        ("a.mp4", ["-flags", "+ildct+ilme", "-x264-params", "tff=1"], "interlaced: make it"),
+        (["-pix_fmt", "yuv420p10le"], "10 bits a channel read and written as 8"),
+        (
+            ["-vf", "select=not(mod(n\\,3))+lt(n\\,9)", "-vsync", "vfr"],
+            "variable frame rate, made constant: 25 frames a second",
+        ),
+        (
+            ["-flags", "+ildct+ilme", "-x264-params", "tff=1"],
+            "interlaced: make it progressive first (ffmpeg -i IN -vf bwdif OUT)",
+        ),
     ],
-)  # fmt: skip
-def test_what_a_video_is_and_what_is_lost_is_told(
-    trained: Path, tmp_path: Path, name: str, options: list[str], told: str
+)
+def test_what_a_video_loses_is_a_remark(tmp_path: Path, options: list[str], told: str) -> None:
+    file = made(tmp_path / "a.mp4", "-c:v", "libx264", *options)
+    assert video.probe(file).remarks == (told,)
+
+
+@needs_ffmpeg
+def test_remarks_sides_of_odd_length_and_another_container_are_told(
+    trained: Path, tmp_path: Path
 ) -> None:
-    codec = [] if name.endswith("webm") else ["-c:v", "libx264"]
-    file = made(tmp_path / name, *codec, *options)
+    source = "testsrc=size=47x33:rate=25:duration=1"
+    file = made(tmp_path / "a.webm", "-c:v", "libvpx", "-auto-alt-ref", 0,
+                "-pix_fmt", "yuva420p", source=source)  # fmt: skip
     result = call(trained, file, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
+    told = "a.mkv: 47x33 -> 94x66, 25 frames (its transparency is left out)\n"
     assert told in result.stdout
 
 
@@ -382,10 +399,10 @@ def test_what_a_container_does_not_take_gets_another_codec(tmp_path: Path) -> No
 
 @posix
 @needs_ffmpeg
-@pytest.mark.parametrize("name", ["-x.mp4", "concat:x.mp4"])
 def test_a_name_is_neither_an_option_nor_an_address(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain(tmp_path / "plain.mp4").rename(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    assert len([*video.frames(video.probe(Path(name)))]) == 25
+    monkeypatch.chdir(plain(tmp_path / "plain.mp4").parent)
+    for name in ("-x.mp4", "concat:x.mp4"):
+        shutil.copy(tmp_path / "plain.mp4", tmp_path / name)
+        assert len([*video.frames(video.probe(Path(name)))]) == 25

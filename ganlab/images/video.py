@@ -50,6 +50,8 @@ _MATRICES = {
     "bt2020nc": "bt2020",
 }
 """ffprobe's name of the matrix between RGB and YCbCr -> that of ffmpeg's filter `scale`."""
+_CURVES = {"bt470m": "gamma22", "bt470bg": "gamma28"}
+"""ffprobe's name of a transfer curve -> that of ffmpeg's option, where they differ."""
 _SPEAKER = re.compile(r"^\[[^]]* @ 0x[0-9a-f]+\]")  # the part of ffmpeg that says a line
 _LAST = 2**12  # bytes of what ffmpeg says
 
@@ -304,7 +306,9 @@ def _remarks(stream: dict[str, Any]) -> Iterator[str]:
         yield f"{deep} bits a channel read and written as 8"
     if stream.get("color_transfer") in ("smpte2084", "arib-std-b67"):
         yield "high dynamic range, of which 8 bits show steps"
-    if kind.startswith(("yuva", "gbrap", "rgba", "argb", "bgra", "abgr", "ya")):
+    named = {key.lower(): value for key, value in stream.get("tags", {}).items()}
+    is_clear = kind.startswith(("yuva", "gbrap", "rgba", "argb", "bgra", "abgr", "ya"))
+    if is_clear or named.get("alpha_mode") == "1":  # WebM has its alpha beside the pictures
         yield "its transparency is left out"
     if _is_interlaced(stream):
         yield "interlaced: make it progressive first (ffmpeg -i IN -vf bwdif OUT)"
@@ -320,9 +324,12 @@ def _is_cover(stream: dict[str, Any]) -> bool:
 
 def _colour(stream: dict[str, Any], matrix: str) -> tuple[str, ...]:
     options = ["-colorspace", matrix, "-color_range", "tv"]
-    for option, key in (("-color_primaries", "color_primaries"), ("-color_trc", "color_transfer")):
+    for option, key, known in (
+        ("-color_primaries", "color_primaries", {}),
+        ("-color_trc", "color_transfer", _CURVES),
+    ):
         if (value := str(stream.get(key, "unknown"))).replace("-", "").isalnum():
-            options += [] if value in ("unknown", "reserved") else [option, value]
+            options += [] if value in ("unknown", "reserved") else [option, known.get(value, value)]
     return tuple(options)
 
 
