@@ -134,20 +134,54 @@ def test_originals_that_are_absent_or_do_not_fit_are_named(
     assert "Without an original of that name and size: b.png, c.png." in page.read_text()
 
 
+def test_pictures_of_one_name_are_told_apart_by_their_folders(
+    doubling: Path, photograph: Tensor, tmp_path: Path
+) -> None:
+    for number, folder in enumerate("ab"):
+        for root, side in (("in", 20), ("hr", 40)):
+            (tmp_path / root / folder).mkdir(parents=True)
+            crop = photograph[:, 40 * number : 40 * number + side, :side]
+            write_png(crop, tmp_path / root / folder / "x.png")
+    result = call(doubling, tmp_path / "in", "-o", tmp_path / "out", "--compare",
+                  "--original", tmp_path / "hr")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = shown(tmp_path / "out" / "compare.html")
+    assert list(found) == ["a/x.png", "b/x.png"]
+    for number, versions in enumerate(found.values()):
+        assert torch.equal(versions["original"], photograph[:, 40 * number :][:, :40, :40])
+
+
+def test_where_no_picture_can_be_shown_there_is_no_page(doubling: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("nothing")
+    result = call(doubling, tmp_path / "a.png", "-o", tmp_path / "out", "--compare")
+    assert result.exit_code == 1
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
         (["--original", "hr"], "--original is for the page of --compare"),
         (["--compare", "--original", "nil"], "nil: no such folder"),
         (["--compare"], "compare.html exists and is not a page from ganlab"),
+        (["--compare", "--original", "two"], "a.jpg and a.png have one name; rename one"),
     ],
 )
 def test_a_page_that_cannot_be_made_is_refused_before_any_work(
-    doubling: Path, photograph: Tensor, tmp_path: Path, options: list[str], fault: str
+    doubling: Path,
+    photograph: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    fault: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "compare.html").write_text("mine")
     write_png(photograph, tmp_path / "a.png")
+    (tmp_path / "two").mkdir()
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / "two" / name).write_bytes((tmp_path / "a.png").read_bytes())
     result = call(doubling, tmp_path / "a.png", "-o", tmp_path / "out", *options)
     assert result.exit_code in (1, 2)
     assert fault in result.stderr
@@ -155,15 +189,20 @@ def test_a_page_that_cannot_be_made_is_refused_before_any_work(
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the program ffmpeg")
-def test_of_a_video_the_frame_in_the_middle_is_shown(doubling: Path, tmp_path: Path) -> None:
+def test_of_a_video_the_frame_in_the_middle_is_shown_also_if_it_is_the_only_one(
+    doubling: Path, tmp_path: Path
+) -> None:
     video = "color=red:size=32x32:rate=10:duration=1[a];color=blue:size=32x32:rate=10:duration=1[b]"
     subprocess.run(
         ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", f"{video};[a][b]concat[out0]",
-         "-pix_fmt", "yuv420p", str(tmp_path / "a.mp4")], check=True,
+         "-pix_fmt", "yuv420p", str(tmp_path / "a.mp4"),
+         "-pix_fmt", "yuv420p", "-frames:v", "1", str(tmp_path / "b.mp4")], check=True,
     )  # fmt: skip
-    result = call(doubling, tmp_path / "a.mp4", "-o", tmp_path / "out", "--compare")
+    files = [tmp_path / name for name in ("a.mp4", "b.mp4")]
+    result = call(doubling, *files, "-o", tmp_path / "out", "--compare")
     assert result.exit_code == 0, result.output
-    ((name, versions),) = shown(tmp_path / "out" / "compare.html").items()
-    assert name == "a.mp4 at 1.0 s"
-    red, _, blue = versions["generator"].float().mean(dim=(1, 2))
-    assert blue > 200 and red < 20
+    found = shown(tmp_path / "out" / "compare.html")
+    assert list(found) == ["a.mp4 at 1.0 s", "b.mp4 at 0.0 s"]
+    for versions, colour in zip(found.values(), ((0, 0, 255), (255, 0, 0)), strict=True):
+        mean = versions["generator"].float().mean(dim=(1, 2))
+        assert (mean - torch.tensor(colour)).abs().max() < 50

@@ -1,16 +1,17 @@
 """`ganlab upscale --compare`: a page of what the generator makes beside bicubic enlargement."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from ganlab.commands.many import listed
 from ganlab.commands.progress import Bar
-from ganlab.commands.score import forms_of
+from ganlab.commands.score import forms_of, keys_of
 from ganlab.commands.upscale_jobs import Job
 from ganlab.commands.upscale_video import rounded
 from ganlab.errors import GanlabError, RecipeError
@@ -31,31 +32,31 @@ MARGIN = 16  # LR pixels around a part that the generator sees too, as in tiles
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The page to write: its file, and the originals by all names that they may stand for."""
+    """The page to write, and the originals to show."""
 
     path: Path
-    originals: dict[str, Path]
-    folder: Path | None
-    """Of the originals."""
+    originals: Mapping[str, Path] | None
+    """By all names that they may stand for; None: none are to be shown."""
 
 
 def page_in(output: Path, originals: Path | None, wanted: bool) -> Page | None:
     """The page beside the enlarged pictures, if it is wanted.
 
-    :raises RecipeError: when it cannot be written, or there are originals for no page.
+    :raises RecipeError: when it cannot be written, when there are originals for no page, or when
+        two of them have one name.
     :raises ImageError: when the folder of originals has no image.
     """
     if not wanted:
         if originals:
             raise RecipeError("--original is for the page of --compare: give that too")
         return None
-    found: dict[str, Path] = {}
-    for file in listed(originals) if originals else ():
-        for form in forms_of(Path(file.name)):
-            found.setdefault(form, file)
+    found: dict[str, Path] | None = None
+    if originals is not None:
+        names = [file.relative_to(originals) for file in listed(originals)]
+        found = {key: originals / name for key, name in keys_of(names, originals).items()}
     path = output / "compare.html"
     check_writable(path)
-    return Page(path, found, originals)
+    return Page(path, found)
 
 
 def compare_pictures(
@@ -72,12 +73,15 @@ def compare_pictures(
     enlarge = rounded(generator, run, False)
     for number, job in enumerate(jobs[:MOST_PICTURES]):
         try:
-            name, lr = _shown(job)
-            original = _original(page, job, lr, run.scale)
-            if page.folder and original is None and not job.is_video:
-                missing.append(job.file.name)
+            name = job.target.relative_to(page.path.parent).with_suffix(job.file.suffix)
+            moment, lr = _shown(job)
+            original = None
+            if page.originals is not None and not job.is_video:
+                original = _original(page.originals, name, lr, run.scale)
+                missing += [name.as_posix()] if original is None else []
             with passing_matrices():
-                found.append(_enlarged(name, lr, original, enlarge, run, tile))
+                title = name.as_posix() + moment
+                found.append(_enlarged(title, lr, original, enlarge, run, tile))
         except GanlabError as fault:
             print(f"note: not on the page: {fault}", file=sys.stderr)
         bar.at(number + 1)
@@ -93,19 +97,20 @@ def compare_pictures(
 
 
 def _shown(job: Job) -> tuple[str, Tensor]:
-    """The name and the picture of a file, uint8 [1 or 3, H, W]."""
+    """The moment in a video, "" for an image; and the picture, uint8 [1 or 3, H, W]."""
     if not job.is_video:
-        return job.file.name, read_image(job.file, keep_grey=True)
+        return "", read_image(job.file, keep_grey=True)
     video = probe(job.file)
-    seconds = float(video.frames / video.rate / 2)
-    with closing(frames(video, seconds)) as read:
-        return f"{job.file.name} at {seconds:.1f} s", as_tensor(next(read), video)
+    middle = video.frames // 2
+    # half a frame earlier, so that rounding leaves out none too many
+    begin = max(0.0, float((middle - Fraction(1, 2)) / video.rate))
+    with closing(frames(video, begin)) as read:
+        return f" at {float(middle / video.rate):.1f} s", as_tensor(next(read), video)
 
 
-def _original(page: Page, job: Job, lr: Tensor, scale: int) -> Tensor | None:
+def _original(originals: Mapping[str, Path], name: Path, lr: Tensor, scale: int) -> Tensor | None:
     """The original of a picture, cropped to a multiple of the scale; None without a fitting one."""
-    names = forms_of(Path(job.file.name))
-    file = next((page.originals[name] for name in names if name in page.originals), None)
+    file = next((originals[form] for form in forms_of(name) if form in originals), None)
     if file is None:
         return None
     hr = read_image(file, keep_grey=len(lr) == 1)

@@ -241,7 +241,7 @@ def _trios(sr: Path, hr: Path, lr: Path | None) -> list[Trio]:
 
 def _partners(folder: Path, names: list[Path], originals: Path) -> dict[Path, Path]:
     """For each original its file in a folder: of the same name, apart from usual endings."""
-    keys = _keys(names, originals)
+    keys = keys_of(names, originals)
     found: dict[Path, Path] = {}
     alone = []
     for path in listed(folder):
@@ -267,8 +267,12 @@ def _partners(folder: Path, names: list[Path], originals: Path) -> dict[Path, Pa
     return found
 
 
-def _keys(names: list[Path], originals: Path) -> dict[str, Path]:
-    """The originals by name, and by their name without its endings where only one has that."""
+def keys_of(names: list[Path], originals: Path) -> dict[str, Path]:
+    """The originals by name, and by their name without its endings where only one has that.
+
+    :param names: within the folder of originals.
+    :raises RecipeError: when two have one name.
+    """
     keys: dict[str, Path] = {}
     for name in names:
         other = keys.setdefault(forms_of(name)[0], name)

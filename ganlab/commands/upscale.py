@@ -87,8 +87,8 @@ def upscale_files(
     try:
         yield from _pictures(todo, generator, loaded, tile, encoding, faults, bar)
         yield from _videos(todo, generator, loaded, tile, faults, bar)
-        if page:
-            made = [job for job in jobs if job.target.is_file()]
+        made = [job for job in jobs if job.target.is_file()]
+        if page and made:
             yield compare_pictures(page, made, generator, loaded, tile, bar)
     except Exception as error:
         told = explained(error)

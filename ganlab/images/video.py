@@ -161,7 +161,8 @@ def frames(
             number += 1
             yield content
     if not number:
-        raise VideoError(f"{video.file}: has no frame that can be decoded.")
+        where = f" from {begin:.1f} s on" if begin else ""
+        raise VideoError(f"{video.file}: has no frame that can be decoded{where}.")
 
 
 def as_tensor(frame: bytes, video: Video) -> Tensor:
