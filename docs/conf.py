@@ -39,6 +39,7 @@ copybutton_prompt_text = "$ "
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # a method without its own text does what the class above says
 autodoc_default_options = {"exclude-members": "model_config, model_post_init"}
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True

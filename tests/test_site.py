@@ -120,6 +120,17 @@ def test_a_command_that_a_plugin_adds_is_there_with_its_options(site: Path) -> N
     )
 
 
+@pytest.mark.parametrize("name", ["kit", "python"])
+def test_the_type_of_an_option_is_shown_without_what_else_its_annotation_says(
+    name: str, site: Path
+) -> None:
+    found = re.findall(r'<dt class="sig .*?</dt>', reference(site, name), re.DOTALL)
+    signatures = [Page(part).text.strip() for part in found]
+    assert len(signatures) > 50
+    options = [text for text in signatures if not text.startswith("class")]
+    assert not [text for text in options if re.search(r"(NoEffect|MayChange|Begins)\(", text)]
+
+
 def test_no_link_is_dead(site: Path, pages: dict[Path, Page]) -> None:
     known = {file: ids(page) for file, page in pages.items()}
     dead = []

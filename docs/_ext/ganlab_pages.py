@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 from docutils import nodes
@@ -254,7 +254,7 @@ def as_markup(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]
 ) -> None:
     """A docstring as Sphinx reads it: formulas are literal, and parameters may share a text."""
-    text = "\n".join(lines)
+    text = re.sub(r"^Alias for field number \d+$", "", "\n".join(lines).strip())
     text = re.sub(r"(?m)^( {0,3}\S.*)\n\n(?=    \S)", r"\1\n\n::\n\n", text)
     text = re.sub(r"(?m)^(?!    ).*\|.*$", lambda m: m[0].replace("|", "\\|"), text)
     text = re.sub(r"(?m)^:param [^:]+:", lambda m: m[0].replace(", ", ","), text)
@@ -264,8 +264,13 @@ def as_markup(
 def short_signature(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str, returns: str
 ) -> tuple[str, str] | None:
-    """A plugin class without its options in the signature: they follow, each with its text."""
+    """A plugin class without its options in the signature: they follow, each with its text.
+
+    Their types are without `Annotated`: what `MayChange` and others say is no part of a type.
+    """
     if isinstance(thing, type) and issubclass(thing, BaseModel):
+        own = {"__annotations__": inspect.get_annotations(thing), "__module__": thing.__module__}
+        thing.__annotations__ = get_type_hints(type("Own", (), own))
         return "", ""
     # `<factory>` is no Python: Sphinx would take the whole signature for plain text
     return (re.sub(r"= <.*?>(?=[,)])", "= ...", signature), returns) if signature else None

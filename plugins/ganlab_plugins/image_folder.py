@@ -57,7 +57,8 @@ class ImageFolder(Plugin):
     """Without `evaluation_path`: share of the images in `path` that are held out, chosen by a hash
     of their names. At least one is held out where there are two or more; 0 holds out none."""
     evaluation_limit: int = Field(8, ge=1)
-    """Largest number of held-out images. They are spread evenly over the sorted list of files."""
+    """Largest number of held-out images that are evaluated: spread evenly over the sorted files of
+    `evaluation_path`; of a share of `path`, those with the smallest hashes."""
     crop: int = Field(96, ge=8)
     """Side of a training crop in pixels (HR); no image may have a shorter side."""
     flips: bool = True
