@@ -14,8 +14,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
+from ganlab.errors import visible
 from ganlab.terminal import Terminal
 
 
@@ -36,7 +38,7 @@ class Bar:
         if self.task is not None:
             self.progress.remove_task(self.task)
         self.task = self.progress.add_task(
-            name, total=total or None, unit=unit, with_speed=with_speed
+            visible(name), total=total or None, unit=unit, with_speed=with_speed
         )
 
     def at(self, done: float) -> None:
@@ -60,7 +62,8 @@ def shown_bar() -> Iterator[Bar]:
         yield Bar()
         return
     label = TextColumn("{task.description}", markup=False)
-    columns = (label, BarColumn(), _Count(), TimeRemainingColumn())
+    count = _Count(Column(no_wrap=True))  # so that it is the bar that gets shorter
+    columns = (label, BarColumn(), count, TimeRemainingColumn())
     # lines of text on stdout stay there: they may go to a file
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
         yield Bar(progress)
