@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import children
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -197,6 +198,7 @@ def test_a_generator_that_was_saved_is_the_same_from_its_folder_and_from_the_hub
     assert torch.equal(enlarged(again), expected)
     assert torch.equal(enlarged(there), expected)
     assert (again.scale, there.scale) == (4, 4)
+    assert not (generator.training or again.training or there.training)
     there.save_pretrained(tmp_path / "twice")
     assert {file.name: file.read_bytes() for file in (tmp_path / "twice").iterdir()} == saved
 
@@ -257,11 +259,20 @@ def test_what_is_not_there_is_told(pushed: Hub, tmp_path: Path) -> None:
 def test_no_connection_is_told_in_one_line(
     run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody there
     for command in (["push", run, "maria/sr", "--yes"], ["pull", "maria/sr"]):
         done = invoke("hub", *command)
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.output
         assert "no connection: " in done.stderr
+
+
+def test_a_pull_in_a_process_of_its_own_asks_the_server_of_the_environment(
+    pushed: Hub, tmp_path: Path
+) -> None:
+    done = children.run("hub", "pull", "maria/sr", cwd=tmp_path, HF_ENDPOINT=f"{pushed.address}/")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"from {pushed.address}/maria/sr, commit ")
+    assert (tmp_path / "runs" / "sr" / "generator.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", ["sr", "maria/", "maria/../sr", "a/b/c", "maria/s r", "é/sr"])

@@ -35,6 +35,7 @@ class Generator(
     def __init__(self, network: nn.Module, files: Files, scale: int) -> None:
         super().__init__()
         self.network, self.files, self.scale = network, files, scale
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Enlarge images: [N, C, h, w] in 0..1 -> [N, C, scale h, scale w], about 0..1."""

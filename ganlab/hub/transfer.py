@@ -5,7 +5,6 @@ too: HF_ENDPOINT.
 """
 
 import hashlib
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -150,16 +149,17 @@ def _api(needs_token: bool = False) -> "HfApi":
     :raises RecipeError: when the package is missing, or a token that is needed.
     """
     require_library()
-    import huggingface_hub
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import disable_progress_bars
 
-    if needs_token and not huggingface_hub.get_token():
+    if needs_token and not get_token():
         raise RecipeError(
             "the Hub takes files only with a token: `hf auth login` keeps one for you, or set "
             "HF_TOKEN. Nothing was sent"
         )
     if not sys.stderr.isatty():
-        huggingface_hub.utils.disable_progress_bars()
-    return huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="ganlab")
+        disable_progress_bars()
+    return HfApi(library_name="ganlab")
 
 
 def _check(repository: str) -> None:
