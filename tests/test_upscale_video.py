@@ -213,6 +213,7 @@ def test_remarks_sides_of_odd_length_and_another_container_are_told(
     assert told in result.stdout
 
 
+@pytest.mark.long
 @needs_ffmpeg
 def test_pictures_that_begin_after_the_sound_still_do(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.mkv"
@@ -304,7 +305,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list["subprocess.Popen[bytes]"
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize("which", ["reader", "writer"])
+@pytest.mark.parametrize("which", [pytest.param("reader", marks=pytest.mark.long), "writer"])
 def test_an_ffmpeg_that_dies_leaves_no_half_file(
     trained: Path,
     tmp_path: Path,
