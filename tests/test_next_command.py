@@ -163,7 +163,9 @@ def test_a_difference_is_followed_by_a_comparison_that_is_possible(
 def test_the_plugin_that_is_recommended_is_one_of_those_shown() -> None:
     command = recommended(ganlab("plugins", "--hook", "penalty"))
     assert command[0] == "plugins"
-    assert "hooks: " in ganlab(*command).stdout
+    shown = ganlab(*command)
+    assert "hooks: " in shown.stdout
+    assert recommended(shown) == ["plugins", "check", command[1]]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ def _show(name: str | None, hook: str | None, as_json: bool) -> None:
         print_json(found)
     else:
         describe.show(found, whole=name is not None)
-        next_is("plugins", *([found[0]["name"]] if name is None and found else []))
+        shown = ["check", name] if name else [found[0]["name"]] if found else []
+        next_is("plugins", *shown)
 
 
 @plugins.command("new")
