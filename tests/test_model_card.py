@@ -67,6 +67,11 @@ def test_scores_stand_beside_bicubics_where_it_has_them() -> None:
     assert "| psnr_y | 27.12 | 26.5 |" in card and "| lpips | 0.25 |  |" in card
 
 
+def test_a_card_without_recorded_scores_names_the_command_that_scores() -> None:
+    card = model_card(replace(FACTS, scores={}))
+    assert "`ganlab eval RUN --data FOLDER` scores them" in card and "| score |" not in card
+
+
 def test_a_name_or_a_recipe_cannot_write_the_rest_of_the_card() -> None:
     odd = replace(FACTS, name='a"\n---\n# <b>', recipe='x = "```"\n', held_out=['"]\n- b: c'])
     card = model_card(odd)

@@ -198,7 +198,10 @@ def _about(facts: GeneratorFacts) -> str:
 def _scores(facts: GeneratorFacts) -> Iterator[str]:
     yield "## Scores"
     if not facts.scores:
-        yield "There was no evaluation of these weights."
+        yield (
+            "The records have none of these weights. `ganlab eval RUN --data FOLDER` scores them "
+            "on images."
+        )
         return
     images = f"{len(facts.held_out)} held-out images" if facts.held_out else "held-out images"
     names = ", ".join(map(_plain, facts.held_out[:8]))
