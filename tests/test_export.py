@@ -215,7 +215,7 @@ def test_a_graph_names_no_folder_and_no_line_of_code_of_this_machine(
 
 
 def test_an_onnx_file_takes_every_size_and_says_what_it_is(run: Path, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    *_, onnxruntime = [pytest.importorskip(package) for package in FORMATS["onnx"].packages]
     done = export(run, "--to", "onnx", "-o", ".", "--license", "cc0-1.0")
     assert done.exit_code == 0, done.output
     session = onnxruntime.InferenceSession("mine-x4.onnx", providers=["CPUExecutionProvider"])
