@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
+from pages import HOSTILE
 from tiny import TINY
 
 if TYPE_CHECKING:
@@ -178,7 +179,6 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ganlab.evaluation.health.SAMPLES", 8)
 
 
-HOSTILE = "</script><script>alert(1)</script>--> ]]> {{7*7}} javascript:alert(1) \" ' & \u202e\x1b"
 HOSTILE_PLUGIN = '''\
 from ganlab import Plugin, Verdict, hookimpl
 

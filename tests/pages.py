@@ -4,6 +4,8 @@ import base64
 import hashlib
 from html.parser import HTMLParser
 
+HOSTILE = "</script><script>alert(1)</script>--> ]]> {{7*7}} javascript:alert(1) \" ' & \u202e\x1b"
+
 
 class Page(HTMLParser):
     """What an HTML parser makes of a page: its tags, and the text outside scripts and styles."""

@@ -125,7 +125,7 @@ def test_one_key_is_told_with_what_it_means_and_its_limits(child: Path) -> None:
     assert result.exit_code == 0
     assert "2.0" in result.stdout
     assert (
-        "".join(result.stdout.split()).split("toml:5")[1].startswith("Thepaper'slambda.(atleast0,")
+        "".join(result.stdout.split()).split("toml:5")[1].startswith("Thepaper'slambda.(atleast0)")
     )
     (value,) = explain(str(child), "gradient_penalty.weight")["values"]
     assert value["description"]

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -123,6 +124,11 @@ def test_a_file_with_other_pictures_is_not_kept(
     assert "the file was not kept" in done.output
     assert files_in(tmp_path) == []
     assert not (tmp_path / "exported" / "mine").exists()
+
+
+def test_the_command_offers_the_formats_that_there_are() -> None:
+    (to,) = (option for option in main.commands["export"].params if option.name == "to")
+    assert isinstance(to.type, click.Choice) and [*to.type.choices] == [*FORMATS]
 
 
 @pytest.mark.parametrize(

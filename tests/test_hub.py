@@ -77,7 +77,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def pushed(hub: Hub, run: Path) -> Hub:
-    done = invoke("hub", "push", run, "maria/sr", "--yes")
+    done = invoke("hub", "push", run, "lab/sr", "--yes")
     assert done.exit_code == 0, done.output
     return hub
 
@@ -101,11 +101,11 @@ def left(folder: Path) -> list[str]:
 
 
 def test_nothing_is_asked_of_the_server_before_consent(hub: Hub, run: Path) -> None:
-    done = invoke("hub", "push", run, "maria/sr")
+    done = invoke("hub", "push", run, "lab/sr")
     assert done.exit_code == 2
     listed = [line.split(",")[0].strip() for line in done.stdout.splitlines()[1:]]
     assert listed == ["README.md", "config.json", "model.safetensors", "recipe.toml"]
-    assert f"to {hub.address}/maria/sr (public if it is new):" in done.stdout
+    assert f"to {hub.address}/lab/sr (public if it is new):" in done.stdout
     assert done.stderr.rstrip().endswith("type the same command again with --yes")
     assert hub.asked == []
 
@@ -113,17 +113,17 @@ def test_nothing_is_asked_of_the_server_before_consent(hub: Hub, run: Path) -> N
 def test_what_was_pushed_and_pulled_is_equal_to_the_byte_and_enlarges_as_the_run(
     pushed: Hub, run: Path, tmp_path: Path
 ) -> None:
-    files, commit = pushed.repositories["maria/sr"], pushed.commit("maria/sr")
-    done = invoke("hub", "pull", "maria/sr")
+    files, commit = pushed.repositories["lab/sr"], pushed.commit("lab/sr")
+    done = invoke("hub", "pull", "lab/sr")
     assert done.exit_code == 0, done.output
-    assert f"from {pushed.address}/maria/sr, commit {commit}:" in done.stdout
+    assert f"from {pushed.address}/lab/sr, commit {commit}:" in done.stdout
     assert done.stderr.strip() == "next: ganlab upscale runs/sr IMAGE"
     pulled = tmp_path / "runs" / "sr"
     assert (pulled / "generator.safetensors").read_bytes() == files["model.safetensors"]
     assert (pulled / "recipe.toml").read_bytes() == files["recipe.toml"]
     assert (pulled / "README.md").read_bytes() == files["README.md"]
     kept = json.loads((pulled / "manifest.json").read_text())["pulled"]
-    assert kept == {"from": f"{pushed.address}/maria/sr", "commit": commit}
+    assert kept == {"from": f"{pushed.address}/lab/sr", "commit": commit}
     weights = load_file(run / "generator.safetensors")
     for name, value in load_file(pulled / "generator.safetensors").items():
         assert torch.equal(value, weights[name])
@@ -134,10 +134,10 @@ def test_what_was_pushed_and_pulled_is_equal_to_the_byte_and_enlarges_as_the_run
 def test_what_is_sent_names_no_folder_of_this_machine_and_the_token_is_not_shown(
     hub: Hub, run: Path
 ) -> None:
-    done = invoke("hub", "push", run, "maria/sr", "--yes", "--license", "mit")
+    done = invoke("hub", "push", run, "lab/sr", "--yes", "--license", "mit")
     assert TOKEN not in done.output
     assert {token for _, path, token in hub.asked if "/api/" in path} == {TOKEN}
-    sent = hub.repositories["maria/sr"]
+    sent = hub.repositories["lab/sr"]
     assert b"mit" in sent["README.md"]
     for content in sent.values():
         assert str(run.parent.parent).encode() not in content
@@ -147,15 +147,15 @@ def test_what_is_sent_names_no_folder_of_this_machine_and_the_token_is_not_shown
 def test_private_is_private_and_is_refused_where_the_repository_is_public(
     hub: Hub, run: Path
 ) -> None:
-    done = invoke("hub", "push", run, "maria/own", "--private", "--yes")
-    assert (done.exit_code, hub.private) == (0, {"maria/own"})
-    assert done.stdout.rstrip().endswith("maria/own, private")
-    assert invoke("hub", "push", run, "maria/sr", "--yes").exit_code == 0
-    before, asked = hub.commit("maria/sr"), len(hub.asked)
-    done = invoke("hub", "push", run, "maria/sr", "--private", "--yes", "--license", "mit")
+    done = invoke("hub", "push", run, "lab/own", "--private", "--yes")
+    assert (done.exit_code, hub.private) == (0, {"lab/own"})
+    assert done.stdout.rstrip().endswith("lab/own, private")
+    assert invoke("hub", "push", run, "lab/sr", "--yes").exit_code == 0
+    before, asked = hub.commit("lab/sr"), len(hub.asked)
+    done = invoke("hub", "push", run, "lab/sr", "--private", "--yes", "--license", "mit")
     assert done.exit_code == 1
     assert "it is there and public; --private is for a new one. Nothing was sent" in done.stderr
-    assert hub.commit("maria/sr") == before
+    assert hub.commit("lab/sr") == before
     assert not [path for _, path, _ in hub.asked[asked:] if "commit" in path or "put" in path]
 
 
@@ -163,7 +163,7 @@ def test_without_a_token_nothing_is_sent(
     hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    done = invoke("hub", "push", run, "maria/sr", "--yes")
+    done = invoke("hub", "push", run, "lab/sr", "--yes")
     assert done.exit_code == 2
     assert "`hf auth login` keeps one for you" in done.stderr
     assert hub.asked == []
@@ -173,7 +173,7 @@ def test_without_the_package_the_message_names_the_extra(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ganlab.hub.files.find_spec", lambda name: None)
-    for command in (["push", run, "maria/sr"], ["pull", "maria/sr"]):
+    for command in (["push", run, "lab/sr"], ["pull", "lab/sr"]):
         done = invoke("hub", *command)
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
         assert "pip install 'ganlab[hub]'" in done.stderr
@@ -189,11 +189,11 @@ def test_a_generator_that_was_saved_is_the_same_from_its_folder_and_from_the_hub
 ) -> None:
     generator = api.Generator.of_run(run)
     generator.save_pretrained(tmp_path / "saved")
-    generator.push_to_hub("maria/sr", private=True)
+    generator.push_to_hub("lab/sr", private=True)
     saved = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
-    assert saved == hub.repositories["maria/sr"]
+    assert saved == hub.repositories["lab/sr"]
     again = api.Generator.from_pretrained(tmp_path / "saved")
-    there = api.Generator.from_pretrained("maria/sr", cache_dir=tmp_path / "cache")
+    there = api.Generator.from_pretrained("lab/sr", cache_dir=tmp_path / "cache")
     expected = original(run)
     assert torch.equal(enlarged(again), expected)
     assert torch.equal(enlarged(there), expected)
@@ -206,7 +206,7 @@ def test_a_generator_that_was_saved_is_the_same_from_its_folder_and_from_the_hub
 def test_other_programs_open_the_weights(pushed: Hub, run: Path, tmp_path: Path) -> None:
     spandrel = pytest.importorskip("spandrel")
     file = tmp_path / "model.safetensors"
-    file.write_bytes(pushed.repositories["maria/sr"]["model.safetensors"])
+    file.write_bytes(pushed.repositories["lab/sr"]["model.safetensors"])
     found = spandrel.ModelLoader().load_from_file(file)
     assert (found.architecture.id, found.scale) == ("Compact", 4)
     assert torch.allclose(enlarged(found.model), original(run), atol=1e-6)
@@ -231,9 +231,9 @@ def test_a_pull_that_fails_says_why_in_one_line_and_leaves_nothing(
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     states, words = FAULTS[fault]
     vars(pushed).update(states)
-    done = invoke("hub", "pull", "maria/sr")
+    done = invoke("hub", "pull", "lab/sr")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.output
-    assert done.stderr.startswith(f"{pushed.address}/maria/sr: ")
+    assert done.stderr.startswith(f"{pushed.address}/lab/sr: ")
     assert words in done.stderr
     assert left(tmp_path) == []
 
@@ -242,14 +242,14 @@ def test_a_pull_that_fails_says_why_in_one_line_and_leaves_nothing(
 def test_a_push_that_fails_says_why_in_one_line(hub: Hub, run: Path, fault: str) -> None:
     states, words = FAULTS[fault]
     vars(hub).update(states)
-    done = invoke("hub", "push", run, "maria/sr", "--yes")
+    done = invoke("hub", "push", run, "lab/sr", "--yes")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.output
     assert words in done.stderr
 
 
 def test_what_is_not_there_is_told(pushed: Hub, tmp_path: Path) -> None:
-    none = invoke("hub", "pull", "maria/none")
-    revision = invoke("hub", "pull", "maria/sr", "--revision", "v2")
+    none = invoke("hub", "pull", "lab/none")
+    revision = invoke("hub", "pull", "lab/sr", "--revision", "v2")
     assert (none.exit_code, revision.exit_code) == (1, 1)
     assert "404: there is no such repository" in none.stderr
     assert "404: there is no such revision" in revision.stderr
@@ -260,7 +260,7 @@ def test_no_connection_is_told_in_one_line(
     run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody there
-    for command in (["push", run, "maria/sr", "--yes"], ["pull", "maria/sr"]):
+    for command in (["push", run, "lab/sr", "--yes"], ["pull", "lab/sr"]):
         done = invoke("hub", *command)
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.output
         assert "no connection: " in done.stderr
@@ -269,13 +269,13 @@ def test_no_connection_is_told_in_one_line(
 def test_a_pull_in_a_process_of_its_own_asks_the_server_of_the_environment(
     pushed: Hub, tmp_path: Path
 ) -> None:
-    done = children.run("hub", "pull", "maria/sr", cwd=tmp_path, HF_ENDPOINT=f"{pushed.address}/")
+    done = children.run("hub", "pull", "lab/sr", cwd=tmp_path, HF_ENDPOINT=f"{pushed.address}/")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"from {pushed.address}/maria/sr, commit ")
+    assert done.stdout.startswith(f"from {pushed.address}/lab/sr, commit ")
     assert (tmp_path / "runs" / "sr" / "generator.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", ["sr", "maria/", "maria/../sr", "a/b/c", "maria/s r", "é/sr"])
+@pytest.mark.parametrize("name", ["sr", "lab/", "lab/../sr", "a/b/c", "lab/s r", "é/sr"])
 def test_a_name_that_is_no_repository_is_refused(hub: Hub, name: str) -> None:
     done = invoke("hub", "pull", name)
     assert done.exit_code == 2
@@ -289,9 +289,9 @@ def test_a_name_that_is_no_repository_is_refused(hub: Hub, name: str) -> None:
 def test_only_known_files_are_fetched_and_a_run_that_is_there_stays(
     pushed: Hub, tmp_path: Path
 ) -> None:
-    files = pushed.repositories["maria/sr"]
+    files = pushed.repositories["lab/sr"]
     files |= {"pytorch_model.bin": b"x", "sub/config.json": b"{}", "a\x1b[2J.txt": b"x"}
-    done = invoke("hub", "pull", "maria/sr")
+    done = invoke("hub", "pull", "lab/sr")
     assert done.exit_code == 0, done.output
     assert "not fetched: pytorch_model.bin, sub/config.json, a\\x1b[2J.txt" in done.stdout
     paths = [path for method, path, _ in pushed.asked if "/resolve/" in path]
@@ -301,7 +301,7 @@ def test_only_known_files_are_fetched_and_a_run_that_is_there_stays(
                if method == "GET" and "/resolve/" in path}  # fmt: skip
     assert fetched == {"README.md", "config.json", "model.safetensors", "recipe.toml"}
     asked = len(pushed.asked)
-    again = invoke("hub", "pull", "maria/sr")
+    again = invoke("hub", "pull", "lab/sr")
     assert again.exit_code == 2
     assert f"{Path('runs') / 'sr'} exists" in again.stderr
     assert len(pushed.asked) == asked
@@ -346,13 +346,13 @@ ODD = {
 @pytest.mark.parametrize("odd", ODD)
 def test_an_odd_repository_is_refused_whole(pushed: Hub, odd: str, tmp_path: Path) -> None:
     changes, words = ODD[odd]
-    files = pushed.repositories["maria/sr"]
+    files = pushed.repositories["lab/sr"]
     for name, content in changes.items():
         if content is None:
             del files[name]
         else:
             files[name] = content(files[name]) if callable(content) else content
-    done = invoke("hub", "pull", "maria/sr")
+    done = invoke("hub", "pull", "lab/sr")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.output
     assert words in done.stderr
     assert left(tmp_path) == []
@@ -362,11 +362,11 @@ def test_a_large_repository_is_fetched_after_consent_alone(
     pushed: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ganlab.commands.fetch.LARGE", 1000)
-    done = invoke("hub", "pull", "maria/sr")
+    done = invoke("hub", "pull", "lab/sr")
     assert done.exit_code == 2
     assert "type the same command again with --yes" in done.stderr
     assert left(tmp_path) == []
-    assert invoke("hub", "pull", "maria/sr", "--yes").exit_code == 0
+    assert invoke("hub", "pull", "lab/sr", "--yes").exit_code == 0
 
 
 def test_pulled_code_runs_only_after_consent(
@@ -375,26 +375,26 @@ def test_pulled_code_runs_only_after_consent(
     folder = tmp_path_factory.mktemp("own")
     (folder / "own.py").write_text(NETWORK)
     run = train(folder, 'own = { use = "./own.py" }')
-    assert invoke("hub", "push", run, "maria/own", "--yes").exit_code == 0
-    assert hub.repositories["maria/own"]["own.py"] == NETWORK.encode()
-    config = hub.repositories["maria/own"]["config.json"]
+    assert invoke("hub", "push", run, "lab/own", "--yes").exit_code == 0
+    assert hub.repositories["lab/own"]["own.py"] == NETWORK.encode()
+    config = hub.repositories["lab/own"]["config.json"]
     consent = b'{"trust_code": true, "device": "cpu", '
-    hub.repositories["maria/own"]["config.json"] = consent + config.lstrip()[1:]
+    hub.repositories["lab/own"]["config.json"] = consent + config.lstrip()[1:]
     strange = NETWORK.replace("class Own", "raise SystemExit(7)\n\n\nclass Own").encode()
-    hub.repositories["maria/own"]["own.py"] = strange
-    done = invoke("hub", "pull", "maria/own")
+    hub.repositories["lab/own"]["own.py"] = strange
+    done = invoke("hub", "pull", "lab/own")
     assert done.exit_code == 0, done.output
     assert "own.py: code of a stranger. It runs only after consent" in done.stdout
     with pytest.raises(RecipeError, match="--trust-code"):
         load_for_use(Path("runs/own"), "last", "cpu")
     with pytest.raises(RecipeError, match="--trust-code"):
-        api.Generator.from_pretrained("maria/own", cache_dir=tmp_path / "cache")
+        api.Generator.from_pretrained("lab/own", cache_dir=tmp_path / "cache")
     with trusting_code(), pytest.raises(RecipeError, match="SystemExit: 7"):
         load_for_use(Path("runs/own"), "last", "cpu")
 
 
 def test_a_pulled_run_is_not_resumed_over_its_weights(pushed: Hub, tmp_path: Path) -> None:
-    assert invoke("hub", "pull", "maria/sr").exit_code == 0
+    assert invoke("hub", "pull", "lab/sr").exit_code == 0
     before = {file.name: file.read_bytes() for file in (tmp_path / "runs" / "sr").iterdir()}
     for more in ([], ["--iterations", "9"]):
         done = invoke("resume", "runs/sr", *more)

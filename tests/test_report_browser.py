@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HOSTILE
+from pages import HOSTILE
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin

@@ -50,7 +50,7 @@ def _push(
     this machine. The command shows the files, their sizes and the address, and asks first. The
     token is that of `hf auth login`, or HF_TOKEN.
 
-    Example: ganlab hub push runs/wgan_gp-1 maria/wgan_gp --private
+    Example: ganlab hub push runs/wgan_gp-1 lab/wgan_gp --private
     """
     from ganlab.hub.transfer import push
 
@@ -81,7 +81,7 @@ def _pull(repository: str, output: Path | None, revision: str, yes: bool) -> Non
     compared with its digest. Nothing in it runs. Code of a plugin file asks for consent when the
     generator is used.
 
-    Example: ganlab hub pull maria/wgan_gp
+    Example: ganlab hub pull lab/wgan_gp
     """
     from ganlab.hub.transfer import pull
 

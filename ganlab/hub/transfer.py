@@ -165,7 +165,7 @@ def _api(needs_token: bool = False) -> "HfApi":
 def _check(repository: str) -> None:
     if not _REPOSITORY.fullmatch(repository):
         raise RecipeError(
-            f"{printable(repository)}: give USER/NAME, such as maria/wgan_gp: letters, digits and "
+            f"{printable(repository)}: give USER/NAME, such as lab/wgan_gp: letters, digits and "
             ". _ -"
         )
 
