@@ -140,10 +140,12 @@ def _check_slots(manager: PluginManager, recipe: Recipe) -> None:
         count = "one plugin" if wanted == 1 else f"{wanted} plugins"
         rule = f"{recipe.file}: {hook} must be provided by {exactly} {count}"
         if len(names) < wanted and hook in required:
-            why = " because d_steps is more than 0" if hook in _WITH_D and wanted == 1 else ""
+            is_of_d = hook in _WITH_D and wanted == 1
+            why = " because d_steps is more than 0" if is_of_d else ""
             here = f"here {_all_do(names)}" if names else "no plugin provides it"
+            without = "; d_steps = 0 trains without a discriminator" if is_of_d else ""
             raise RecipeError(
-                f"{rule}{why}; {here}. `ganlab plugins --hook {hook}` lists those that can"
+                f"{rule}{why}; {here}. `ganlab plugins --hook {hook}` lists those that can{without}"
             )
         if len(names) > wanted:
             train = ""

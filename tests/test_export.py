@@ -76,7 +76,14 @@ def test_weights_leave_with_recipe_scale_licence_and_a_card(run: Path, tmp_path:
     assert (about["scale"], about["licence"], about["iteration"]) == (4, "MIT", 4)
     assert about["recipe"] == (run / "recipe.toml").read_text()
     assert 'license: "mit"' in (folder / "README.md").read_text()
-    assert "differs from the generator by at most 0 of 255 levels" in done.output
+    assert "differs from the generator by nothing" in done.output
+
+
+def test_a_number_that_json_does_not_have_is_none(run: Path) -> None:
+    done = export(run, "--to", "safetensors", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert found["levels"] == 0 and found["psnr"] is None
 
 
 def test_a_file_of_weights_is_exported_as_its_run_is(run: Path, tmp_path: Path) -> None:
@@ -266,6 +273,8 @@ def test_a_difference_is_told_in_levels_and_in_db() -> None:
     assert found.fault(half=False) and found.fault(half=True)
     assert not Difference(0.1, 80).fault(half=False)
     assert not Difference(2.0, 50).fault(half=True)
+    assert str(found) == "at most 1 of 255 levels, PSNR 48.1 dB"
+    assert str(difference(lambda lr: lr, lambda lr: lr, pictures)) == "nothing"
     with pytest.raises(GanlabError, match="not finite"):
         difference(lambda lr: lr * math.nan, lambda lr: lr, pictures)
     with pytest.raises(GanlabError, match=r"it makes \[1, 3, 64, 64\] in the place of \[1, 3, 128"):

@@ -197,6 +197,8 @@ def test_a_number_that_does_not_fit_is_refused_with_its_remedy(tiny: Path) -> No
     assert "make_discriminator must be provided by exactly 2 plugins" in message
     assert "patch_discriminator alone provides it" in message
     assert "at least 1" in refusal(tiny, "num_discriminators=0")
+    message = refusal(tiny, "patch_discriminator=false")
+    assert "; d_steps = 0 trains without a discriminator" in message
 
 
 def test_without_discriminator_steps_their_number_has_no_effect_and_is_refused(tiny: Path) -> None:

@@ -103,7 +103,7 @@ def as_data(found: Exported) -> dict[str, Any]:
         "files": [str(file) for file in found.files],
         "card": str(found.card),
         "levels": found.difference.levels,
-        "psnr": found.difference.psnr,
+        "psnr": found.difference.psnr if found.difference.levels else None,  # JSON has no inf
         "opened_by": found.opened_by,
         "tools": found.tools,
     }

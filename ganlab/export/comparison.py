@@ -37,6 +37,8 @@ class Difference:
     """In dB, of the worst photograph; inf where they are equal."""
 
     def __str__(self) -> str:
+        if not self.levels:
+            return "nothing"
         return f"at most {self.levels:.2g} of 255 levels, PSNR {self.psnr:.1f} dB"
 
     def fault(self, half: bool) -> str:
