@@ -27,12 +27,14 @@ ENV UV_PROJECT_ENVIRONMENT=/opt/venv \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /opt/ganlab
 
-# The versions that were tested together. TORCH_BACKEND="" takes torch as uv does by itself, which
-# is the CUDA build on Linux; "cpu" takes the build without CUDA, which is much smaller.
+# The versions that were tested together. While it is built, and only then, uv keeps what it fetches
+# in a cache of the builder, which is no part of the image. TORCH_BACKEND="" takes torch as uv does
+# by itself, which is the CUDA build on Linux; "cpu" takes the build without CUDA, much smaller.
 FROM base AS packages
 ARG TORCH_BACKEND=""
+ARG UV_CACHE_DIR=/var/cache/uv
 COPY pyproject.toml constraints/py311.txt ./
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv venv /opt/venv \
     && uv pip install ${TORCH_BACKEND:+--torch-backend "${TORCH_BACKEND}"} \
         --constraint py311.txt --requirements pyproject.toml
@@ -40,11 +42,12 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 # `docker build --target test`: the source with its tests. It runs the README's second command.
 FROM packages AS test
 ARG TORCH_BACKEND=""
-RUN --mount=type=cache,target=/root/.cache/uv \
+ARG UV_CACHE_DIR=/var/cache/uv
+RUN --mount=type=cache,target=/var/cache/uv \
     uv pip install ${TORCH_BACKEND:+--torch-backend "${TORCH_BACKEND}"} \
         --constraint py311.txt --requirements pyproject.toml --group dev
 COPY --chown=1000 . .
-RUN --mount=type=cache,target=/root/.cache/uv uv pip install --no-deps --editable . \
+RUN --mount=type=cache,target=/var/cache/uv uv pip install --no-deps --editable . \
     && chown 1000 .
 USER 1000
 ENV HOME=/home/ganlab USER=ganlab
@@ -53,12 +56,13 @@ CMD ["uv", "run", "pytest"]
 # The default: ganlab as it is installed from a wheel, its recipes and docs beside it. It runs the
 # README's first command, in the folder that is mounted at /work.
 FROM packages AS ganlab
+ARG UV_CACHE_DIR=/var/cache/uv
 COPY README.md LICENSE ./
 COPY docs docs
 COPY recipes recipes
 COPY plugins plugins
 COPY ganlab ganlab
-RUN --mount=type=cache,target=/root/.cache/uv uv pip install --no-deps .
+RUN --mount=type=cache,target=/var/cache/uv uv pip install --no-deps .
 USER 1000
 # `docker run --user` may name a user that the image does not know
 ENV HOME=/home/ganlab USER=ganlab

@@ -72,6 +72,14 @@ def test_every_line_is_an_instruction_and_every_stage_is_built_on_one_that_is_th
     assert all(found[0] == ("FROM", "${BASE}") for found in stages().values())
 
 
+def test_uv_finds_the_cache_that_each_step_mounts() -> None:
+    for found in stages().values():
+        kept = {rest.partition("=")[2] for word, rest in found
+                if word == "ARG" and rest.startswith("UV_CACHE_DIR=")}  # fmt: skip
+        mounted = re.findall(r"--mount=type=cache,target=(\S+)", str(found))
+        assert {*mounted} == kept
+
+
 def test_the_python_of_the_image_is_one_that_the_project_takes_and_was_tested_with() -> None:
     asked = PROJECT["project"]["requires-python"].removeprefix(">=")
     python = argument("PYTHON")
@@ -130,6 +138,7 @@ def test_the_page_names_targets_and_arguments_of_the_dockerfile_with_their_defau
     assert {*re.findall(r"--build-arg (\w+)=", text)} <= arguments
     base = argument("BASE").replace("${PYTHON}", argument("PYTHON"))
     told = {"PYTHON": argument("PYTHON"), "BASE": base,
-            "DEBIAN_PACKAGES": argument("DEBIAN_PACKAGES")}  # fmt: skip
+            "DEBIAN_PACKAGES": argument("DEBIAN_PACKAGES"),
+            "UV_CACHE_DIR": argument("UV_CACHE_DIR")}  # fmt: skip
     assert {name: rows[name].strip("`") for name in told} == told
     assert argument("TORCH_BACKEND") == ""

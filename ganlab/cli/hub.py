@@ -6,6 +6,7 @@ from typing import Literal
 import click
 
 from ganlab.cli.options import (
+    licence_option,
     next_is,
     run_argument,
     trust_code_option,
@@ -26,14 +27,7 @@ def hub() -> None:
 @repository_argument
 @weights_option
 @click.option("--private", is_flag=True, help="Only you can see it; default: everybody.")
-@click.option(
-    "--license",
-    "licence",
-    default="",
-    metavar="NAME",
-    help="The licence of the weights, such as apache-2.0, for the model card. You state it: ganlab "
-    "cannot know it.",
-)
+@licence_option
 @click.option("--yes", is_flag=True, help="Do not ask before anything is sent.")
 @trust_code_option
 def _push(

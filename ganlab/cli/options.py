@@ -273,6 +273,11 @@ set_option = click.option(
     "--set", "overrides", multiple=True, type=Override(), metavar="KEY=VALUE",
     help="Override a value, such as gradient_penalty.weight=5; may be repeated.",
 )  # fmt: skip
+licence_option = click.option(
+    "--license", "licence", default="", metavar="NAME",
+    help="The licence of the weights, such as apache-2.0, for what is written. You state it: "
+    "ganlab cannot know it.",
+)  # fmt: skip
 yes_option = click.option("--yes", is_flag=True, help="Do not ask before a large download.")
 data_option = click.option(
     "--data", type=click.Path(path_type=Path), metavar="FOLDER",

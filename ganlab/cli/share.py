@@ -9,6 +9,7 @@ from ganlab.cli.options import (
     FiniteRange,
     check_device,
     json_option,
+    licence_option,
     next_is,
     print_found,
     run_argument,
@@ -144,14 +145,7 @@ def replay(bundle: Path, device: str, as_json: bool) -> None:
     help="The folder for the file and its model card; default: exported/ and the run's name.",
 )
 @click.option("--fp16", is_flag=True, help="In float16: half the size.")
-@click.option(
-    "--license",
-    "licence",
-    default="",
-    metavar="NAME",
-    help="The licence of the weights, such as apache-2.0, for the file and the card. You state it: "
-    "ganlab cannot know it.",
-)
+@licence_option
 @click.option("--overwrite", is_flag=True, help="Replace a file and a card that are there already.")
 @weights_option
 @trust_code_option
