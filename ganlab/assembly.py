@@ -16,6 +16,7 @@ from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import check_best_metric, check_held_out, eval_mode
 from ganlab.network_bounds import bounded
 from ganlab.plugin import Batch, Plugin, implements
+from ganlab.ranks.world import ALONE, World, shared_out
 from ganlab.recipe.model import Recipe
 from ganlab.requirements import (
     adversarial,
@@ -48,14 +49,17 @@ def assemble(
     device: torch.device,
     folder: RunFolder | None = None,
     given: Sequence[Batch] = (),
+    world: World = ALONE,
 ) -> Run:
     """Build the networks and optimizers of a recipe, and check that they fit together.
 
     :param given: batches to learn the shapes from. Then no data are read, and plugins that only
         read data or evaluate are left out.
+    :param world: the processes that train the run; each of them assembles it.
     :raises RecipeError: when they do not fit together.
     """
     run = open_run(recipe, device, folder)
+    _share_out(run, world)
     run.given = [batch.to(device) for batch in given]
     for plugin in recipe.plugins.values() if given else ():
         if {name for name in vars(hookspecs) if implements(plugin, name)} <= _OF_DATA:
@@ -77,6 +81,28 @@ def assemble(
     run.data = data_of(run)
     run.notes += notes_on_data(run)
     return run
+
+
+def _share_out(run: Run, world: World) -> None:
+    """Give each process of a run its part of the batch.
+
+    :raises RecipeError: when the batch cannot be divided.
+    """
+    recipe = run.recipe
+    if world.size == 1:
+        return
+    if not shared_out(recipe.batch_size, world.size, recipe.accumulate):
+        times = f" x accumulate = {recipe.accumulate}" if recipe.accumulate > 1 else ""
+        raise RecipeError(
+            f"{recipe.origin('batch_size')}: batch_size = {recipe.batch_size} is the batch of all "
+            f"processes together, and {world.size} processes{times} cannot share it equally; set "
+            f"batch_size to a multiple of {world.size * recipe.accumulate}"
+        )
+    run.take_part_in(world)
+    run.notes.append(
+        f"{world.size} processes train this run, each on {world.share_of(recipe.batch_size)} of "
+        f"the {recipe.batch_size} samples of a batch"
+    )
 
 
 def open_run(
@@ -102,7 +128,7 @@ def open_run(
         adversarial=run.generator_losses_of(adversaries),
     )
     for plugin in plugins:
-        plugin.bind(streams=run.streams)
+        plugin.bind(streams=run.streams, world=run.world)
     return run
 
 
@@ -268,6 +294,10 @@ def _choose(run: Run, condition: Tensor, seen: Tensor) -> None:
 def choose_execution(run: Run) -> Eager:
     """Choose what the recipe's `compile` asks for, if this device and these plugins allow it."""
     mode, cuda = run.recipe.compile, run.device.type == "cuda"
+    if run.world.size > 1:
+        if mode != "off" and (cuda or mode != "auto"):
+            run.notes.append("several processes: steps run as written, not compiled or captured")
+        return Eager()
     if mode == "networks":
         return Compiled()
     if mode == "off":

@@ -17,6 +17,7 @@ from ganlab.generator_weights import weights_of, write_weights
 from ganlab.iteration import iterate
 from ganlab.monitoring.loading import told_at_the_end
 from ganlab.monitoring.verdicts import Verdict
+from ganlab.ranks.agreement import compare_ranks
 from ganlab.run import Run
 from ganlab.runs.journal import Journal
 from ganlab.runs.means import is_better
@@ -114,6 +115,7 @@ class Loop:
     def iterate(self) -> dict[str, Tensor]:
         """Take an iteration; when it fails, the losses before it are written first."""
         try:
+            self.run.world.order("iterate")
             return iterate(self.run)
         except Diverged:
             self.journal.flush()
@@ -201,6 +203,7 @@ class Loop:
         return_freed_memory()  # its gaps are too small for the tensors of an evaluation
         try:
             with eval_mode(generator), released():
+                run.world.order("evaluate", not run.progress.bicubic)
                 found = evaluate_generator(run, generator)
                 health = found.health | game_health(run, generator)
         except BaseException as error:
@@ -282,6 +285,7 @@ class Loop:
         """Checkpoint the run. It counts when the lines of the journal are on the disk, too."""
         assert self.run.folder
         self._require_finite()
+        self._require_agreement()
         self.settle()  # one at a time: waiting states would fill the memory
         recipe, folder = self.run.recipe, self.run.folder.checkpoints
         keep = Keep(recipe.keep, recipe.keep_every)
@@ -324,6 +328,11 @@ class Loop:
             return
         self.saved = roll_back(self.run, self.run.folder.checkpoints, since)
         self.journal.say(f"rolled back to iteration {self.run.iteration}")
+
+    def _require_agreement(self) -> None:
+        """Check that all processes of the run hold the same state."""
+        self.run.world.order("compare")
+        compare_ranks(self.run)
 
     def _require_finite(self) -> None:
         """Check that losses and all that is kept are finite, before anything is saved.

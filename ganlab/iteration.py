@@ -37,6 +37,8 @@ def iterate(run: Run, observer: Observer | None = None) -> dict[str, Tensor]:
     if watched := _is_watched(run):
         observer = observer or attributed
     as_written = observer is not None and _is_as_written(run, observer)
+    if observer is attributed:
+        observer = partial(attributed, average=run.world.average)
     several: dict[str, list[Tensor]] = {}
     players = [
         ("D", recipe.d_steps, hook.discriminator_step),
@@ -85,17 +87,25 @@ def _step(run: Run, role: str, take: HookCaller, looks: bool) -> Losses:
     """
     if not (run.batches and run.recipe.first == "generator"):
         began = perf_counter()
-        size = run.recipe.batch_size
-        run.batches.append(
-            run.given.pop(0)
-            if run.given
-            else run.hook.sample_batch(batch_size=size, device=run.device)
-        )
+        run.batches.append(run.given.pop(0) if run.given else _sample(run))
         run.sampling_seconds += perf_counter() - began
     batch = run.batches[-1]
-    with _invariants(run, role, batch) if looks else nullcontext():
+    unit = len(batch.real) // run.recipe.accumulate
+    with _invariants(run, role, batch) if looks else nullcontext(), run.world.as_one(1, unit):
         losses: Losses = take(run=run, batch=batch)
     return losses
+
+
+def _sample(run: Run) -> Batch:
+    """The batch of a step; of several processes each has its rows of it."""
+    world, size, parts = run.world, run.recipe.batch_size, run.recipe.accumulate
+    mine = world.share_of(size)
+    if run.samples_whole and world.size > 1:
+        whole = run.hook.sample_batch(batch_size=size, device=run.device)
+        return Batch(world.rows(whole.real, parts), world.rows(whole.condition, parts))
+    with world.as_one(parts, mine // parts):
+        batch: Batch = run.hook.sample_batch(batch_size=mine, device=run.device)
+    return batch
 
 
 def _is_watched(run: Run) -> bool:

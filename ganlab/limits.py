@@ -37,6 +37,8 @@ class Limits:
     def __call__(self) -> str:
         if heard() is not None or self.called_off():
             return "signal"
+        if self.run and self.run.world.called_off():  # another process of the run heard it
+            return "signal"
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return "time"
         if self.run and self.max_iterations and self.run.iteration >= self.max_iterations:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ganlab.errors import RecipeError
 from ganlab.published import PublishedFile
+from ganlab.ranks.world import ALONE, World
 from ganlab.schedule import Schedule, schedules_in
 from ganlab.streams import Streams
 
@@ -166,6 +167,7 @@ class Plugin(BaseModel):
 
     _name: str = PrivateAttr("")
     _streams: Streams | None = PrivateAttr(None)
+    _world: World = PrivateAttr(ALONE)
     _place: Callable[[str | None], str] | None = PrivateAttr(None)
     _moving: list[Schedule] = PrivateAttr(default_factory=list)
     _files_read: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -177,13 +179,16 @@ class Plugin(BaseModel):
         name: str | None = None,
         place: Callable[[str | None], str] | None = None,
         streams: Streams | None = None,
+        world: World | None = None,
     ) -> Self:
         """Connect the plugin to its recipe and its run. Called by the core, not by plugins.
 
         :param name: its key in the recipe.
         :param place: function from an option (or None) to the file and line where it is written.
         :param streams: the random numbers of the run; schedules are moved to its device.
+        :param world: the processes that train the run.
         """
+        self._world = world or self._world
         self._name = self._name if name is None else name
         self._place = place or self._place
         if streams:
@@ -234,6 +239,15 @@ class Plugin(BaseModel):
     def host_rng(self) -> torch.Generator | None:
         """Like `rng`, but always on the CPU: the same numbers on every device."""
         return self._streams.host_generator(self.name) if self._streams else None
+
+    @property
+    def world(self) -> World:
+        """The processes that train the run together, of which each sees its rows of a batch.
+
+        `self.world.mean(value)` is the mean over them: what one process would have for the whole
+        batch. A plugin may not communicate in any other way.
+        """
+        return self._world
 
     def warnings(self, others: Sequence["Plugin"]) -> list[str]:
         """Say what is allowed beside the other plugins of the recipe, but probably a mistake.

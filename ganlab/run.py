@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from ganlab.errors import Diverged, RecipeError
 from ganlab.guard import FLAG, fault_of, flag_of, is_sound, left_out_where
 from ganlab.plugin import Batch, Losses, Plugin
+from ganlab.ranks.world import ALONE, World
 from ganlab.recipe.model import Recipe
 from ganlab.runs.data import Data
 from ganlab.runs.folder import RunFolder
@@ -136,6 +137,11 @@ class Run:
     """The images for evaluation: name -> uint8 [C, H, W]."""
     data: Data = field(default_factory=dict)
     """What the run reads, as digests: training data, held-out images, weights."""
+    world: World = ALONE
+    """The processes that train this run together; usually this one alone."""
+    samples_whole: bool = True
+    """Whether each of several processes draws the whole batch and keeps its rows, because its rows
+    alone would be drawn otherwise."""
     execution: "Eager" = field(default_factory=lambda: Eager())
     """How optimizer steps are carried out: as written, compiled, or captured as CUDA graphs."""
     share_forward: bool = False
@@ -155,6 +161,12 @@ class Run:
     """The steps of this iteration that were skipped, and what was not finite."""
     notes: list[str] = field(default_factory=list)
     """Facts for the user about how this run is carried out. `ganlab run` prints each once."""
+
+    def take_part_in(self, world: World) -> None:
+        """Let the run and its plugins know the processes that train it together."""
+        self.world = world
+        for plugin in self.recipe.plugins.values():
+            plugin.bind(world=world)
 
     @property
     def hook(self) -> HookRelay:
@@ -298,6 +310,8 @@ class Update:
                     total.backward(inputs=parameters, retain_graph=run.execution.keeps_graphs)
                 totals.append(total.detach())
                 found.append({n: v.detach() for n, v in (terms.losses | terms.logged).items()})
+            if run.world.size > 1:
+                self._average(run, parameters, totals, found)
             named = {"G": "generator", "D": "discriminator"}[self.role]
             flags = [self._flag(run, totals, found, terms.losses.keys())]
             told = run.hook.gradients(module=module, role=named)
@@ -307,6 +321,17 @@ class Update:
             # freed before the other network's step: the memory peak is lower
             optimizer.zero_grad(set_to_none=True)
         return merged(run, [mean(found), told]) | seen | flag
+
+    @staticmethod
+    def _average(
+        run: Run, parameters: list[Tensor], totals: list[Tensor], found: list[Losses]
+    ) -> None:
+        """Make gradients and values those of the whole batch, of which this process has rows."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for losses in found:  # a plugin may give one tensor twice, or one that it keeps
+            losses.update({name: value.clone() for name, value in losses.items()})
+        values = [value for losses in found for value in losses.values()]
+        run.world.average([*gradients, *totals, *values])
 
     def _flag(
         self, run: Run, totals: list[Tensor], found: list[Losses], names: Collection[str]

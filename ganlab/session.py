@@ -18,6 +18,8 @@ from ganlab.failures.telling import telling
 from ganlab.generator_weights import lost_best
 from ganlab.limits import Limits
 from ganlab.live_page import Page
+from ganlab.ranks.following import obey
+from ganlab.ranks.many import Many, join
 from ganlab.recipe.model import Recipe
 from ganlab.run import Run, num_parameters
 from ganlab.runs.changing import Wishes, wishes_of
@@ -44,6 +46,7 @@ from ganlab.runs.record import (
 )
 from ganlab.runs.writer import Writer
 from ganlab.speed.device import begin_peak_memory, peak_memory, pick_device
+from ganlab.state import state_of
 from ganlab.stopping import Stopped, exit_code, heard, heeding, held, released
 from ganlab.tracking import follow, leave
 from ganlab.words import announce, tell_changes, warn_of_changes
@@ -66,8 +69,9 @@ def start(
     :raises RecipeError: when the recipe cannot run, or its data are others; the folder is removed
         again.
     """
-    where = pick_device(device)
-    about = _surroundings(recipe, where)
+    world = join()
+    where = pick_device(world.device(device))
+    about = _surroundings(recipe, where) | {"processes": world.size}
     with (
         heeding(),
         held(FINISHING),
@@ -76,7 +80,8 @@ def start(
         folder.lock(),
     ):
         with _may_be_left("before training began; nothing is kept"):
-            run = assemble(recipe, where, folder)
+            world.order("begin")
+            run = assemble(recipe, where, folder, world=world)
             if data is not None:
                 check_expected(recipe, data, run.data)
         complete_record(folder, _made_of(run), run.data)
@@ -137,7 +142,9 @@ def resume(
         folder.remove_stale()
         with _may_be_left(f"before training went on; {folder.path} is as it was"):
             warn_of_changes(folder, wishes.after)
-            run = assemble(wishes.after, pick_device(device), folder)
+            world = join()
+            world.order("begin", (str(folder.path), tuple(overrides)))
+            run = assemble(wishes.after, pick_device(world.device(device)), folder, world=world)
             wishes.check_data(run.data, accept_data)
             changes = changes_of_data(folder, wishes.after, run.data, accept_data)
             changed = bool(wishes.all or read_record(folder.path).changes)
@@ -193,10 +200,35 @@ def _complete_again(run: Run, folder: RunFolder) -> None:
 
 def _sit_to_the_end(run: Run, folder: RunFolder, limits: Limits) -> int:
     """One sitting, and the next one as often as the policy "roll back" takes the run back."""
-    while (ending := _sit(run, folder, limits)).following:
+    world = run.world
+    while True:
+        if world.size > 1:
+            world.order("state", state_of(run))
+        ending = _sit(run, folder, limits)
+        if not ending.following:
+            world.order("end")
+            return ending.code
         run = limits.run = ending.following
+        run.take_part_in(world)
         restate(folder.path, run.iteration)
-    return ending.code
+
+
+def take_part(recipe: Recipe | None, device: str) -> int:
+    """Take part in a run that another process leads; returns the exit code.
+
+    :param recipe: that of the command; the run that is led may be an older one, to be resumed.
+    """
+    world = join()
+    assert isinstance(world, Many)
+    with heeding(), held():
+        _, begun = world.receive()
+        if begun:
+            path, overrides = begun
+            recipe = wishes_of(open_run_folder(path, edited=bool(overrides)), overrides).after
+        assert recipe
+        run = assemble(recipe, pick_device(world.device(device)), world=world)
+        obey(run, world)
+    return DONE
 
 
 def _sit(run: Run, folder: RunFolder, limits: Limits) -> Ending:

@@ -22,12 +22,14 @@ FLOORS = """
     commands testing
     checking
     session
+    ranks.following
     words ending
     limits live_page tracking
     bench report failures export
     engine
     iteration
     assembly checkpoint generator_weights soundness
+    ranks.agreement
     data
     requirements evaluation speed toolbox network_bounds
     steps defaults hookspecs state
@@ -37,7 +39,9 @@ FLOORS = """
     recipe
     monitoring
     plugin
-    schedule streams images degradation speed.device
+    ranks.many
+    ranks.one_batch
+    ranks.world schedule streams images degradation speed.device
     stopping disk download
     terminal names
     errors system option files tensor_files published registry

@@ -1,6 +1,8 @@
 """`ganlab run`, `resume`, `checkpoints` and `check`."""
 
+import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +97,15 @@ def run(
     """
     from ganlab import session
     from ganlab.limits import Limits
+    from ganlab.ranks.many import follows
     from ganlab.recipe.model import load_recipe
 
     _refuse_idle(resumed, name, continues, accept_data)
     seeded = [] if seed is None else [f"seed={seed}"]
     loaded = load_recipe(recipe, (*overrides, *seeded))
     limits = Limits(max_iterations, max_time)
+    if follows():
+        _take_part(loaded, device)
     if dry_run:
         _show_resolved(loaded, device)
         next_is(*run_command(*seeded))
@@ -167,10 +172,13 @@ def resume(
     """
     from ganlab import session
     from ganlab.limits import Limits
+    from ganlab.ranks.many import follows
 
     if iterations is not None:
         overrides = (*overrides, f"iterations={iterations}")
     limits = Limits(max_iterations, max_time)
+    if follows():
+        _take_part(None, device)
     _report(*session.resume(run_folder, device, limits, accept_data, overrides))
 
 
@@ -261,6 +269,22 @@ def _refuse_idle(resumed: str | None, name: str | None, continues: bool, accepts
         raise RecipeError(
             "--accept-data has no effect without --resume or --continue: a new run has no data yet"
         )
+
+
+def _take_part(recipe: Any, device: str) -> None:
+    """Take part in a run that another process leads, in silence, and exit."""
+    from ganlab import session
+    from ganlab.ranks.many import LostRank, telling_the_leader
+
+    with (
+        Path(os.devnull).open("w") as nothing,
+        redirect_stdout(nothing),
+        redirect_stderr(nothing),
+        suppress(LostRank),
+        telling_the_leader(),
+    ):
+        sys.exit(session.take_part(recipe, device))
+    sys.exit(1)  # the process that leads tells what is to be told
 
 
 def _report(folder: Any, code: int) -> None:

@@ -18,6 +18,7 @@ from ganlab.recipe.file import did_you_mean
 from ganlab.run import Run, merged
 from ganlab.runs.means import Rows, left_out, means, unscored
 from ganlab.speed.device import no_kernel_search, widest_float
+from ganlab.stopping import held
 
 SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "hf_ratio", "lr_psnr")
 # HR pixels enlarged and scored at once: few enough for a CPU's caches, enough to keep a GPU busy
@@ -61,7 +62,7 @@ def evaluate_generator(run: Run, generator: nn.Module) -> Evaluation:
     :param generator: in eval mode.
     """
     progress = run.progress
-    images = list(evaluate_images(run.held_out.items(), generator, run, not progress.bicubic))
+    images = evaluate_share(run, generator, not progress.bicubic)
     scores = {"images": {item.name: item.scores for item in images}}
     if not progress.bicubic:
         scores["bicubic"] = {item.name: item.bicubic_scores for item in images}
@@ -76,6 +77,21 @@ def evaluate_generator(run: Run, generator: nn.Module) -> Evaluation:
     without |= {n: list(i) for n, i in unscored(scores["images"]).items() if n not in figures}
     figures = {name: value for name, value in figures.items() if math.isfinite(value)}
     return Evaluation(images, figures, scores, without, _checkerboard(run, images))
+
+
+def evaluate_share(run: Run, generator: nn.Module, score_bicubic: bool) -> list[EvaluatedImage]:
+    """Evaluate the held-out images, shared out among the processes of the run.
+
+    :returns: of all images, in their order; on other processes than the first it is empty.
+    """
+    mine: list[EvaluatedImage] = []
+    try:
+        share = run.world.scattered(list(run.held_out.items()))
+        mine = list(evaluate_images(share, generator, run, score_bicubic))
+    finally:  # when a signal ends it too: the others wait for this one
+        with held():
+            every = run.world.gathered(mine)
+    return every
 
 
 def _marked(unscored: dict[str, list[str]], rows: Rows) -> Iterator[Rows]:

@@ -1,6 +1,6 @@
 """How strong each loss's gradient is on its network, measured in `Run.descend` before the step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 
@@ -29,7 +29,12 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def attributed(role: str, module: nn.Module, losses: Losses) -> Iterator[Losses]:
+def attributed(
+    role: str,
+    module: nn.Module,
+    losses: Losses,
+    average: Callable[[Sequence[Tensor]], None] = lambda _: None,
+) -> Iterator[Losses]:
     """Context that measures a step. Enter it before backward, leave it after the optimizer step.
 
     Each loss has `gradient/<name>`, the norm of its gradient on the network, and `share/<name>`,
@@ -39,10 +44,14 @@ def attributed(role: str, module: nn.Module, losses: Losses) -> Iterator[Losses]
     step itself is not changed.
 
     :param role: "G" or "D".
+    :param average: makes gradients those of the whole batch, in place, where several processes have
+        parts of it.
     :returns: a dict of 0-d tensors on the device; it is complete when the block is left.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     found = {name: gradients(loss, parameters) for name, loss in losses.items()}
+    for gradient in found.values():
+        average(gradient)
     norms = {name: norm(gradient) for name, gradient in found.items()}
     whole = torch.stack(list(norms.values())).sum()
     seen = {f"gradient/{name}": value for name, value in norms.items()}

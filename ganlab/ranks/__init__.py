@@ -1,0 +1,1 @@
+"""One training by several processes, each with a device of its own; a process is a rank."""
