@@ -67,6 +67,13 @@ from .steps import (
     images_for_discriminator as images_for_discriminator,
 )
 from .toolbox.adaptive import AdaptiveProbability as AdaptiveProbability
+from .toolbox.executor import (
+    Executor as Executor,
+    Handle as Handle,
+    Lost as Lost,
+    Outcome as Outcome,
+    Task as Task,
+)
 from .toolbox.inception import InceptionDistance as InceptionDistance
 from .toolbox.inception_network import InceptionFeatures as InceptionFeatures
 from .toolbox.parameters import (

@@ -33,7 +33,7 @@ from ganlab.commands.progress import shown_bar
 from ganlab.commands.upscale import upscale_files
 from ganlab.commands.upscale_jobs import Encoding, Format, jobs_of
 from ganlab.compare.comparison import check_compared, compare_arms
-from ganlab.compare.plan import Interrupted
+from ganlab.compare.crew import Interrupted
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.export.formats import FORMATS
 from ganlab.failures.telling import telling
@@ -296,6 +296,8 @@ def compare(
     data: FileName | None = None,
     figures: Iterable[str] = (),
     jobs: int | None = None,
+    executor: str = "local",
+    executor_options: Overrides = (),
     device: str = "auto",
     runs: FileName = "runs",
     output: FileName | None = None,
@@ -310,6 +312,8 @@ def compare(
     :param figures: evaluation figures to compare; by default the usual ones.
     :param jobs: runs at a time. For more than one, a script needs `if __name__ == "__main__":`,
         because each is a process of its own.
+    :param executor: what carries out the runs: "local", "ray", "slurm", or that of a plugin.
+    :param executor_options: its options, as a dict, or as `key=value` strings.
     :param output: the page; by default in the runs folder.
     :raises RecipeError: when there is nothing to compare.
     """
@@ -320,6 +324,9 @@ def compare(
             "data": None if data is None else Path(data),
             "figures": tuple(figures),
             "jobs": jobs,
+            "executor": executor,
+            "executor_options": tuple(_texts(executor_options)),
+            "on_interrupt": "save",
             "device": device,
             "parent": Path(runs),
             "output": None if output is None else Path(output),

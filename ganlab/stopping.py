@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -51,7 +51,7 @@ class _Heard:
     """Whether one of `_HASTY` has come, so that the next one ends the command at once."""
     raises: bool = True
     answer: str = ""
-    then: Callable[[], object] | None = None
+    again: str = ""
     heeding: bool = False
 
 
@@ -89,33 +89,33 @@ def heeding() -> Iterator[None]:
 
 
 @contextmanager
-def held(answer: str = "", then: Callable[[], object] | None = None) -> Iterator[None]:
+def held(answer: str = "", again: str = "end now") -> Iterator[None]:
     """Context in which a signal is only noted, for `heard`.
 
     :param answer: printed at the signal: what is being done.
-    :param then: called at the signal.
+    :param again: printed too: what a second signal does. It raises `Stopped`.
     """
-    with _mode(False, answer, then):
+    with _mode(False, answer, again):
         yield
 
 
 @contextmanager
 def released() -> Iterator[None]:
     """Context in which a signal raises `Stopped`, also one that came before."""
-    with _mode(True, "", None):
+    with _mode(True, "", ""):
         if _now.number is not None:
             raise Stopped(_now.number)
         yield
 
 
 @contextmanager
-def _mode(raises: bool, answer: str, then: Callable[[], object] | None) -> Iterator[None]:
-    before = _now.raises, _now.answer, _now.then
-    _now.raises, _now.answer, _now.then = raises, answer, then
+def _mode(raises: bool, answer: str, again: str) -> Iterator[None]:
+    before = _now.raises, _now.answer, _now.again
+    _now.raises, _now.answer, _now.again = raises, answer, again
     try:
         yield
     finally:
-        _now.raises, _now.answer, _now.then = before
+        _now.raises, _now.answer, _now.again = before
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -133,8 +133,6 @@ def _note(number: int, frame: FrameType | None) -> None:
         return
     if _now.answer:
         with suppress(OSError):  # not print: the signal may have come in the middle of one
-            os.write(2, f"\n{_now.answer} (once more: end now)\n".encode())
-    if _now.then:
-        _now.then()
+            os.write(2, f"\n{_now.answer} (once more: {_now.again})\n".encode())
     if _now.raises:
         raise Stopped(number)

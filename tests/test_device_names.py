@@ -11,8 +11,8 @@ from children import fresh
 from click.testing import CliRunner
 
 from ganlab.cli import main
-from ganlab.compare.comparison import workers_of
-from ganlab.compare.plan import device_of_worker
+from ganlab.compare.executors import placement_of
+from ganlab.compare.local import device_of_worker
 from ganlab.errors import RecipeError
 from ganlab.speed import device
 from ganlab.speed.device import devices, pick_device
@@ -170,7 +170,7 @@ def test_auto_is_the_cpu_where_cuda_is_not_usable(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fault(monkeypatch)
-    assert workers_of({"device": "auto", "jobs": None}) == 1
+    assert placement_of({"device": "auto", "jobs": None, "parent": Path("runs")}).limit == 1
     capsys.readouterr()
     device._say.cache_clear()
     assert [pick_device("auto").type for _ in range(2)] == ["cpu", "cpu"]
@@ -218,7 +218,8 @@ def test_there_is_one_run_at_a_time_on_each_device_that_is_allowed(
 ) -> None:
     gpus(monkeypatch, 3)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
-    assert workers_of({"device": name, "jobs": jobs}) == workers
+    options = {"device": name, "jobs": jobs, "parent": Path("runs")}
+    assert placement_of(options).limit == workers
 
 
 def test_the_current_device_is_the_one_picked(monkeypatch: pytest.MonkeyPatch) -> None:

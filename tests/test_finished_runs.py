@@ -13,8 +13,9 @@ from ganlab import assembly
 from ganlab.bench.cost import estimate
 from ganlab.bench.fit import peak_of
 from ganlab.commands.trace import trace_recipe
-from ganlab.compare import plan
-from ganlab.compare.plan import Variant, carry_out, make_plan
+from ganlab.compare import local
+from ganlab.compare.crew import Placement, carry_out
+from ganlab.compare.plan import Variant, make_plan
 from ganlab.limits import Limits
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
@@ -98,7 +99,7 @@ def test_a_run_of_a_comparison_is_gone_before_the_next_begins(
     tiny: Path, made: list[weakref.ref[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[list[str]] = []
-    monkeypatch.setattr(plan, "release_memory", lambda device: left.append(alive(made)))
+    monkeypatch.setattr(local, "release_memory", lambda device: left.append(alive(made)))
     jobs = make_plan([Variant("tiny", tiny, SETTINGS)], [0, 1, 2], tiny.parent, "cpu")
-    carry_out(jobs, tiny.parent, "cpu", 1, lambda text: None)
+    carry_out(jobs, Placement(local.Local(), tiny.parent, "cpu", 1), lambda text: None)
     assert left == [[], [], []] and len(made) >= 9

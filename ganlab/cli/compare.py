@@ -8,14 +8,16 @@ from typing import Any
 import click
 
 from ganlab.cli.options import (
+    ExecutorName,
+    ExecutorOption,
     FiniteRange,
     Override,
     RecipeFile,
     RecipeOrRun,
     RecipePlugin,
     change_options,
+    check_device,
     data_option,
-    device_option,
     json_option,
     next_is,
     print_found,
@@ -29,7 +31,48 @@ from ganlab.cli.options import (
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    help="Runs at a time; default: one on each CUDA device that --device allows, else one.",
+    help="Runs at a time; default: one on each CUDA device that --device allows, else one. "
+    "Another executor may take more.",
+)
+
+
+def _check_device(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    """Refuse a device that is not there, if runs are made here; another machine may have it."""
+    is_here = context.params["executor"] == "local"
+    return (check_device(context, parameter, name) if is_here else None) or name
+
+
+executor_options = (
+    click.option(
+        "--executor",
+        is_eager=True,  # before --device is checked
+        type=ExecutorName(),
+        default="local",
+        show_default=True,
+        help="What carries out the runs: this machine, or another one of the executors installed.",
+    ),
+    click.option(
+        "--executor-option",
+        "executor_options",
+        multiple=True,
+        type=ExecutorOption(),
+        metavar="KEY=VALUE",
+        help="An option of the executor; may be repeated.",
+    ),
+    click.option(
+        "--on-interrupt",
+        type=click.Choice(["save", "finish"]),
+        default="save",
+        show_default=True,
+        help="At Ctrl-C: save the runs in progress and end, or let them go on to their end.",
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        callback=_check_device,
+        help="auto (CUDA if there is a device), cpu, cuda, cuda:N or mps.",
+    ),
 )
 plan_option = click.option(
     "--plan", "only_plan", is_flag=True, help="Print the runs to make and their cost; run nothing."
@@ -43,7 +86,7 @@ COMPARISON_OPTIONS = (
         help="An evaluation figure to compare; may be repeated.",
     ),
     jobs_option,
-    device_option,
+    *executor_options,
     runs_option,
     click.option(
         "-o",
@@ -68,7 +111,16 @@ COMPARISON_OPTIONS = (
 
 
 def comparison_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(COMPARISON_OPTIONS):
+    return _with(COMPARISON_OPTIONS, command)
+
+
+def placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command --jobs, --executor with its options, --on-interrupt, --device and --runs."""
+    return _with((jobs_option, *executor_options, runs_option), command)
+
+
+def _with(options: tuple[Callable[..., Any], ...], command: Callable[..., Any]) -> Any:
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -132,9 +184,7 @@ def ablate(recipe: Path, **options: Any) -> None:
 @set_option
 @data_option
 @click.option("--figure", help="The evaluation figure; default: the recipe's best_metric.")
-@jobs_option
-@device_option
-@runs_option
+@placement_options
 @plan_option
 @trust_code_option
 @json_option

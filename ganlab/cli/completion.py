@@ -4,9 +4,9 @@ Imports no torch: options are read from the source of plugins (`recipe/outline.p
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import (
@@ -18,6 +18,9 @@ from click.shell_completion import (
     add_completion_class,
     split_arg_string,
 )
+
+if TYPE_CHECKING:
+    from ganlab.recipe.outline import Outline
 
 # Each differs from click's script in two things. No space follows what ends in "=" or "/". And
 # messages for the terminal are dropped, which would stand in the line that is being typed.
@@ -190,7 +193,7 @@ def set_items(context: click.Context, incomplete: str) -> list[CompletionItem]:
     """What `--set` may change: settings, and options of the recipe's plugins; then their values."""
     from ganlab.recipe.outline import options_of
 
-    key, equals, _ = incomplete.partition("=")
+    key = incomplete.partition("=")[0]
     keys = {option.name: option for option in options_of("ganlab.recipe.model", "Recipe")}
     points = _plugins()
     for name, use in _plugins_of(context).items():
@@ -198,10 +201,41 @@ def set_items(context: click.Context, incomplete: str) -> list[CompletionItem]:
         if near and use in points:
             module, _, kind = points[use].partition(":")
             keys |= {f"{name}.{one.name}": one for one in options_of(module, kind)}
+    return _option_items(keys, incomplete)
+
+
+def _option_items(keys: Mapping[str, "Outline"], incomplete: str) -> list[CompletionItem]:
+    """The options of these names; after the "=", the values of one."""
+    key, equals, _ = incomplete.partition("=")
     if equals:
         choices = keys[key].choices if key in keys else ()
         return [CompletionItem(v) for v in _beginning([f"{key}={c}" for c in choices], incomplete)]
     return [CompletionItem(f"{k}=", help=keys[k].meaning) for k in _beginning(keys, incomplete)]
+
+
+_EXECUTORS = {"local": "ganlab.compare.local:Local"}
+
+
+def executor_items(incomplete: str) -> list[CompletionItem]:
+    """The names of the executors that are installed."""
+    return [CompletionItem(name) for name in _beginning(sorted(_executors()), incomplete)]
+
+
+def executor_option_items(context: click.Context, incomplete: str) -> list[CompletionItem]:
+    """What `--executor-option` may set for the executor that the line names; then its values."""
+    from ganlab.recipe.outline import options_of
+
+    value = _executors().get(context.params.get("executor") or "local", "")
+    module, _, kind = value.partition(":")
+    keys = {option.name: option for option in options_of(module, kind)} if value else {}
+    return _option_items(keys, incomplete)
+
+
+def _executors() -> dict[str, str]:
+    """The executors: name -> "module:class"."""
+    from ganlab.registry import entry_points
+
+    return {p.name: p.value for p in entry_points("ganlab.executors")} | _EXECUTORS
 
 
 def _recipe(context: click.Context) -> Path:

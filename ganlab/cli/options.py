@@ -15,6 +15,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from ganlab.cli.completion import (
+    executor_items,
+    executor_option_items,
     plugin_items,
     recipe_items,
     recipe_plugin_items,
@@ -221,6 +223,28 @@ class RecipePlugin(click.ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         return recipe_plugin_items(ctx, incomplete)
+
+
+class ExecutorName(click.ParamType):
+    """The name of an executor: local, or one of the entry-point group `ganlab.executors`."""
+
+    name = "executor"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return executor_items(incomplete)
+
+
+class ExecutorOption(click.ParamType):
+    """A `key=value` for the executor of the command line."""
+
+    name = "executor_option"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return executor_option_items(ctx, incomplete)
 
 
 run_argument = click.argument("run_folder", metavar="RUN", type=RunReference())

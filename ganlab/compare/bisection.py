@@ -16,11 +16,13 @@ from typing import Any
 
 from ganlab.assembly import assemble
 from ganlab.bench.cost import clock
-from ganlab.compare.comparison import say, workers_of
+from ganlab.compare.comparison import say
+from ganlab.compare.crew import Placement, carry_out
 from ganlab.compare.data import DataNow
 from ganlab.compare.difference import Side, check_two
+from ganlab.compare.executors import placement_of
 from ganlab.compare.mixing import Mixtures, spans
-from ganlab.compare.plan import Job, carry_out, cost, make_plan, parse_seeds
+from ganlab.compare.plan import Job, cost, make_plan, parse_seeds
 from ganlab.compare.seeds import find_needs, words_of
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.evaluation.scores import SCORES
@@ -90,6 +92,7 @@ def bisect_recipes(good: Path | str, bad: Path | str, options: dict[str, Any]) -
     :raises RecipeError: when the two do not differ, or cannot be compared.
     """
     seeds = parse_seeds(options["seeds"])
+    where = placement_of(options)
     if len(seeds) < 2:
         raise RecipeError(f"--seeds {options['seeds']}: one seed has no interval; give two or more")
     sides = check_two(good, bad, options["overrides"], options["data"])
@@ -108,7 +111,7 @@ def bisect_recipes(good: Path | str, bad: Path | str, options: dict[str, Any]) -
             [str(shift) for shift in mixtures.shifts],
             [change.key for change in mixtures.left_out],
         )  # fmt: skip
-        walk = _Walk(mixtures, found, options)
+        walk = _Walk(mixtures, found, where)
         for line in walk.plan():
             say(line)
         if options["only_plan"]:
@@ -147,12 +150,12 @@ def _check_comparable(good: Side, bad: Side, figure: str) -> None:
 class _Walk:
     """The search: runs recipes between the two, and remembers what they showed."""
 
-    def __init__(self, mixtures: Mixtures, found: Bisection, options: dict[str, Any]) -> None:
-        self._mixtures, self._found, self._options = mixtures, found, options
+    def __init__(self, mixtures: Mixtures, found: Bisection, where: Placement) -> None:
+        self._mixtures, self._found, self._where = mixtures, found, where
         self._all = len(mixtures.shifts)
         self._trials: dict[frozenset[int], Trial] = {}
         self._figures: dict[int, float] = {}  # of the good recipe, by seed
-        self._data = DataNow(pick_device(options["device"]))
+        self._data = DataNow(pick_device(where.here))
         self._whole = math.nan  # how much worse the bad recipe is
 
     def plan(self) -> Iterator[str]:
@@ -177,7 +180,7 @@ class _Walk:
         )
         # whatever is run between the two costs about the same
         unknown = [replace(job, folder=None, finished=False) for job in middle] * between
-        seconds, source = cost([*jobs, *unknown], self._options["device"])
+        seconds, source = cost([*jobs, *unknown], self._where.here, self._where.executor.elsewhere)
         if have < runs:
             time = f"at most about {clock(seconds)} of training" if math.isfinite(seconds) else (
                 "time unknown")  # fmt: skip
@@ -236,8 +239,8 @@ class _Walk:
 
     def _jobs(self, numbers: frozenset[int]) -> list[Job]:
         variant, seeds = self._mixtures.variant(numbers), self._found.seeds
-        parent, device = self._options["parent"], self._options["device"]
-        return make_plan([variant], seeds, parent, device, self._data)
+        where = self._where
+        return make_plan([variant], seeds, where.parent, where.here, self._data, where.kind)
 
     def _fault(self, numbers: frozenset[int]) -> str:
         """Why a recipe cannot run; "" when it can. It is assembled, unless its runs exist."""
@@ -255,9 +258,9 @@ class _Walk:
         """Run a recipe with all seeds, and judge it by its difference from the good one."""
         if numbers in self._trials:
             return self._trials[numbers]
-        options, found = self._options, self._found
+        found = self._found
         jobs = self._jobs(numbers)
-        done = carry_out(jobs, options["parent"], options["device"], workers_of(options), say)
+        done = carry_out(jobs, self._where, say)
         there = sum(job.finished for job in jobs)
         found.reused += there
         found.made += len(jobs) - there

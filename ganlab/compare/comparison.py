@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ganlab.bench.cost import clock
+from ganlab.compare.crew import Placement, carry_out
 from ganlab.compare.data import ArmData, DataNow, check_same_data
 from ganlab.compare.difference import Change, difference, side
-from ganlab.compare.plan import Job, Variant, carry_out, cost, make_plan, parse_seeds
+from ganlab.compare.executors import placement_of
+from ganlab.compare.plan import Job, Variant, cost, make_plan, parse_seeds
 from ganlab.compare.seeds import Needs, find_needs, seeds_there
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.recipe.model import Recipe, resolved
@@ -24,7 +26,7 @@ from ganlab.report.tables import compare
 from ganlab.runs.data import digests
 from ganlab.runs.records import RunRecord, read_run
 from ganlab.runs.reference import names_recipe
-from ganlab.speed.device import devices, pick_device
+from ganlab.speed.device import pick_device
 
 Outcome = tuple[Comparison, Path] | Needs | None
 """What a comparison gives: tables and page; of a plan alone the seeds needed, if asked for."""
@@ -64,25 +66,26 @@ def carry_through(
     :param order: the names of variants and arms, the baseline first.
     :param words: lines to print after the plan.
     """
-    device, parent, effect = options["device"], options["parent"], options["effect"]
+    parent, effect = options["parent"], options["effect"]
     if effect and not options["only_plan"]:
         raise RecipeError("--effect tells how many seeds are needed; give it together with --plan")
     page = options["output"] or parent / f"{stem[:80]}.html"
     check_writable(page)  # now, before hours of training
     seeds = parse_seeds(options["seeds"])
-    now = DataNow(pick_device(device))
+    where = placement_of(options)
+    now = DataNow(pick_device(where.here))
     if not options["accept_data"]:
         _check_data(variants, arms, order, seeds[0], now)
     _check_figures(variants, arms, seeds[0], now)
-    jobs = make_plan(variants, seeds, parent, device, now) if variants else []
-    for line in (*_plan(variants, jobs, device), *words):
+    jobs = make_plan(variants, seeds, parent, where.here, now, where.kind) if variants else []
+    for line in (*_plan(variants, jobs, where), *words):
         say(line)
     if options["accept_data"]:
         jobs = [replace(job, data=None) for job in jobs]
     if options["only_plan"]:
-        there = [*arms_there(variants, parent, device, now), *arms]
+        there = [*arms_there(variants, where, now), *arms]
         return find_needs(effect, order, there, options["figures"]) if effect else None
-    done = carry_out(jobs, parent, device, workers_of(options), say)
+    done = carry_out(jobs, where, say)
     every = sorted([*arms_of_jobs(done), *arms], key=lambda arm: order.index(arm.name))
     comparison = compare(title, every, options["figures"], _changes(every))
     return comparison, write_report(comparison, page)
@@ -142,11 +145,6 @@ def check_compared(comparison: Comparison) -> None:
     raise RecipeError(f"nothing to compare: the arms have no figure in common ({there}); {_REMEDY}")
 
 
-def workers_of(options: dict[str, Any]) -> int:
-    """The number of runs at a time: as the command line says, else one on each device allowed."""
-    return int(options["jobs"] or len(devices(options["device"])))
-
-
 def _changes(arms: Sequence[Arm]) -> dict[str, list[Change]]:
     """How each arm's recipe differs from the baseline's, according to the first run of each."""
     try:
@@ -160,7 +158,7 @@ def _changes(arms: Sequence[Arm]) -> dict[str, list[Change]]:
     }
 
 
-def _plan(variants: Sequence[Variant], jobs: Sequence[Job], device: str) -> Iterator[str]:
+def _plan(variants: Sequence[Variant], jobs: Sequence[Job], where: Placement) -> Iterator[str]:
     if not variants:
         return
     missing = [job for job in jobs if not job.finished]
@@ -172,7 +170,7 @@ def _plan(variants: Sequence[Variant], jobs: Sequence[Job], device: str) -> Iter
     for variant in variants:
         have = sum(job.finished for job in jobs if job.variant is variant)
         yield f"  {variant.name} ({have} exist)"
-    seconds, source = cost(jobs, device)
+    seconds, source = cost(jobs, where.here, where.executor.elsewhere)
     if missing:
         time = f"about {clock(seconds)} of training" if math.isfinite(seconds) else "time unknown"
         yield f"{time}, one run at a time ({source})"
@@ -262,7 +260,8 @@ def arms_of_jobs(jobs: Iterable[Job]) -> list[Arm]:
     return [Arm(name, tuple(records)) for name, records in runs.items()]
 
 
-def arms_there(variants: Sequence[Variant], parent: Path, device: str, now: DataNow) -> list[Arm]:
+def arms_there(variants: Sequence[Variant], where: Placement, now: DataNow) -> list[Arm]:
     """The arms of all finished runs of the variants, whatever their seeds."""
-    jobs = make_plan(variants, seeds_there(parent), parent, device, now)
+    seeds = seeds_there(where.parent)
+    jobs = make_plan(variants, seeds, where.parent, where.here, now, where.kind)
     return arms_of_jobs(job for job in jobs if job.finished)

@@ -355,7 +355,7 @@ def _set(table: RecipeTable, override: str) -> None:
         key = ()
     if not key:
         raise RecipeError(f"{origin}: write it as key=value, such as gradient_penalty.weight=5")
-    value = _value(written)
+    value = value_of(written)
     _refuse_depth([value], origin)
     _refuse_nonsense(value, key, lambda _: origin)
     plugins = table.values.get("plugins", {})
@@ -380,7 +380,8 @@ def _set(table: RecipeTable, override: str) -> None:
     table.merge({name: value}, {key: origin}, tuple(tables))
 
 
-def _value(written: str) -> Any:
+def value_of(written: str) -> Any:
+    """A value in TOML; what is not valid TOML is taken as text."""
     try:
         return tomllib.loads(f"value = {written}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError, ValueError):
