@@ -16,6 +16,7 @@ from ganlab.errors import RecipeError
 from ganlab.evaluation.scores import check_best_metric, check_held_out, eval_mode
 from ganlab.network_bounds import bounded
 from ganlab.plugin import Batch, Plugin, implements
+from ganlab.ranks.trial import try_sharing
 from ganlab.ranks.world import ALONE, World, shared_out
 from ganlab.recipe.model import Recipe
 from ganlab.requirements import (
@@ -80,6 +81,7 @@ def assemble(
     run.optimizer_options = {name: _options(one) for name, one in run.optimizers.items()}
     run.data = data_of(run)
     run.notes += notes_on_data(run)
+    try_sharing(run)
     return run
 
 

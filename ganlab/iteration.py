@@ -87,7 +87,7 @@ def _step(run: Run, role: str, take: HookCaller, looks: bool) -> Losses:
     """
     if not (run.batches and run.recipe.first == "generator"):
         began = perf_counter()
-        run.batches.append(run.given.pop(0) if run.given else _sample(run))
+        run.batches.append(run.given.pop(0) if run.given else sample(run))
         run.sampling_seconds += perf_counter() - began
     batch = run.batches[-1]
     unit = len(batch.real) // run.recipe.accumulate
@@ -96,7 +96,7 @@ def _step(run: Run, role: str, take: HookCaller, looks: bool) -> Losses:
     return losses
 
 
-def _sample(run: Run) -> Batch:
+def sample(run: Run) -> Batch:
     """The batch of a step; of several processes each has its rows of it."""
     world, size, parts = run.world, run.recipe.batch_size, run.recipe.accumulate
     mine = world.share_of(size)

@@ -139,7 +139,7 @@ class Run:
     """What the run reads, as digests: training data, held-out images, weights."""
     world: World = ALONE
     """The processes that train this run together; usually this one alone."""
-    samples_whole: bool = True
+    samples_whole: bool = False
     """Whether each of several processes draws the whole batch and keeps its rows, because its rows
     alone would be drawn otherwise."""
     execution: "Eager" = field(default_factory=lambda: Eager())

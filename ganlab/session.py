@@ -208,7 +208,8 @@ def _sit_to_the_end(run: Run, folder: RunFolder, limits: Limits) -> int:
         if not ending.following:
             world.order("end")
             return ending.code
-        run = limits.run = ending.following
+        before, run = run, ending.following
+        limits.run, run.samples_whole = run, before.samples_whole
         run.take_part_in(world)
         restate(folder.path, run.iteration)
 

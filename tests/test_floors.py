@@ -27,8 +27,10 @@ FLOORS = """
     limits live_page tracking
     bench report failures export
     engine
+    assembly
+    ranks.trial
     iteration
-    assembly checkpoint generator_weights soundness
+    checkpoint generator_weights soundness
     ranks.agreement
     data
     requirements evaluation speed toolbox network_bounds

@@ -70,6 +70,9 @@ class Recipe(BaseModel):
     activation_checkpointing: Annotated[bool, MayChange(alters=False)] = False
     """Compute the activations inside the networks' blocks again in the backward pass: the same
     step in less memory, for the time of about one more forward pass."""
+    sync_batch_norm: Annotated[bool, MayChange(alters=False)] = False
+    """Where several processes train the run: take batch norm's statistics over the whole batch, as
+    in one process. Without it, a recipe with batch norm is refused there."""
     num_discriminators: int = Field(1, ge=1, le=100)
     """How many plugins make a discriminator; every loss is the mean over the discriminators."""
     seed: int = Field(0, ge=0)
