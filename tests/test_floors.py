@@ -41,7 +41,7 @@ FLOORS = """
     recipe
     monitoring
     plugin
-    ranks.many
+    ranks.many ranks.launching
     ranks.one_batch
     ranks.world schedule streams images degradation speed.device
     stopping disk download

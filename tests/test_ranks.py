@@ -2,8 +2,12 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,3 +55,97 @@ def test_two_processes_score_what_one_does(pair: Path) -> None:
     (one,), (two,) = lines(pair / "of-1", "scores.jsonl"), lines(pair / "of-2", "scores.jsonl")
     assert list(one["images"]) == list(two["images"])
     assert one["bicubic"] == two["bicubic"]
+
+
+def test_gpus_starts_as_many_processes(tmp_path: Path) -> None:
+    recipe, more = ROOT / "recipes" / "smoke.toml", ("--set", "iterations=11", "--name", "two")
+    done = trained(recipe, tmp_path, 1, "--gpus", "2", *more)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes train this run, each on 2 of the 4 samples" in done.stderr
+    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["processes"] == 2
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
+    done = trained(ROOT / "recipes" / "smoke.toml", tmp_path, 1, "--gpus", "3")
+    assert done.returncode == 2
+    assert "3 processes cannot share it equally" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.long
+def test_batch_norm_is_refused_unless_it_was_asked_about(tmp_path: Path) -> None:
+    more = [("iterations=3"), ("pretraining.iterations=1"), ("batch_size=4"), ("evaluate_every=3")]
+    options = [word for text in more for word in ("--set", text)]
+    seed = ROOT / "recipes" / "seed.toml"
+    refused = trained(seed, tmp_path, 1, "--gpus", "2", *options)
+    assert refused.returncode == 2
+    assert "plugins.patch_discriminator: its discriminator has batch norm" in refused.stderr
+
+    options += ["--set", 'precision="float64"', "--set", "sync_batch_norm=true"]
+    for count in ("1", "2"):
+        done = trained(seed, tmp_path, 1, "--gpus", count, "--name", count, *options)
+        assert done.returncode == 0, done.stderr
+    for a, b in zip(lines(tmp_path / "1"), lines(tmp_path / "2"), strict=True):
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-9)
+
+
+def begun(runs: Path) -> tuple[subprocess.Popen[str], dict[str, int]]:
+    """A run of two processes that has some checkpoints; the ids of its processes, by rank."""
+    settings = ["iterations=60", "checkpoint_every=10", "evaluate_every=60", 'precision="float64"']
+    options = [word for text in settings for word in ("--set", text)]
+    command = ["ganlab", "run", ROOT / "recipes" / "smoke.toml", "--runs", runs, "--name", "cut"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command, "--gpus", "2", "--device", "cpu", *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list(runs.glob("cut/checkpoints/*20.sha256")):
+        time.sleep(0.02)
+    ranks = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            if (
+                b"--name\0cut" in (folder / "cmdline").read_bytes()
+                and str(runs).encode() in (folder / "cmdline").read_bytes()
+            ):
+                found = [v for v in variables if v.startswith(b"RANK=")]
+                ranks |= {v.removeprefix(b"RANK=").decode(): int(folder.name) for v in found}
+    return process, ranks
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+@pytest.mark.parametrize("victim", ["0", "1"])
+def test_a_killed_rank_ends_the_run_which_goes_on_with_one_or_two(
+    victim: str, tmp_path: Path
+) -> None:
+    process, ranks = begun(tmp_path)
+    os.kill(ranks[victim], signal.SIGKILL)
+    began = time.monotonic()
+    said = process.communicate(timeout=120)[1]
+    assert time.monotonic() - began < 30
+    assert process.returncode == 1, said
+    assert "resumed, the run goes on from its last checkpoint" in said
+    copied = tmp_path / "with-one"
+    shutil.copytree(tmp_path / "cut", copied)
+    for run, more in ((copied, []), (tmp_path / "cut", ["--gpus", "2"])):
+        command = [sys.executable, "-m", "ganlab", "resume", run, "--device", "cpu", *more]
+        done = subprocess.run(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    for a, b in zip(lines(copied), lines(tmp_path / "cut"), strict=True):
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-9)
+    assert len(lines(copied)) == 61
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+def test_a_signal_to_any_rank_saves_the_run(tmp_path: Path) -> None:
+    process, ranks = begun(tmp_path)
+    os.kill(ranks["1"], signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "stopped"

@@ -22,7 +22,7 @@ from ganlab.cli.options import (
     runs_option,
     trust_code_option,
 )
-from ganlab.errors import RecipeError
+from ganlab.errors import GanlabError, RecipeError
 
 accept_data_option = click.option(
     "--accept-data",
@@ -34,6 +34,12 @@ max_iterations_option = click.option(
     type=click.IntRange(min=1),
     metavar="N",
     help="Stop after iteration N; resumable. Schedules stay those of the whole run.",
+)
+gpus_option = click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train on N GPUs of this machine, by as many processes; with --device cpu on the CPU.",
 )
 max_time_option = click.option(
     "--max-time", type=Duration(), help="Stop after this time, such as 90s, 3m, 1.5h; resumable."
@@ -49,6 +55,7 @@ max_time_option = click.option(
 @runs_option
 @max_iterations_option
 @max_time_option
+@gpus_option
 @click.option(
     "--resume",
     "resumed",
@@ -75,6 +82,7 @@ def run(
     parent: Path,
     max_iterations: int | None,
     max_time: float | None,
+    gpus: int | None,
     resumed: str | None,
     continues: bool,
     accept_data: bool,
@@ -103,6 +111,8 @@ def run(
     _refuse_idle(resumed, name, continues, accept_data)
     seeded = [] if seed is None else [f"seed={seed}"]
     loaded = load_recipe(recipe, (*overrides, *seeded))
+    if not dry_run:
+        _on_several(gpus, device)
     limits = Limits(max_iterations, max_time)
     if follows():
         _take_part(loaded, device)
@@ -132,6 +142,7 @@ def run(
 @device_option
 @max_iterations_option
 @max_time_option
+@gpus_option
 @click.option(
     "--iterations",
     type=click.IntRange(min=1),
@@ -153,6 +164,7 @@ def resume(
     device: str,
     max_iterations: int | None,
     max_time: float | None,
+    gpus: int | None,
     iterations: int | None,
     overrides: tuple[str, ...],
     accept_data: bool,
@@ -176,6 +188,7 @@ def resume(
 
     if iterations is not None:
         overrides = (*overrides, f"iterations={iterations}")
+    _on_several(gpus, device)
     limits = Limits(max_iterations, max_time)
     if follows():
         _take_part(None, device)
@@ -271,20 +284,30 @@ def _refuse_idle(resumed: str | None, name: str | None, continues: bool, accepts
         )
 
 
+def _on_several(gpus: int | None, device: str) -> None:
+    """Run this command again as several processes, if it shall and is none of them, and exit."""
+    from ganlab.ranks.launching import check_gpus, launch
+    from ganlab.ranks.many import is_several
+
+    if gpus and gpus > 1 and not is_several():
+        check_gpus(gpus, device)
+        sys.exit(launch(gpus, sys.argv[1:]))
+
+
 def _take_part(recipe: Any, device: str) -> None:
     """Take part in a run that another process leads, in silence, and exit."""
     from ganlab import session
-    from ganlab.ranks.many import LostRank, telling_the_leader
+    from ganlab.ranks.many import telling_the_leader
 
     with (
         Path(os.devnull).open("w") as nothing,
         redirect_stdout(nothing),
         redirect_stderr(nothing),
-        suppress(LostRank),
+        suppress(GanlabError),  # the process that leads tells it
         telling_the_leader(),
     ):
-        sys.exit(session.take_part(recipe, device))
-    sys.exit(1)  # the process that leads tells what is to be told
+        session.take_part(recipe, device)
+    sys.exit()
 
 
 def _report(folder: Any, code: int) -> None:

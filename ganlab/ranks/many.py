@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from ganlab.errors import GanlabError, RecipeError, first_line
+from ganlab.errors import GanlabError, RecipeError
 from ganlab.ranks.one_batch import OneBatch
 from ganlab.ranks.world import ALONE, World, rows_of
 from ganlab.stopping import heard
@@ -126,8 +127,11 @@ def _telling() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        why = _told_by_another() or f"it ended without a word ({first_line(error)[:200]})"
-        raise LostRank(f"another process of this run is gone: {why}") from None
+        why = _told_by_another() or "it was killed, or lost its connection"
+        raise LostRank(
+            f"another process of this run is gone: {why}; resumed, the run goes on from its last "
+            "checkpoint"
+        ) from error
 
 
 _LAST_WORDS = "ganlab/last words"
@@ -137,11 +141,13 @@ _PATIENCE = 2.0  # seconds to wait for them: the connection is cut before they a
 def _told_by_another() -> str:
     """What a process that failed has said about it; "" when it said nothing."""
     store = distributed.distributed_c10d._get_default_store()
-    try:
-        store.wait([_LAST_WORDS], datetime.timedelta(seconds=_PATIENCE))
-        return store.get(_LAST_WORDS).decode()
-    except Exception:  # of several kinds, when the store is gone too or nothing was said
-        return ""
+    until = time.monotonic() + _PATIENCE
+    with suppress(Exception):  # of several kinds, when the store is gone too
+        while time.monotonic() < until:
+            if store.check([_LAST_WORDS]):
+                return store.get(_LAST_WORDS).decode()
+            time.sleep(0.05)
+    return ""
 
 
 @contextmanager
