@@ -105,17 +105,14 @@ def run(
     """
     from ganlab import session
     from ganlab.limits import Limits
-    from ganlab.ranks.many import follows
     from ganlab.recipe.model import load_recipe
 
     _refuse_idle(resumed, name, continues, accept_data)
     seeded = [] if seed is None else [f"seed={seed}"]
     loaded = load_recipe(recipe, (*overrides, *seeded))
     if not dry_run:
-        _on_several(gpus, device)
+        _as_several(gpus, device, loaded)
     limits = Limits(max_iterations, max_time)
-    if follows():
-        _take_part(loaded, device)
     if dry_run:
         _show_resolved(loaded, device)
         next_is(*run_command(*seeded))
@@ -184,14 +181,11 @@ def resume(
     """
     from ganlab import session
     from ganlab.limits import Limits
-    from ganlab.ranks.many import follows
 
     if iterations is not None:
         overrides = (*overrides, f"iterations={iterations}")
-    _on_several(gpus, device)
+    _as_several(gpus, device, None)
     limits = Limits(max_iterations, max_time)
-    if follows():
-        _take_part(None, device)
     _report(*session.resume(run_folder, device, limits, accept_data, overrides))
 
 
@@ -284,12 +278,18 @@ def _refuse_idle(resumed: str | None, name: str | None, continues: bool, accepts
         )
 
 
-def _on_several(gpus: int | None, device: str) -> None:
-    """Run this command again as several processes, if it shall and is none of them, and exit."""
-    from ganlab.ranks.launching import check_gpus, launch
-    from ganlab.ranks.many import is_several
+def _as_several(gpus: int | None, device: str, recipe: Any) -> None:
+    """Run this command as several processes, if it shall: start them, or take part, and exit.
 
+    The process that leads goes on.
+    """
+    from ganlab.ranks.many import follows, is_several
+
+    if follows():
+        _take_part(recipe, device)
     if gpus and gpus > 1 and not is_several():
+        from ganlab.ranks.launching import check_gpus, launch
+
         check_gpus(gpus, device)
         sys.exit(launch(gpus, sys.argv[1:]))
 
