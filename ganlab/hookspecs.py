@@ -22,6 +22,13 @@ An implementation names only the arguments that it needs, without default values
 tensors [N, C, H, W] in 0..1 everywhere. Logits are what the discriminator returns: [N, 1, h, w]
 from a patch discriminator, [N, 1] from one that sees the whole image.
 
+Several processes may train one run. Each then calls the hooks with its rows of the batch, and the
+engine averages gradients and logged values. Random draws whose first dimension is that of the
+images are made for the whole batch, and each process keeps its rows. A plugin asks `self.world` for
+the rest: `mean(value)` where a mean over the batch goes into something that is not linear or into
+its state, `gather(rows)` where images are compared with each other. It communicates in no other
+way, makes no draw for each image in a Python loop, and keeps no state of its own rows.
+
 `real` and `fake` are the images before `augment`, with one exception: `penalty` receives them after
 `augment`, as the discriminator sees them.
 """

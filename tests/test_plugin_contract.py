@@ -18,6 +18,7 @@ from ganlab.images.files import write_png
 from ganlab.images.resampling import resize, to_uint8
 from ganlab.recipe.discovery import find_plugin, installed
 from ganlab.testing import RULES, Broken, NotApplicable, Rule, Subject, tiny_run
+from ganlab.testing.rules import is_the_same_by_two_processes
 from ganlab.testing.worlds import images
 
 pytestmark = pytest.mark.usefixtures("seeded_weights")
@@ -26,6 +27,7 @@ NAMES = sorted(installed())
 SMALL = {"width": 12, "num_blocks": 1, "num_patches": 20}
 LARGER = ("vgg_discriminator",)  # batch norm wants more than one pixel of a channel
 BESIDE = {"ldl_loss": ["ema"]}
+SLOW = ("perceptual_loss", "lpips_loss", "dists_loss")  # whose networks take seconds in float64
 FEW = {"fid": {"num_patches": 4}, "kid": {"num_patches": 4}}  # 0.15 s each
 
 
@@ -72,7 +74,8 @@ def skipped_without_its_package(name: str) -> Iterator[None]:
 def cases() -> Iterator[Any]:
     for name in NAMES:
         for rule in RULES:
-            marks = [pytest.mark.long] if rule.slow else []
+            long = rule.slow or (name in SLOW and rule.keep is is_the_same_by_two_processes)
+            marks = [pytest.mark.long] if long else []
             yield pytest.param(name, rule, id=f"{name}-{rule.name}", marks=marks)
 
 

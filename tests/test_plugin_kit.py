@@ -242,6 +242,94 @@ class ImagesOnly(Plugin):
         return {f"G/{self.name}": fake.diff(dim=3).square().mean()}
 
 
+class BentMean(Plugin):
+    """Its loss is the square of a mean over the batch (2026)."""
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor) -> Losses:
+        return {f"G/{self.name}": fake.mean().square()}
+
+
+class MeanOfAll(Plugin):
+    """The same, with the mean over the whole batch (2026)."""
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor) -> Losses:
+        return {f"G/{self.name}": self.world.mean(fake.mean()).square()}
+
+
+class DrawsInALoop(Plugin):
+    """It draws a number for each image, one after another (2026)."""
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor) -> Losses:
+        weights = torch.stack([torch.rand((), generator=self.rng) for _ in fake])
+        return {f"G/{self.name}": (weights * fake.square().flatten(1).mean(1)).mean()}
+
+
+class KeepsItsRows(Right):
+    """It keeps the mean of the images that it saw last (2026)."""
+
+    _last: Tensor = PrivateAttr(default_factory=lambda: torch.zeros(()))
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor) -> Losses:
+        self._last = fake.detach().mean()
+        return {f"G/{self.name}": fake.square().mean()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self._last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._last = state["last"]
+
+
+class KeepsImages(KeepsItsRows):
+    """It keeps the images that it saw last (2026)."""
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor) -> Losses:
+        self._last = fake.detach().clone()
+        return {f"G/{self.name}": fake.square().mean()}
+
+
+class KeepsItsRank(KeepsItsRows):
+    """It keeps the number of the process (2026)."""
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor) -> Losses:
+        self._last = torch.tensor(float(self.world.rank))
+        return {f"G/{self.name}": fake.square().mean()}
+
+
+class AsksAlone(Plugin):
+    """It asks for a mean in the first process only (2026)."""
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor) -> Losses:
+        mean = self.world.mean(fake.mean()) if self.world.leads else fake.mean()
+        return {f"G/{self.name}": fake.square().mean() + 0 * mean}
+
+
+class Communicates(Plugin):
+    """It communicates by itself (2026)."""
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor) -> Losses:
+        if self.world.size > 1:
+            torch.distributed.all_reduce(fake.detach().mean())
+        return {f"G/{self.name}": fake.square().mean()}
+
+
+class Refuses(Right):
+    """It refuses a run of several processes (2026)."""
+
+    @hookimpl
+    def run_start(self, run: Run) -> None:
+        if run.world.size > 1:
+            raise self.error("it needs the whole batch; train it by one process")
+
+
 class Ends(Plugin):
     """It ends the process (2026)."""
 
@@ -257,6 +345,7 @@ class FailsWhenMade(Right):
         raise RuntimeError("not today")
 
 
+TWO = "is_the_same_by_two_processes"
 BROKEN = [
     (Undescribed, "says_what_it_is", "begin with one sentence"),
     (Sourceless, "names_its_source", "names no source"),
@@ -285,6 +374,15 @@ BROKEN = [
     (EvenSizes, "takes_odd_sizes", "RuntimeError: shape"),
     (Rounds, "agrees_in_bfloat16", "G/rounds is torch.bfloat16"),
     (Sums, "takes_a_batch_in_parts", "take the mean over the images"),
+    (Sums, TWO, "with two; take the mean over the images, not the sum"),
+    (BentMean, TWO, "take self.world.mean(...) of it"),
+    (DrawsInALoop, TWO, "draw for all images at once, the images being the first dimension"),
+    (DrawsItself, TWO, "draw from self.rng or self.host_rng"),
+    (KeepsItsRows, TWO, "its state['last'] is "),
+    (KeepsImages, TWO, "its state['last'] has the shape [10, 3, 32, 32] with one process"),
+    (KeepsItsRank, TWO, "its state['last'] is not the same in both of two processes; keep what"),
+    (AsksAlone, TWO, "ask self.world for the same things in the same order in all of them"),
+    (Communicates, TWO, "it communicates by torch.distributed; ask self.world instead"),
     (ReadsAValue, "is_replayed_alike", "capturable = False"),
     (ImagesOnly, "says_where_it_does_not_fit", "IndexError: Dimension out of range"),
     (InPlace, "passes_check", "its generator_loss changes the batch in place"),
@@ -316,6 +414,15 @@ def test_a_plugin_that_cannot_be_made_is_told_so_once(plugin: type[Plugin]) -> N
     for rule in ("trains_its_own_network", "says_where_it_does_not_fit", "passes_check"):
         with pytest.raises(NotApplicable, match="it cannot be made from its options"):
             RULE[rule](plugin)
+
+
+def test_a_mean_over_the_whole_batch_is_the_same_by_two_processes() -> None:
+    RULE[TWO](MeanOfAll)
+
+
+def test_a_plugin_may_refuse_a_run_of_two_processes() -> None:
+    with pytest.raises(NotApplicable, match="two processes: it needs the whole batch; train it"):
+        RULE[TWO](Refuses)
 
 
 def test_a_right_plugin_passes_every_rule() -> None:

@@ -63,6 +63,13 @@ class Many(World):
             distributed.all_reduce(tensor)
         return tensor
 
+    def of_each(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of every rank; it has one shape on all."""
+        every = [torch.empty_like(tensor) for _ in range(self.size)]
+        with _telling():
+            distributed.all_gather(every, tensor.contiguous())
+        return every
+
     def rows(self, whole: Tensor, parts: int = 1) -> Tensor:
         return rows_of(whole, self.rank, self.size, parts)
 
@@ -198,10 +205,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, world: Many, rows: Tensor) -> Tensor:
         ctx.world = world
-        every = [torch.empty_like(rows) for _ in range(world.size)]
-        with _telling():
-            distributed.all_gather(every, rows.detach().contiguous())
-        return torch.cat(every)
+        return torch.cat(world.of_each(rows.detach().contiguous()))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ganlab.assembly import assemble
 from ganlab.errors import GanlabError
 from ganlab.plugin import Plugin, hooks_of
+from ganlab.ranks.world import ALONE, World as Ranks
 from ganlab.recipe.discovery import find_plugin, installed, offering
 from ganlab.recipe.model import load_recipe
 from ganlab.run import Run
@@ -116,26 +117,41 @@ class Subject:
         :raises Broken: when it fits into none.
         :raises NotApplicable: when it cannot be made; a rule of its own tells how.
         """
+        return self.placed(folder, device, **settings)[1]
+
+    def placed(
+        self, folder: Path, device: torch.device = CPU, **settings: Any
+    ) -> tuple[World, Run]:
+        """The first world where it fits, and a run there; raises as `run` does."""
         if self.world:
-            return self.run_in(self.world, folder, device, **settings)
+            return self.world, self.run_in(self.world, folder, device, **settings)
         faults = []
         for world in WORLDS:
             try:
-                return self.run_in(world, folder, device, **settings)
+                return world, self.run_in(world, folder, device, **settings)
             except GanlabError as error:
                 faults.append(_without_place(error))
         raise Broken("it fits into no small experiment: " + "; ".join(dict.fromkeys(faults)))
 
     def run_in(
-        self, world: World, folder: Path, device: torch.device = CPU, **settings: Any
+        self,
+        world: World,
+        folder: Path,
+        device: torch.device = CPU,
+        ranks: Ranks = ALONE,
+        **settings: Any,
     ) -> Run:
+        """A run with this plugin in a world.
+
+        :param ranks: the processes that train it, as the caller, one of them, sees them.
+        """
         try:
             self.made()
         except Exception:  # the code is the author's
             raise NotApplicable("it cannot be made from its options") from None
         file = folder / "recipe.toml"
         file.write_text(self.text(world, **settings))
-        return assemble(load_recipe(file), device, RunFolder(folder))
+        return assemble(load_recipe(file), device, RunFolder(folder), world=ranks)
 
 
 def answers(kind: type[Plugin]) -> set[str]:

@@ -31,6 +31,7 @@ from ganlab.speed.graphs import WARM_UPS, Graphs
 from ganlab.state import state_of
 from ganlab.testing.experiment import CPU, Broken, NotApplicable, Subject, said
 from ganlab.testing.recorder import CpuRecorder
+from ganlab.testing.two_ranks import compare_with_two
 from ganlab.testing.worlds import images, points
 
 LOSSES = {"generator_loss", "discriminator_loss", "penalty"}
@@ -216,6 +217,12 @@ def takes_a_batch_in_parts(subject: Subject) -> None:
             )
 
 
+def is_the_same_by_two_processes(subject: Subject) -> None:
+    """A run of two processes, each with half of the batch, is the run of one process."""
+    with subject.in_a_folder() as folder:
+        compare_with_two(subject, folder)
+
+
 def is_replayed_alike(subject: Subject) -> None:
     """A captured step computes what the step as written computes."""
     if not subject.kind.capturable:
@@ -324,6 +331,7 @@ RULES = (
     Rule(takes_odd_sizes),
     Rule(agrees_in_bfloat16),
     Rule(takes_a_batch_in_parts),
+    Rule(is_the_same_by_two_processes),
     Rule(is_replayed_alike, slow=True),
     Rule(says_where_it_does_not_fit),
     Rule(passes_check, slow=True),

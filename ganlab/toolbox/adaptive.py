@@ -33,7 +33,7 @@ class AdaptiveProbability(Plugin):
     speed: float = Field(500.0, gt=0)
     """Thousands of real images in which p can move by 1; 100 suits fine-tuning (paper's code)."""
 
-    every: Annotated[int, Begins("D steps")] = Field(4, ge=1)
+    every: Annotated[int, Begins("D steps")] = Field(4, ge=1, examples=[1])
     """D steps from one update of p to the next."""
 
     initial_p: float = Field(0.0, ge=0, le=1)
@@ -76,7 +76,7 @@ class AdaptiveProbability(Plugin):
 
     @hookimpl(wrapper=True)
     def discriminator_loss(self, real_logits: Tensor) -> Generator[None, Tensor, Tensor]:
-        self._signs[0] += real_logits.detach().sign().mean()
+        self._signs[0] += self.world.mean(real_logits.detach().sign().mean())
         self._signs[1] += 1
         return (yield)
 
@@ -84,6 +84,7 @@ class AdaptiveProbability(Plugin):
         """Update p when an update is due, and add p to the logged losses; call after each D step.
 
         :param losses: what the step returned; when empty, D did not step.
+        :param batch_size: samples of the step in this process.
         """
         if self.fixed_p is not None or not losses:
             return losses
@@ -91,7 +92,7 @@ class AdaptiveProbability(Plugin):
         if self._num_steps % self.every == 0:
             # the sign of (mean - target), or 0 when there were no logits since the last update
             direction = (self._signs[0] - self.target * self._signs[1]).sign()
-            stride = batch_size * self.every / (self.speed * 1000)
+            stride = batch_size * self.world.size * self.every / (self.speed * 1000)
             self._p.add_(direction * stride).clamp_(min=0)
             self._signs.zero_()
         return losses | {f"D/{self.name}_p": self._p.clone()}

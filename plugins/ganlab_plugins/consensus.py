@@ -61,7 +61,7 @@ class Consensus(Plugin):
 
     def _agreement(self, run: Run, of_d: Losses, of_g: Losses, role: str) -> Losses:
         v = [*_gradient(of_d, discriminators(run)), *_gradient(of_g, [run.G])]
-        squared = torch.stack([part.square().sum() for part in v]).sum()
+        squared = torch.stack([self.world.mean(part).square().sum() for part in v]).sum()
         return {f"{role}/{self.name}": self.weight.value / 2 * squared}
 
 

@@ -48,7 +48,7 @@ class DRAGAN(Plugin):
 
     def disturbed(self, real: Tensor) -> Tensor:
         """A point near each real image; the slope is measured there."""
-        deviation = real.std(correction=0)
+        deviation = self.world.gather(real).std(correction=0)
         z = self._uniform(real, list(real.shape))
         if self.noise == "centred":
             return (real + deviation * (z - 0.5)).clamp(0, 1)

@@ -105,7 +105,7 @@ class FeatureMatching(Plugin):
     def _distance(self, fake: Tensor, real: Tensor) -> Tensor:
         if self.kind == "mean":
             over = [0, *range(2, fake.dim())]
-            fake, real = fake.mean(over), real.mean(over)
+            fake, real = self.world.mean(fake.mean(over)), self.world.mean(real.mean(over))
         return F.l1_loss(fake, real)
 
 

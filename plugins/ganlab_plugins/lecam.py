@@ -64,7 +64,7 @@ class Lecam(Plugin):
     ) -> dict[str, Tensor]:
         means = self._means[discriminator]
         with torch.no_grad():
-            now = torch.stack([real_logits.mean(), fake_logits.mean()])
+            now = self.world.mean(torch.stack([real_logits.mean(), fake_logits.mean()]))
             later = torch.lerp(means, now, 1 - self.decay * self._active)
             means.copy_(torch.where(means.isnan(), now, later))
         real, fake = means

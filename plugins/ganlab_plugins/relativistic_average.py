@@ -78,7 +78,8 @@ class RelativisticAverage(Plugin):
     def _relative(self, real: Tensor, fake: Tensor, detach_means: bool) -> tuple[Tensor, Tensor]:
         """The logits of each side, minus the mean of the other side's logits."""
         means = [
-            x.mean() if self.mean_over == "all" else x.mean(0, keepdim=True) for x in (fake, real)
+            self.world.mean(x.mean() if self.mean_over == "all" else x.mean(0, keepdim=True))
+            for x in (fake, real)
         ]
         if detach_means:
             means = [mean.detach() for mean in means]
