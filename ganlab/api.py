@@ -65,12 +65,14 @@ __all__ = [
     "Run",
     "RunRecord",
     "Series",
+    "Swept",
     "compare",
     "export",
     "load_recipe",
     "report",
     "resume",
     "run",
+    "sweep",
     "upscale",
 ]
 
@@ -164,6 +166,22 @@ class Compared:
 
     def _repr_html_(self) -> str:
         return of_comparison(self.comparison, self.page)
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """The result of a sweep."""
+
+    best: Run
+    """The first run of the best trial. Its figure was chosen, so chance has helped it."""
+    recipe: Path
+    """The recipe of the best trial as a file."""
+    page: Path
+    data: dict[str, Any]
+    """What `ganlab sweep --json` prints: "trials" with their values, states and figures."""
+
+    def __repr__(self) -> str:
+        return f"<Swept {len(self.data['trials'])} trials: {self.page}>"
 
 
 def load_recipe(
@@ -339,6 +357,57 @@ def compare(
         assert isinstance(outcome, tuple)  # not of a plan alone
         check_compared(outcome[0])
         return Compared(*outcome)
+
+
+def sweep(
+    recipe: FileName,
+    space: FileName,
+    overrides: Overrides = (),
+    *,
+    data: FileName | None = None,
+    name: str | None = None,
+    jobs: int | None = None,
+    executor: str = "local",
+    executor_options: Overrides = (),
+    device: str = "auto",
+    runs: FileName = "runs",
+    trust_code: bool = False,
+) -> Swept:
+    """Search for good values of a recipe's options, as `ganlab sweep` does.
+
+    The same call continues a sweep that was interrupted. It needs `ganlab[sweep]`.
+
+    :param space: the file that says which options vary, and how trials are chosen.
+    :param overrides, data: for the recipe, as for `load_recipe`.
+    :param name: of the sweep's folder in `runs`; by default made of both files' names.
+    :param jobs, executor, executor_options: as for `compare`.
+    :raises RecipeError: when the space is not one of the recipe, or optuna is not installed.
+    :raises GanlabError: when no trial has a figure.
+    """
+    from ganlab.sweep.space import require_optuna
+
+    require_optuna()
+    from ganlab.sweep.result import as_data, check_done
+    from ganlab.sweep.sweep import sweep_recipe
+
+    with _as_in_a_program(trust_code):
+        folder = None if data is None else Path(data)
+        options: dict[str, Any] = {
+            "overrides": on_folder(Path(recipe), _texts(overrides), folder),
+            "name": name,
+            "jobs": jobs,
+            "executor": executor,
+            "executor_options": tuple(_texts(executor_options)),
+            "on_interrupt": "save",
+            "device": device,
+            "parent": Path(runs),
+            "only_plan": False,
+        }
+        found = sweep_recipe(Path(recipe), Path(space), options)
+        assert found  # not a plan alone
+        check_done(found)
+        assert found.best_run and found.recipe
+        return Swept(Run.open(found.best_run), found.recipe, found.page, as_data(found))
 
 
 def export(

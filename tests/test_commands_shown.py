@@ -45,6 +45,7 @@ SHORTER = {
     r"resume \S+ --iterations": "--iterations 6 --max-iterations 5",
     r"(run|check) drifting\.toml": SMALL,
     r"ablate drifting\.toml": f"{SMALL} --seeds 0..1",
+    r"sweep wgan_gp": SMALL,
     r"verify .*--iterations": "--iterations 2",
     r"dead-leaves": "--count 2",
 }
@@ -120,6 +121,8 @@ def furnish(folder: Path, page: str) -> None:
     plugins = [f"{key} = {value}" for key, value in OPTIONS.items()]
     text = "\n".join(['extends = "whole.toml"', *lines, "[plugins]", *plugins])
     (recipes / "wgan_gp.toml").write_text(text)
+    space = "trials = 2\n[options]\npixel_loss.weight = { float = [0.1, 1.0] }\n"
+    (folder / "space.toml").write_text(space)
     (folder / "my_idea.toml").write_text('extends = "recipes/wgan_gp.toml"\n')
     if re.search(r"runs/wgan_gp-1|@last", page):
         assert invoke(f"run wgan_gp {SMALL} --max-iterations 3") == 0  # it can be resumed

@@ -57,6 +57,12 @@ def test_recipes_are_files_and_names_of_those_that_come_with_ganlab(offered: Off
     assert offered("ganlab run runs/first-1/") == ["runs/first-1/recipe.toml"]
 
 
+def test_a_sweep_takes_a_recipe_and_then_a_file(offered: Offered) -> None:
+    assert "wgan_gp" in offered("ganlab sweep ")
+    assert offered("ganlab sweep mine.toml ") == ["mine.toml", "more/", "runs/"]
+    assert offered("ganlab sweep mine.toml mine.toml --set ema.dec") == ["ema.decay="]
+
+
 def test_runs_are_offered_by_name_the_last_first(offered: Offered) -> None:
     assert offered("ganlab resume ") == ["second-1", "first-1", "@last"]
     assert offered("ganlab report f") == ["first-1"]

@@ -18,7 +18,7 @@ POINTS = GROUPS["ganlab"]
 # An import may only point down this list, or stay on its floor. A folder stands for its files.
 FLOORS = """
     cli api
-    compare hub
+    compare hub sweep
     commands testing
     checking
     session

@@ -15,6 +15,7 @@ from ganlab.cli.options import (
     RecipeFile,
     RecipeOrRun,
     RecipePlugin,
+    TomlFile,
     change_options,
     check_device,
     data_option,
@@ -204,6 +205,50 @@ def bisect(good: Path, bad: Path, as_json: bool, **options: Any) -> None:
         return
     print_found(found, as_json, as_data, lines)
     sys.exit(0 if found.found else 1)
+
+
+@click.command()
+@click.argument("recipe", type=RecipeFile())
+@click.argument("space", metavar="SPACE.toml", type=TomlFile())
+@change_options
+@click.option("--name", help="Name of the sweep's folder in the runs folder.")
+@placement_options
+@plan_option
+@trust_code_option
+@json_option
+def sweep(recipe: Path, space: Path, as_json: bool, **options: Any) -> None:
+    """Search for good values of a recipe's options: many trials, each a run or one per seed.
+
+    SPACE.toml says which options vary and how far, how many trials there are, and how they are
+    chosen. All is checked against the recipe before anything runs. The same command continues a
+    sweep that was interrupted. Prints the trials, the best first, and writes a page and the best
+    trial's recipe. It needs ganlab[sweep]. Exit code 1 when a run failed.
+
+    Example: ganlab sweep wgan_gp space.toml --plan
+    """
+    from ganlab.sweep.space import require_optuna
+
+    require_optuna()
+    from ganlab.sweep.result import as_data, check_done, print_sweep
+    from ganlab.sweep.sweep import sweep_recipe
+
+    found = sweep_recipe(recipe, space, options)
+    if found is None:
+        return
+    if as_json:
+        print_json(as_data(found))
+    else:
+        print_sweep(found)
+        click.echo(f"page: {found.page}")
+    check_done(found)
+    if not as_json:
+        click.echo(f"recipe of the best trial: {found.recipe}")
+    click.echo(found.caveat, err=True)
+    next_is(*found.longer)
+    next_is(*found.command)
+    if found.failed:
+        click.echo(f"failed: {len(found.failed)} trials; the same command tries again", err=True)
+        sys.exit(1)
 
 
 @click.command()

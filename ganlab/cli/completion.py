@@ -140,7 +140,12 @@ def completion(shell: str) -> None:
 
 def recipe_items(incomplete: str) -> list[CompletionItem]:
     """Recipe files and folders where the user is typing, and the recipes that come with ganlab."""
-    return [*map(CompletionItem, _files(incomplete)), *bundled_items(incomplete)]
+    return [*toml_items(incomplete), *bundled_items(incomplete)]
+
+
+def toml_items(incomplete: str) -> list[CompletionItem]:
+    """TOML files and folders where the user is typing."""
+    return [*map(CompletionItem, _files(incomplete))]
 
 
 def bundled_items(incomplete: str) -> list[CompletionItem]:

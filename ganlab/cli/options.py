@@ -22,6 +22,7 @@ from ganlab.cli.completion import (
     recipe_plugin_items,
     run_items,
     set_items,
+    toml_items,
 )
 from ganlab.cli.output import lasting_output, lost_output
 from ganlab.errors import GanlabError
@@ -149,6 +150,18 @@ class RecipeFile(click.Path):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         return recipe_items(incomplete)
+
+
+class TomlFile(click.Path):
+    """The path of a TOML file that is not a recipe."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return toml_items(incomplete)
 
 
 class RunReference(click.ParamType):

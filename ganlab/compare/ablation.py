@@ -60,14 +60,14 @@ def plan_ablation(
                 f"--without {name}: the recipe has no plugin '{name}'"
                 f"{did_you_mean(name, recipe.plugins) or '; it has ' + ', '.join(recipe.plugins)}"
             )
-    whole = assemble(recipe, pick_device("cpu"))
+    whole = task_of(assemble(recipe, pick_device("cpu")))
     variants = [Variant(recipe.name, file, overrides)]
     refused: dict[str, str] = {}
     for name in without or ([] if vary else list(recipe.plugins)):
         variant = Variant(
             f"{recipe.name}-without-{name}", file, (*overrides, f"plugins.{name}=false")
         )
-        fault = _fault(variant, whole)
+        fault = fault_of(variant, whole)
         if not fault:
             variants.append(variant)
         elif name in without:
@@ -93,22 +93,37 @@ def _distinct(variants: Sequence[Variant]) -> tuple[list[Variant], dict[str, str
     return list(first.values()), alike
 
 
-def _fault(variant: Variant, whole: Run) -> str:
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the variants of a recipe must have in common for their figures to be compared."""
+
+    condition_shape: tuple[int, ...]
+    real_shape: tuple[int, ...]
+    held_out: tuple[str, ...]
+    """The names of the held-out images."""
+
+
+def task_of(run: Run) -> Task:
+    return Task(tuple(run.condition_shape), tuple(run.real_shape), tuple(run.held_out))
+
+
+def fault_of(variant: Variant, whole: Task) -> str:
     """Why a variant is incomplete, or is not the whole recipe's experiment; "" when it is fine."""
     try:
-        run = assemble(load_recipe(variant.file, variant.overrides), whole.device)
+        run = assemble(load_recipe(variant.file, variant.overrides), pick_device("cpu"))
     except RecipeError as error:
         return str(error)
+    task = task_of(run)
     for what in ("condition_shape", "real_shape"):
-        mine, theirs = getattr(run, what), getattr(whole, what)
+        mine, theirs = getattr(task, what), getattr(whole, what)
         if mine != theirs:
             return f"another task: the {what.partition('_')[0]} would be {mine}, not {theirs}"
-    if run.held_out.keys() != whole.held_out.keys():
+    if set(task.held_out) != set(whole.held_out):
         return "it would be evaluated on other images"
     return ""
 
 
-def _varied(text: str, recipe: Recipe, whole: Variant, run: Run) -> list[Variant]:
+def _varied(text: str, recipe: Recipe, whole: Variant, task: Task) -> list[Variant]:
     key, equals, values = text.partition("=")
     if key.strip() == "seed":
         raise RecipeError(f"--vary {text}: seeds are paired, not compared; use --seeds")
@@ -123,7 +138,7 @@ def _varied(text: str, recipe: Recipe, whole: Variant, run: Run) -> list[Variant
     for value in given:
         name = f"{recipe.name}-{key.strip()}-{_plain(value)}"
         variant = Variant(name, whole.file, (*whole.overrides, f"{key.strip()}={value}"))
-        if fault := _fault(variant, run):
+        if fault := fault_of(variant, task):
             raise RecipeError(f"--vary {text}: with {value}: {fault}")
         made.append(variant)
     return made

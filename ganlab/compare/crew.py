@@ -64,7 +64,7 @@ class Placement:
     def found(self, job: Job) -> Job:
         """The job as it is now, with the folder of its run."""
         (found,) = make_plan([job.variant], [job.seed], self.parent, self.here, kind=self.kind)
-        return replace(found, data=job.data)
+        return replace(found, data=job.data, limits=job.limits)
 
 
 Result = tuple[Job, int, str]

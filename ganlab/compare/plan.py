@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +13,7 @@ from ganlab.bench.cost import estimate
 from ganlab.compare.data import DataNow
 from ganlab.ending import UNHEALTHY
 from ganlab.errors import RecipeError
+from ganlab.limits import Limits
 from ganlab.recipe.model import Recipe, load_recipe, resolved
 from ganlab.runs.data import Data, as_opened, differences
 from ganlab.runs.environment import code_digest
@@ -52,6 +53,8 @@ class Job:
     finished: bool = False
     data: Data | None = None
     """The data that a new run must read; None allows any."""
+    limits: Callable[..., Limits] = Limits
+    """What ends the run early, made where the run is; it gets `called_off`. It can be pickled."""
 
     def __str__(self) -> str:
         return f"{self.variant.name} seed {self.seed}"

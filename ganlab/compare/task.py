@@ -43,6 +43,7 @@ class Training(Task):
     device: str
     kind: str
     data: Data | None
+    limits: Callable[..., Limits]
     recipe: str
     """The resolved recipe, with its seed, as the run's folder has it."""
     code: dict[str, str]
@@ -75,7 +76,7 @@ class Training(Task):
     ) -> Outcome:
         recipe = variant.recipe(self.seed)  # its code is that of the run, and may run here
         self._check(recipe, device)
-        limits = Limits(called_off=called_off)
+        limits = self.limits(called_off=called_off)
         try:
             if self.folder:
                 folder, code = self._resumed(parent / self.folder.name, device, limits)
@@ -159,6 +160,7 @@ def task_of(job: Job, parent: Path, device: str, executor: Executor) -> Training
         device=device,
         kind=executor.kind(device),
         data=job.data,
+        limits=job.limits,
         recipe=text,
         code=_code_here() | {f"plugin {n}": digest for n, digest in _plugins(recipe).items()},
         files=_files(recipe) if away else None,

@@ -131,6 +131,16 @@ def read_alone(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_values(path: Path) -> RecipeTable:
+    """Read a TOML file that is not a recipe, under the same limits; each value has its line.
+
+    :raises RecipeError: with file and line, for a fault in the text.
+    """
+    values, lines = _parse(path, _read_text(path))
+    origins = {(): Origin(path)} | {key: Origin(path, line) for key, line in lines.items()}
+    return RecipeTable(path, values, origins)
+
+
 _LONGEST_WORD, _MOST_WORDS = 64, 1000
 
 

@@ -11,6 +11,7 @@ from ganlab.report.before_after import Enlarged, render_before_after
 from ganlab.report.index import render_index
 from ganlab.report.model import Arm, Comparison
 from ganlab.report.page import render
+from ganlab.report.sweep import OptionRow, TrialRow, render_sweep
 from ganlab.report.tables import compare
 from ganlab.runs.records import read_run
 
@@ -61,6 +62,21 @@ def write_before_after(
     :raises RecipeError: when the page cannot be written, or another file is in the way.
     """
     return _write(path, render_before_after(title, lead, notes, pictures, side))
+
+
+def write_sweep(
+    path: Path,
+    title: str,
+    lead: Sequence[str],
+    figure: str,
+    options: Sequence[OptionRow],
+    trials: Sequence[TrialRow],
+) -> Path:
+    """Write the page of a sweep; only a page from ganlab is overwritten.
+
+    :raises RecipeError: when the page cannot be written, or another file is in the way.
+    """
+    return _write(path, render_sweep(title, lead, figure, options, trials))
 
 
 def _write(path: Path, text: str) -> Path:

@@ -13,6 +13,7 @@ from ganlab.runs.records import RunRecord, Series
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 8, 8, 36
 MOST_POINTS = 300  # in a line
+LONGEST_NAME = 16  # characters of a tick
 MARKED = 40  # points of a line that show their value
 _ROUNDING = 1e-5
 """Values whose difference is a smaller part of them are drawn as equal."""
@@ -178,6 +179,42 @@ def plane(
         mark = Mark(x(across.mean), y(up.mean), text)
         whiskers.append(Whisker(arm, mark, _between(across, x), _between(up, y)))
     return Chart(title, labels[0], labels[1], x.ticks(), y.ticks(), (), tuple(whiskers))
+
+
+def scatter(
+    title: str,
+    labels: tuple[str, str],
+    points: Sequence[tuple[str, float, str, bool]],
+    log: bool,
+    named: bool,
+) -> Chart | None:
+    """Chart of a figure over the values of an option, a point for each trial.
+
+    :param points: the value as it is written, the figure, a text, and whether it is the best.
+    :param log: whether the values are on a logarithmic scale.
+    :param named: whether the values are names, which are drawn side by side.
+    """
+    if not points:
+        return None
+    names = sorted({value for value, _, _, _ in points})
+    xs = [float(names.index(value)) if named else float(value) for value, _, _, _ in points]
+    x = Axis(xs, LEFT, WIDTH - RIGHT, log)
+    if log and len(x.ticks()) < 2:  # less than a factor of ten
+        x = Axis(xs, LEFT, WIDTH - RIGHT)
+    ticks = x.ticks()
+    if named:
+        ticks = tuple(Tick(x(float(n)), _shortened(name)) for n, name in enumerate(names))
+    y = Axis([figure for _, figure, _, _ in points], HEIGHT - BOTTOM, TOP)
+    whiskers = [
+        Whisker(1 if best else 0, Mark(x(at), y(figure), text), None, None)
+        for at, (_, figure, text, best) in zip(xs, points, strict=True)
+    ]
+    whiskers.sort(key=lambda whisker: whisker.arm)  # the best is drawn over the others
+    return Chart(title, labels[0], labels[1], ticks, y.ticks(), (), tuple(whiskers))
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _ends(found: Interval) -> list[float]:

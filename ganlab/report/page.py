@@ -49,7 +49,7 @@ def render(comparison: Comparison) -> str:
         shown_at_once=SHOWN_AT_ONCE,
         slides_open=False,
         size=lambda value: "" if value is None else f"{value:.{decimals(value)}f}",
-        look=_look,
+        look=look,
         arm_names=[arm.name for arm in comparison.arms],
         with_bicubic=any(run.bicubic for run in records),
         plane=of_plane,
@@ -63,7 +63,7 @@ def render(comparison: Comparison) -> str:
     )
 
 
-def _look(arm: int) -> str:
+def look(arm: int) -> str:
     """The CSS class of an arm's colour and dashes: seven, then the same with other dashes."""
     return "bicubic" if arm < 0 else f"arm{arm % 7}" + (" again" if arm > 6 else "")
 
