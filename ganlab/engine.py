@@ -55,6 +55,10 @@ def train(
         return Loop(run, journal, writer, on_evaluation).run_until(stop)
 
 
+AGREE_EVERY = 50
+"""Iterations between two comparisons of what several processes hold, where none is watched."""
+
+
 @dataclass(slots=True)
 class Loop:
     """Training, and the work between two iterations: checkpoints, evaluation, verdicts."""
@@ -151,6 +155,8 @@ class Loop:
         """Do what is due now; returns a reason to end the run, else ""."""
         run, number = self.run, self.run.iteration
         last = number == run.recipe.iterations
+        if run.world.size > 1 and number % (run.recipe.watch_every or AGREE_EVERY) == 0:
+            self._require_agreement()
         checkpoint_is_due = last or number % run.recipe.checkpoint_every == 0
         if owes_evaluation(run):
             if checkpoint_is_due:

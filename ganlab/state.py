@@ -31,7 +31,7 @@ _PROGRESS_FIELDS = [field.name for field in fields(Progress)]
 
 def state_of(run: Run) -> dict[str, Any]:
     """All that a checkpoint holds, copied to the host: training may go on during writing."""
-    state: dict[str, Any] = copied(_state(run))
+    state: dict[str, Any] = copied(live_state(run))
     return state
 
 
@@ -53,7 +53,8 @@ def copied(value: Any, known: dict[int, Tensor] | None = None) -> Any:
     return value
 
 
-def _state(run: Run) -> dict[str, Any]:
+def live_state(run: Run) -> dict[str, Any]:
+    """All that a checkpoint holds, not copied: training changes it."""
     networks: dict[str, Any] = {"G": run.G, "G_optimizer": run.G_optimizer}
     if run.D is not None:
         networks |= {"D": run.D, "D_optimizer": run.D_optimizer}
@@ -89,7 +90,7 @@ def restore(run: Run, state: dict[str, Any], source: Path | str, changed: bool =
         tell them: an older ganlab wrote it.
     :raises GanlabError: when it is of other networks or plugins.
     """
-    mine = _state(run)
+    mine = live_state(run)
     for part in ("networks", "plugins"):
         if mine[part].keys() != state[part].keys():
             raise GanlabError(

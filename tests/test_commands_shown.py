@@ -75,6 +75,8 @@ ELSEWHERE = {
     "ganlab completion fish >": "test_completion",
     "docker ": "test_container",
     "ganlab() {": "a function of the shell, for docker",
+    "ganlab run wgan_gp --gpus": "test_ranks, on the CPU",
+    "torchrun ": "test_ranks, on the CPU",
     "ganlab bench wgan_gp --fit": "test_bench: it tries batches until the memory is full",
 }
 

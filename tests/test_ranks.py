@@ -149,3 +149,32 @@ def test_a_signal_to_any_rank_saves_the_run(tmp_path: Path) -> None:
     process.communicate(timeout=120)
     assert process.returncode == 75
     assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "stopped"
+
+
+DRIFT = '''
+"""A plugin that lets the processes of a run come apart."""
+
+from ganlab import Plugin, hookimpl
+
+
+class Drift(Plugin):
+    """Moves a weight by another amount on each process."""
+
+    @hookimpl
+    def iteration_end(self, run):
+        if run.iteration == 11:
+            next(run.G.parameters()).data.add_(1e-6 * self.world.rank)
+'''
+
+
+@pytest.mark.long
+def test_processes_that_come_apart_are_stopped(tmp_path: Path) -> None:
+    (tmp_path / "drift.py").write_text(DRIFT)
+    smoke, plugin = ROOT / "recipes" / "smoke.toml", 'drift = { use = "./drift.py" }'
+    recipe = tmp_path / "apart.toml"
+    recipe.write_text(f'extends = "{smoke}"\nwatch_every = 4\n[plugins]\n{plugin}\n')
+    done = trained(recipe, tmp_path, 1, "--gpus", "2", "--name", "apart")
+    assert done.returncode == 1
+    assert "have come apart: G: encoder.0.0.weight is not the same" in done.stderr
+    assert "at iteration 12" in done.stderr
+    assert [path.stem for path in (tmp_path / "apart" / "checkpoints").glob("*.pt")] == ["0000010"]
