@@ -333,6 +333,8 @@ class Loop:
             self.journal.say("there is no checkpoint yet to roll back to; the run ends here")
             return
         self.saved = roll_back(self.run, self.run.folder.checkpoints, since)
+        if self.run.world.size > 1:
+            self.run.world.order("state", state_of(self.run))
         self.journal.say(f"rolled back to iteration {self.run.iteration}")
 
     def _require_agreement(self) -> None:

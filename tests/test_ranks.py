@@ -178,3 +178,37 @@ def test_processes_that_come_apart_are_stopped(tmp_path: Path) -> None:
     assert "have come apart: G: encoder.0.0.weight is not the same" in done.stderr
     assert "at iteration 12" in done.stderr
     assert [path.stem for path in (tmp_path / "apart" / "checkpoints").glob("*.pt")] == ["0000010"]
+
+
+SPOIL = '''
+"""A plugin that makes a number not finite on one process."""
+
+from ganlab import Plugin, hookimpl
+
+
+class Spoil(Plugin):
+    """Spoils the weights of the last process in iteration 12, until the run went back."""
+
+    @hookimpl
+    def iteration_start(self, run):
+        last = self.world.rank == self.world.size - 1
+        if run.iteration == 12 and last and not run.progress.rolled_back:
+            next(run.G.parameters()).data.fill_(float("nan"))
+'''
+
+
+@pytest.mark.long
+def test_what_is_not_finite_on_one_process_takes_all_back(tmp_path: Path) -> None:
+    (tmp_path / "spoil.py").write_text(SPOIL)
+    recipe = tmp_path / "spoilt.toml"
+    recipe.write_text(
+        f'extends = "{ROOT / "recipes" / "smoke.toml"}"\n'
+        'precision = "float64"\ncheckpoint_every = 5\nevaluate_every = 5\n'
+        'on_nonfinite = "roll back"\n[plugins]\nspoil = { use = "./spoil.py" }\n'
+    )
+    for count in ("1", "2"):
+        done = trained(recipe, tmp_path, 1, "--gpus", count, "--name", count)
+        assert done.returncode == 0, done.stderr
+        assert "going back to the newest checkpoint" in done.stderr
+    for a, b in zip(lines(tmp_path / "1"), lines(tmp_path / "2"), strict=True):
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-9)

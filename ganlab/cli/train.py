@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +109,10 @@ def run(
 
     _refuse_idle(resumed, name, continues, accept_data)
     seeded = [] if seed is None else [f"seed={seed}"]
+    led = not dry_run and _led(gpus, device)
     loaded = load_recipe(recipe, (*overrides, *seeded))
-    if not dry_run:
-        _as_several(gpus, device, loaded)
+    if led:
+        _take_part(loaded, device)
     limits = Limits(max_iterations, max_time)
     if dry_run:
         _show_resolved(loaded, device)
@@ -184,7 +185,8 @@ def resume(
 
     if iterations is not None:
         overrides = (*overrides, f"iterations={iterations}")
-    _as_several(gpus, device, None)
+    if _led(gpus, device):
+        _take_part(None, device)
     limits = Limits(max_iterations, max_time)
     _report(*session.resume(run_folder, device, limits, accept_data, overrides))
 
@@ -278,34 +280,30 @@ def _refuse_idle(resumed: str | None, name: str | None, continues: bool, accepts
         )
 
 
-def _as_several(gpus: int | None, device: str, recipe: Any) -> None:
-    """Run this command as several processes, if it shall: start them, or take part, and exit.
+def _led(gpus: int | None, device: str) -> bool:
+    """Whether another process leads this run; then this one is silent from now on.
 
-    The process that leads goes on.
+    With `--gpus` the command is run again as several processes, and this one exits with their code.
     """
     from ganlab.ranks.many import follows, is_several
 
     if follows():
-        _take_part(recipe, device)
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # to the end
+        return True
     if gpus and gpus > 1 and not is_several():
         from ganlab.ranks.launching import check_gpus, launch
 
         check_gpus(gpus, device)
         sys.exit(launch(gpus, sys.argv[1:]))
+    return False
 
 
 def _take_part(recipe: Any, device: str) -> None:
-    """Take part in a run that another process leads, in silence, and exit."""
+    """Take part in a run that another process leads, and exit."""
     from ganlab import session
     from ganlab.ranks.many import telling_the_leader
 
-    with (
-        Path(os.devnull).open("w") as nothing,
-        redirect_stdout(nothing),
-        redirect_stderr(nothing),
-        suppress(GanlabError),  # the process that leads tells it
-        telling_the_leader(),
-    ):
+    with suppress(GanlabError), telling_the_leader():  # the process that leads tells it
         session.take_part(recipe, device)
     sys.exit()
 

@@ -33,6 +33,8 @@ def _iterate(run: Run, about: None) -> None:
 
 
 def _evaluate(run: Run, score_bicubic: bool) -> None:
+    for plugin in run.recipe.plugins.values():  # a resumed run may begin with an evaluation
+        plugin.advance(max(0, run.iteration - 1))
     generator = run.hook.evaluation_generator(generator=run.G)
     with eval_mode(generator):
         evaluate_share(run, generator, score_bicubic)
