@@ -86,3 +86,25 @@ def test_it_keeps_the_contract(name: str, rule: Rule, files: Path) -> None:
             rule(subject(name, files))
     except NotApplicable as reason:
         pytest.skip(str(reason))
+
+
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("ada", {"initial_p": 0.5, "every": 1}),
+    ("ada", {"fixed_p": 0.8, "pipeline": "geom"}),
+    ("apa", {"initial_p": 0.5, "every": 1}),
+    ("approximate_r2", {"every": 2}),
+    ("consistency", {"fake": 1.0}),
+    ("dragan", {"noise": "centred"}),
+    ("feature_matching", {"kind": "mean"}),
+    ("r1", {"every": 2}),
+    ("relativistic_average", {"base": "lsgan", "mean_over": "batch"}),
+    ("relativistic_average", {"base": "hinge", "detach_means": True}),
+]
+"""Options with which a plugin takes other ways through a batch."""
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_with_other_options_it_is_the_same_by_two_processes(
+    name: str, options: dict[str, Any]
+) -> None:
+    is_the_same_by_two_processes(Subject(find_plugin(name, "tests")[0], options))

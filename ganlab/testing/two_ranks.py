@@ -29,7 +29,10 @@ SETTINGS: dict[str, Any] = {
 ITERATIONS = 2  # the second has a state to begin with
 EXACT, ROUNDED = 1e-8, 1e-5  # of the largest value: what the order of a sum changes, float64 and 32
 
-SUM = "take the mean over the images, not the sum"
+SUM = (
+    "take the mean over the images, not the sum; what counts images, counts "
+    "len(images) * self.world.size"
+)
 MEAN = (
     "where a mean over the batch goes into something that is not linear, or into the state, take "
     "self.world.mean(...) of it; what compares the images of a batch needs self.world.gather(...)"
