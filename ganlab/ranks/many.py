@@ -17,6 +17,7 @@ from ganlab.ranks.world import ALONE, World, rows_of
 from ganlab.stopping import heard
 
 BUCKET = 2**26  # bytes that are reduced at once: large messages, but not a second copy of a network
+ORDERS = ("begin", "state", "iterate", "evaluate", "compare", "end")
 _LONG = datetime.timedelta(days=30)  # the others wait while rank 0 evaluates or writes
 
 
@@ -77,20 +78,27 @@ class Many(World):
         return OneBatch(self, parts, unit)
 
     def order(self, what: str, about: Any = None) -> None:
-        self._exchange([what, about])
+        self._exchange(ORDERS.index(what), about)
 
     def receive(self) -> tuple[str, Any]:
-        """The next order of rank 0; waits for it."""
-        what, about = self._exchange([None, None])
-        return what, about
+        """The next order of rank 0, and what it is about; waits for it."""
+        number, about = self._exchange(-1, None)
+        return ORDERS[number], about
 
-    def _exchange(self, order: list[Any]) -> list[Any]:
+    def _exchange(self, number: int, about: Any) -> tuple[int, Any]:
+        """The number of rank 0's order, and what it is about, on all ranks.
+
+        Most orders are one small message; it tells too whether any rank was asked to end.
+        """
+        message = torch.tensor([number, int(about is not None), int(heard() is not None)])
+        told = [about]
         with _telling():
-            asked = torch.tensor([int(heard() is not None)])
-            distributed.all_reduce(asked, distributed.ReduceOp.MAX, group=self._orders)
-            self._called_off = self._called_off or bool(asked.item())
-            distributed.broadcast_object_list(order, 0, group=self._orders)
-        return order
+            distributed.all_reduce(message, distributed.ReduceOp.MAX, group=self._orders)
+            number, more, asked = message.tolist()
+            if more:
+                distributed.broadcast_object_list(told, 0, group=self._orders)
+        self._called_off = self._called_off or bool(asked)
+        return number, told[0]
 
     def scattered(self, items: Sequence[Any]) -> Sequence[Any]:
         return items[self.rank :: self.size]
