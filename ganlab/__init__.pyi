@@ -5,6 +5,7 @@ from .errors import Diverged as Diverged, GanlabError as GanlabError, RecipeErro
 from .images.files import (
     ImageError as ImageError,
     cache_folder as cache_folder,
+    decoded_size as decoded_size,
     read_image as read_image,
     split_alpha as split_alpha,
     write_png as write_png,
@@ -13,6 +14,8 @@ from .images.listing import (
     Listing as Listing,
     images_of as images_of,
     list_images as list_images,
+    name_rank as name_rank,
+    short_names as short_names,
     told_remarks as told_remarks,
 )
 from .images.metrics import (
@@ -23,6 +26,7 @@ from .images.metrics import (
     ssim_maps as ssim_maps,
     stride_power as stride_power,
 )
+from .images.ranges import Ranges as Ranges
 from .images.resampling import (
     resize as resize,
     resize_exact as resize_exact,
@@ -30,9 +34,17 @@ from .images.resampling import (
     to_float as to_float,
     to_uint8 as to_uint8,
 )
+from .images.shard_crops import (
+    BatchNumber as BatchNumber,
+    Cutting as Cutting,
+    Rows as Rows,
+    ShardCrops as ShardCrops,
+)
+from .images.shards import ShardIndex as ShardIndex, ShardPart as ShardPart
 from .images.store import (
     Entry as Entry,
     ImageStore as ImageStore,
+    NoRoom as NoRoom,
     image_digest as image_digest,
 )
 from .monitoring.verdicts import History as History, Verdict as Verdict
@@ -43,6 +55,7 @@ from .plugin import (
     Losses as Losses,
     Plugin as Plugin,
     RecipePath as RecipePath,
+    RecipePlace as RecipePlace,
     hookimpl as hookimpl,
 )
 from .published import (

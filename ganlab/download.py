@@ -1,8 +1,8 @@
 """One published file from its address to the disk: whole and checked, or not there.
 
 `ganlab data fetch` and `ganlab weights fetch` are the only commands that use it. Beside it only
-`ganlab hub` opens a connection. What has arrived lies in NAME.part beside the
-file's place. After a cut, a later fetch asks the server for the rest alone.
+`ganlab hub` and shards at an address open a connection. What has arrived lies in NAME.part beside
+the file's place. After a cut, a later fetch asks the server for the rest alone.
 """
 
 import json

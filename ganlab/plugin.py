@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 from torch import Tensor
 
 from ganlab.errors import RecipeError
+from ganlab.images.ranges import is_address
 from ganlab.published import PublishedFile
 from ganlab.ranks.world import ALONE, World
 from ganlab.schedule import Schedule, schedules_in
@@ -69,6 +70,18 @@ def _beside_the_recipe(path: Path, info: ValidationInfo) -> Path:
 RecipePath = Annotated[Path, Field(strict=False), AfterValidator(_beside_the_recipe)]
 """A path option. A relative path starts at the folder of the recipe file that states it; in `--set`
 it starts at the current folder."""
+
+
+def _folder_or_address(place: Path | str, info: ValidationInfo) -> Path | str:
+    if is_address(place):
+        return place
+    return _beside_the_recipe(Path(place), info)
+
+
+RecipePlace = Annotated[
+    Annotated[Path, Field(strict=False)] | str, AfterValidator(_folder_or_address)
+]
+"""A folder, as `RecipePath`, or an address with "://", such as "https://host/folder"."""
 
 
 def implements(plugin: "Plugin", hook: str) -> bool:
@@ -248,6 +261,20 @@ class Plugin(BaseModel):
         batch. A plugin may not communicate in any other way.
         """
         return self._world
+
+    @property
+    def moment(self) -> tuple[object, ...]:
+        """The point of the run that `rng` depends on, such as (7, "D", 0); () outside a run.
+
+        In a step: iteration, "D" or "G", number of the step in the iteration, each from 0. After a
+        run went back to a checkpoint, more parts follow.
+        """
+        return self._streams.now if self._streams else ()
+
+    @property
+    def stream_key(self) -> tuple[object, ...]:
+        """What all random numbers of this plugin depend on, beside the moment: seed and name."""
+        return (self._streams.seed if self._streams else torch.initial_seed(), self.name)
 
     def warnings(self, others: Sequence["Plugin"]) -> list[str]:
         """Say what is allowed beside the other plugins of the recipe, but probably a mistake.

@@ -38,6 +38,11 @@ class Streams:
         for key, generator in self._generators.items():
             generator.manual_seed(stream_seed(self.seed, *key, *moment))
 
+    @property
+    def now(self) -> tuple[object, ...]:
+        """The moment at which the streams stand."""
+        return self._moment
+
     def generator(self, name: str) -> torch.Generator:
         """The stream of this name on the run's device."""
         return self._get(name, "device", self.device)

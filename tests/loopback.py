@@ -2,11 +2,14 @@
 
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 
 @dataclass
@@ -33,6 +36,65 @@ class Site:
     sent: list[int] = field(default_factory=list)
     """The bytes of each answer."""
     address: str = ""
+
+
+@dataclass
+class Folder:
+    """A folder that the server shows, and how it fails."""
+
+    root: Path
+    faults: Callable[[int], str] = lambda number: ""
+    """For each request by its number: "" | "cut" | "slow" | "reset" | a status as digits."""
+    ranges: bool = True
+    slow_seconds: float = 0.5
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    """Path and range of each request."""
+    address: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def number(self, path: str, part: str) -> int:
+        with self._lock:
+            self.asked.append((path, part))
+            return len(self.asked) - 1
+
+
+@contextmanager
+def showing(folder: Folder) -> Iterator[Folder]:
+    """Context in which the files of a folder can be read at `folder.address`, in parts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range", "")
+            fault = folder.faults(folder.number(self.path, asked))
+            file = folder.root / unquote(self.path).lstrip("/")
+            if fault.isdigit() or not file.is_file():
+                self.send_error(int(fault or 404))
+                return
+            found = re.fullmatch(r"bytes=(\d+)-(\d+)", asked) if folder.ranges else None
+            total = file.stat().st_size
+            first, last = (
+                (int(found[1]), min(int(found[2]), total - 1)) if found else (0, total - 1)
+            )
+            with file.open("rb") as stream:
+                stream.seek(first)
+                body = stream.read(last + 1 - first)
+            if fault == "slow":
+                time.sleep(folder.slow_seconds)
+            if fault == "reset":
+                return
+            self.send_response(206 if found else 200)
+            self.send_header("Content-Length", str(len(body)))
+            if found:
+                self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
+            self.end_headers()
+            with suppress(OSError):  # who waited too long has gone
+                self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with answering(Handler) as folder.address:
+        yield folder
 
 
 @contextmanager

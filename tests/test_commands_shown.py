@@ -64,6 +64,7 @@ ELSEWHERE = {
     "python -m venv": "Python's own",
     "source ": "of the shell",
     "ganlab data fetch": "test_fetch_data, from a server on this machine",
+    "ganlab data index": "test_data_pack: it needs shards of another tool",
     "ganlab weights fetch": "test_fetch_weights, from a server on this machine",
     "pip install 'ganlab[": "extras, from a package index",
     "hf auth login": "of the package huggingface_hub",

@@ -202,6 +202,22 @@ def test_a_changed_folder_is_read_anew_and_its_old_store_deleted(folder):
     assert len(list(cache_folder().glob("*.store"))) == 1
 
 
+def test_a_folder_that_the_disk_cannot_hold_decoded_is_refused_at_once(folder, monkeypatch):
+    usage = shutil.disk_usage(folder)
+    needed = 6 * 20 * 24 * 3
+    plugin = ImageFolder(path=folder, held_out_share=0, crop=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+        told = rf"need {needed:,} bytes, and {needed - 1:,} bytes are free there; set GANLAB"
+        with pytest.raises(RecipeError, match=rf"{told}.*`ganlab data pack .*image_shards"):
+            plugin.sample_real(1, CPU)
+        assert not [*cache_folder().glob("*.part")]
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+        plugin.sample_real(1, CPU)
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+        ImageFolder(path=folder, held_out_share=0, crop=8).sample_real(1, CPU)  # it is there
+
+
 def test_a_damaged_store_is_made_again(folder):
     first = values(ImageFolder(path=folder, held_out_share=0, crop=8))
     [path] = cache_folder().glob("*.store")

@@ -72,6 +72,17 @@ def test_the_options_that_both_sources_have_keep_their_values(photos: Path, tiny
     assert (after["image_folder"].crop, after["image_folder"].turns) == (16, False)
 
 
+@pytest.mark.parametrize("place", ["shards", "https://example.org/shards"])
+def test_the_places_of_other_data_are_not_kept(photos: Path, tmp_path: Path, place: str) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        f'iterations = 1\n[plugins]\nimage_shards = {{ path = "{place}", evaluation_path = "held", '
+        "crop = 24 }\n"
+    )
+    plugin = on_photos(recipe).plugins["image_folder"]
+    assert (plugin.path, plugin.evaluation_path, plugin.crop) == (photos, None, 24)
+
+
 def test_a_plugin_that_reads_a_folder_gets_the_other_one_and_loses_the_old_paths(
     photos: Path, tmp_path: Path
 ) -> None:

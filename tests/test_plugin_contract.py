@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ganlab.commands.shards import Packing, pack_folder
 from ganlab.images.files import write_png
 from ganlab.images.resampling import resize, to_uint8
 from ganlab.recipe.discovery import find_plugin, installed
@@ -42,6 +43,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             coarse = torch.rand(1, 3, side // 4, side // 4 + 1, generator=generator)
             pixels = to_uint8(resize(coarse, (side, side + 3)))[0]
             write_png(pixels, folder / part / f"{i}.png")
+    [*pack_folder(folder / "photographs", folder / "shards", Packing())]
     save_file(tiny_run().G.state_dict(), folder / "generator.safetensors")
     return folder
 
@@ -54,7 +56,7 @@ def subject(name: str, files: Path) -> Subject:
     for option, value in options.items():
         if isinstance(value, str) and (files / value).exists():
             options[option] = str(files / value)
-    if name == "image_folder":
+    if name in ("image_folder", "image_shards"):
         options |= {"evaluation_path": str(files / "held_out"), "crop": 32}
     beside = tuple(find_plugin(other, "tests")[0]() for other in BESIDE.get(name, ()))
     return Subject(kind, options, beside, world=images(64) if name in LARGER else None)

@@ -21,6 +21,15 @@ to_option = click.option(
 )  # fmt: skip
 
 
+_made_option = click.option(
+    "--min-side", default=1, metavar="PIXELS", type=click.IntRange(min=1),
+    help="Leave out images with a shorter side.",
+)  # fmt: skip
+_broken_option = click.option(
+    "--skip-broken", is_flag=True, help="Leave out what cannot be read; else that is an error."
+)
+
+
 @data.command("list")
 @to_option
 @json_option
@@ -65,8 +74,49 @@ def _fetch(names: tuple[str, ...], parent: Path, yes: bool) -> None:
         click.echo(line)
 
 
-@data.command("verify")
+@data.command("pack")
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--shard-size", default=128, show_default=True, metavar="MIB",
+    type=click.IntRange(min=1, max=2**20), help="Largest size of a shard, in MiB.",
+)  # fmt: skip
+@_made_option
+@_broken_option
+def _pack(folder: Path, out: Path, shard_size: int, min_side: int, skip_broken: bool) -> None:
+    """Pack the images of a folder into tar shards, for the plugin image_shards.
+
+    Every image is read whole first. The files stay as they are, JPEG files too. Equal images give
+    equal shards. When it is interrupted, the same command goes on after the last whole shard.
+
+    Example: ganlab data pack photographs shards
+    """
+    from ganlab.commands.shards import Packing, pack_folder
+
+    for line in pack_folder(folder, out, Packing(shard_size * 2**20, min_side, skip_broken)):
+        click.echo(line)
+
+
+@data.command("index")
+@click.argument("folder", metavar="SHARDS", type=click.Path(path_type=Path))
+@_made_option
+@_broken_option
+def _index(folder: Path, min_side: int, skip_broken: bool) -> None:
+    """Write the index of tar shards that another tool made, such as webdataset.
+
+    Every image is read whole. Beside each A.tar appears A.npy, and at last index.json. What is no
+    image is left alone.
+
+    Example: ganlab data index shards
+    """
+    from ganlab.commands.shards import Packing, index_shards
+
+    for line in index_shards(folder, Packing(min_side=min_side, skip_broken=skip_broken)):
+        click.echo(line)
+
+
+@data.command("verify")
+@click.argument("folder", type=click.Path())
 @click.option(
     "--write", is_flag=True, help="Write the digests of what is there now to FOLDER/SHA256SUMS."
 )
@@ -77,8 +127,11 @@ def _fetch(names: tuple[str, ...], parent: Path, yes: bool) -> None:
     help="The file of digests, when it is not FOLDER/SHA256SUMS.",
 )
 @json_option
-def _verify(folder: Path, write: bool, manifest: Path | None, as_json: bool) -> None:
+def _verify(folder: str, write: bool, manifest: Path | None, as_json: bool) -> None:
     """Read every image of a folder whole, and list all faults. Exit code 1 when there is one.
+
+    FOLDER may hold shards, see `ganlab data pack`, and may then be an address: every image is
+    compared with the index.
 
     With digests, which --write puts into FOLDER/SHA256SUMS, it also finds images that have changed,
     are missing or are new. Many formats have no check sum of their own, so without digests changed
@@ -87,7 +140,19 @@ def _verify(folder: Path, write: bool, manifest: Path | None, as_json: bool) -> 
     Example: ganlab data verify photographs --write
     """
     from ganlab.commands.data import Verified, lines, verify_folder
+    from ganlab.commands.shards import (
+        VerifiedShards,
+        lines as of_shards,
+        verify_shards,
+        with_shards,
+    )
 
-    found = verify_folder(folder, manifest, write)
+    if place := with_shards(folder):
+        if write or manifest:
+            raise click.UsageError("shards have an index; --write and --manifest are for images")
+        checked = verify_shards(place)
+        print_found(checked, as_json, VerifiedShards.as_json, of_shards)
+        sys.exit(1 if checked.faults else 0)
+    found = verify_folder(Path(folder), manifest, write)
     print_found(found, as_json, Verified.as_json, lines)
     sys.exit(1 if found.faults else 0)

@@ -11,12 +11,13 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from ganlab.images.source import Source
 
 Bytes = NDArray[np.uint8]
 
@@ -65,7 +66,7 @@ class Conversion:
         return made
 
 
-def profile_of(image: Image.Image, path: Path) -> bytes | None:
+def profile_of(image: Image.Image, path: Source) -> bytes | None:
     """The ICC profile of an open picture, embedded or made from what it says about its colours.
 
     :returns: None for a picture that says nothing, or says that it is sRGB.
@@ -241,7 +242,7 @@ def _is_adobe(image: Image.Image) -> bool:
     return False
 
 
-def _chunk(path: Path, kind: bytes) -> bytes | None:
+def _chunk(path: Source, kind: bytes) -> bytes | None:
     """The first chunk of a kind before the pixels of a PNG file."""
     with path.open("rb") as file:
         file.seek(8)

@@ -1,6 +1,7 @@
 """Reads and writes image files: a file becomes pixels, 8-bit RGB in most cases, or an error."""
 
 import os
+import re
 import stat
 import struct
 import zlib
@@ -22,6 +23,7 @@ from ganlab.errors import GanlabError
 from ganlab.files import whole
 from ganlab.images.colour import Conversion, ProfileError, conversion, profile_of
 from ganlab.images.deep import bytes_of, has_16_bits, is_grey_and_alpha, low_bytes, turn_bytes
+from ganlab.images.source import Source
 from ganlab.images.unfit import unfit
 
 SUFFIXES = frozenset(
@@ -83,7 +85,7 @@ class Picture:
 
 
 def read_image(
-    path: Path,
+    path: Source,
     keep_grey: bool = False,
     alpha: AlphaPolicy = "white",
     remarks: list[str] | None = None,
@@ -95,6 +97,7 @@ def read_image(
     16-bit colours the high byte is taken). Refused: animations and pages, float or 32-bit pixels,
     files above Pillow's limit of decoded pixels.
 
+    :param path: a file, or one whose content is in memory already: `ImageBytes`.
     :param keep_grey: return one channel when the file is grey.
     :param alpha: the colour behind transparent pixels; "refuse" raises an error for images that
         have such pixels. An alpha channel that is opaque everywhere is always dropped.
@@ -116,6 +119,16 @@ def read_image(
     return colour if keep_grey or len(colour) == 3 else colour.repeat(3, 1, 1)
 
 
+def decoded_size(path: Source) -> int:
+    """Bytes of an image as `read_image` returns it in colour, by the head of its file; no pixel is
+    decoded. 0 for what is no image."""
+    try:
+        with _opened(path) as image:
+            return 3 * image.width * image.height
+    except ImageError:
+        return 0
+
+
 def split_alpha(
     path: Path, keep_grey: bool = False, keep_16_bits: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -133,7 +146,7 @@ def split_alpha(
     return colour if keep_grey or len(colour) == 3 else colour.repeat(3, 1, 1), picture.alpha
 
 
-def read_picture(path: Path, keep_16_bits: bool = False, keep_profile: bool = False) -> Picture:
+def read_picture(path: Source, keep_16_bits: bool = False, keep_profile: bool = False) -> Picture:
     """Read one image file as it is: grey or colour, with alpha.
 
     :param keep_16_bits: return a file of 16 bits as uint16, unless its colours must be converted.
@@ -256,13 +269,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Source) -> Iterator[Image.Image]:
     """Context with an open image file, in which Pillow's errors become one `ImageError`."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-            # opening a pipe would wait for ever
-            raise ImageError(f"{path}: is a pipe, a socket or a device; give an image file.")
-        with Image.open(path, formats=FORMATS) as image:
+        if isinstance(path, Path):
+            if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+                # opening a pipe would wait for ever
+                raise ImageError(f"{path}: is a pipe, a socket or a device; give an image file.")
+            file: Path | IO[bytes] = path
+        else:
+            file = path.open()
+        with Image.open(file, formats=FORMATS) as image:
             yield image
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file.") from None
@@ -275,12 +292,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 "moves, make a video of it: ffmpeg -i IN.gif OUT.mp4"
             ) from None
         reason = str(fault).removesuffix(f" {str(path)!r}").rstrip(".") or type(fault).__name__
+        reason = re.sub(r" <_io\.BytesIO .*>$", "", reason)
         raise ImageError(
             f"{path}: cannot be read as an image ({reason}); replace the file or remove it."
         ) from None
 
 
-def _is_gif(path: Path) -> bool:
+def _is_gif(path: Source) -> bool:
     with suppress(OSError), path.open("rb") as file:
         return file.read(4) == b"GIF8"
     return False
@@ -296,7 +314,7 @@ class _Meaning:
     remark: str
 
 
-def _meaning(image: Image.Image, path: Path, keep_profile: bool) -> _Meaning:
+def _meaning(image: Image.Image, path: Source, keep_profile: bool) -> _Meaning:
     is_cmyk = image.mode == "CMYK"
     is_grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
     guess = "CMYK without a colour profile, converted by a simple formula" if is_cmyk else ""
@@ -320,7 +338,7 @@ def _meaning(image: Image.Image, path: Path, keep_profile: bool) -> _Meaning:
 
 
 def _pixels_of(
-    image: Image.Image, path: Path, keep_16_bits: bool, convert: Conversion | None
+    image: Image.Image, path: Source, keep_16_bits: bool, convert: Conversion | None
 ) -> tuple[Tensor, Tensor | None]:
     """Colour [1 or 3, H, W], and alpha [1, H, W] when some pixel is not opaque."""
     colour: Tensor | None = None
@@ -339,7 +357,7 @@ def _pixels_of(
     return colour, None if alpha is None or int(alpha.min()) == 255 else alpha
 
 
-def _deep_pixels(path: Path) -> tuple[Tensor, Tensor | None]:
+def _deep_pixels(path: Source) -> tuple[Tensor, Tensor | None]:
     """Colour and alpha, uint16, of a file whose low bytes Pillow can read too."""
     values: Tensor | None = None
     for is_low in (False, True):
@@ -379,7 +397,7 @@ def _fill(picture: Tensor, top: int, pixels: Pixels) -> None:
 
 
 def _narrowed(
-    image: Image.Image, path: Path, keep_16_bits: bool, keep_cmyk: bool
+    image: Image.Image, path: Source, keep_16_bits: bool, keep_cmyk: bool
 ) -> tuple[Pixels, NDArray[np.uint8] | None]:
     """Colour [h, W, 1, 3 or 4 (CMYK)], and alpha [h, W, 1] when the file has any."""
     # Pillow may open a 16-bit file in mode I, which has 32 bits

@@ -1,10 +1,11 @@
 """Which files of a folder are images, and what is left out and why."""
 
+import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ganlab.files import MANIFEST
 from ganlab.images.files import SUFFIXES, ImageError
@@ -52,6 +53,27 @@ def told_remarks(remarks: Mapping[str, str]) -> Iterator[str]:
         number = f"{len(names):,} image{'' if len(names) == 1 else 's'}"
         shown = ", ".join(names[:_NAMES]) + (" ..." if len(names) > _NAMES else "")
         yield f"{number}: {remark} ({shown})".encode(errors="backslashreplace").decode()
+
+
+def name_rank(name: str) -> float:
+    """A number in 0..1 for an image, which depends only on its path below the folder.
+
+    An image is held out if its number is below the share that is held out. So images that are added
+    or removed move no other image to the other side.
+
+    :param name: the path, with "/" between its parts.
+    """
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:7]) / 2**56
+
+
+def short_names(paths: Sequence[PurePath]) -> list[str]:
+    """What pictures are called: the names of their files, with folders only where two are equal."""
+    names = [path.name for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    common = os.path.commonpath(paths)
+    return ["-".join(path.relative_to(common).parts) for path in paths]
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ganlab import disk
 from ganlab.files import append, remove_stale, write_text
 from ganlab.images.files import ImageError
 from ganlab.images.resampling import to_float
@@ -28,6 +30,10 @@ _TAIL = struct.Struct("<q32s16s")
 _HASHED_BYTES = 64 * 2**20
 _PIECE = 256 * 2**20
 _INDEX = ("sizes", "names", "digests", "remarks", "left_out")
+
+
+class NoRoom(ImageError):  # noqa: N818  # it names an outcome
+    """The disk of the cache folder cannot hold decoded images."""
 
 
 class Entry(NamedTuple):
@@ -118,10 +124,15 @@ class ImageStore:
             raise ImageError(f"{path}: not a complete image store ({fault}); delete it.") from None
 
     @classmethod
-    def cached(cls, path: Path, images: Images) -> "ImageStore":
+    def cached(
+        cls, path: Path, images: Images, needed: Callable[[], int] | None = None
+    ) -> "ImageStore":
         """The store saved at `path`; `save` makes it first if it is missing or damaged.
 
         Among several processes one makes it and the others wait.
+
+        :param needed: gives the bytes that the images take; asked before the store is made.
+        :raises NoRoom: when the disk has not so much room; nothing is written then.
         """
         try:
             return cls.open(path)
@@ -134,6 +145,8 @@ class ImageStore:
                     return cls.open(path)
                 except ImageError:
                     remove_stale(path.parent)
+                    if needed:
+                        _require_room(path, needed())
                     cls.save(path, images)
                     return cls.open(path)
         except (OSError, NotImplementedError) as fault:  # the latter: there are no locks
@@ -346,6 +359,19 @@ def _index(notes: list[dict[str, Any]]) -> dict[str, Any]:
         "remarks": {note["name"]: note["remark"] for note in held if "remark" in note},
         "left_out": {note["name"]: note["left_out"] for note in notes if "left_out" in note},
     }
+
+
+def _require_room(path: Path, needed: int) -> None:
+    """Refuse to begin a store that its disk cannot hold; what an earlier process wrote counts."""
+    part = path.with_name(path.name + ".part")
+    there = part.stat().st_size if part.is_file() else 0
+    free = shutil.disk_usage(path.parent).free
+    if needed - there > free:
+        needs, has = disk.size(needed - there), disk.size(free)
+        raise NoRoom(
+            f"{path.parent}: the decoded images need {needs}, and {has} are free there; set "
+            "GANLAB_CACHE to a folder on a larger disk"
+        )
 
 
 def _written_before(part: Path, notes: Path) -> list[dict[str, Any]]:

@@ -1,13 +1,13 @@
 """Pictures that are refused before their pixels are decoded: too large, too slow, or several."""
 
-from pathlib import Path
-
 from PIL import Image
+
+from ganlab.images.source import Source
 
 MOST_SCANS = 100  # of a progressive JPEG; photographs have about 10
 
 
-def unfit(image: Image.Image, path: Path) -> str:
+def unfit(image: Image.Image, path: Source) -> str:
     """Why an open picture is not decoded, with the remedy; "" when it is fit."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit and image.width * image.height > limit:
@@ -38,7 +38,7 @@ def _frames(image: Image.Image) -> str:
     return str(number) if number > 1 else ""
 
 
-def _scans(image: Image.Image, path: Path) -> int:
+def _scans(image: Image.Image, path: Source) -> int:
     """How often the decoder passes over all pixels of a JPEG. A small file may ask for thousands.
 
     Counted are the markers of a scan, which occur nowhere in compressed pixels. Those of a preview

@@ -73,8 +73,10 @@ def _in_place(recipe: Recipe, folder: Path) -> list[str]:
     options: dict[str, Any] = {}
     dropped = list(_drawing(recipe))
     for name in dropped:
-        for key, value in recipe.plugins[name].model_dump(mode="json", by_alias=True).items():
-            if key in fields and value != fields[key].default:
+        plugin = recipe.plugins[name]
+        own = {*_paths(plugin), reader.reads_folder}  # they belong to the data of the recipe
+        for key, value in plugin.model_dump(mode="json", by_alias=True).items():
+            if key in fields and key not in own and value != fields[key].default:
                 options[key] = value
     table = _table(readers[0], {reader.reads_folder: str(folder)} | options)
     return [*(f"{name}=false" for name in dropped), table]

@@ -21,13 +21,17 @@ from ganlab import (
     ImageError,
     ImageStore,
     Listing,
+    NoRoom,
     Plugin,
     RecipePath,
     Run,
     cache_folder,
+    decoded_size,
     hookimpl,
     images_of,
+    name_rank,
     read_image,
+    short_names,
     told_remarks,
 )
 
@@ -120,10 +124,7 @@ class ImageFolder(Plugin):
         else:  # the first by hash, so that an image that is added moves at most one
             chosen = sorted(files[:number])
             self._division = self._divided(len(files), [file.name for file in chosen])
-        names = [file.name for file in chosen]
-        if len(set(names)) < number:
-            common = os.path.commonpath(chosen)
-            names = ["-".join(file.relative_to(common).parts) for file in chosen]
+        names = short_names(chosen)
         images = {}
         for name, file in zip(names, chosen, strict=True):
             entry = self._entry(name, file, keep_grey=True)
@@ -177,15 +178,14 @@ class ImageFolder(Plugin):
     def _held_out(self) -> list[Path]:
         """The held-out files: those of `evaluation_path`, or else by hash, the smallest hash first.
 
-        A file is held out if a hash of its path below `path` falls into the share. So images that
-        are added or removed move no other image to the other side.
+        A file is held out if a hash of its path below `path` falls into the share.
         """
         if self.evaluation_path:
             return self._list("evaluation_path")
         root, files = self.path.resolve(), self._list("path")
         if not self.held_out_share or len(files) == 1:
             return []
-        ranked = sorted((_rank(file.relative_to(root)), file) for file in files)
+        ranked = sorted((name_rank(file.relative_to(root).as_posix()), file) for file in files)
         below = sum(rank < self.held_out_share for rank, _ in ranked)
         return [file for _, file in ranked[: max(1, below)]]
 
@@ -199,7 +199,16 @@ class ImageFolder(Plugin):
         folder = f"folder-{_digest(place, self.alpha, left_out)}"
         path = cache_folder() / f"{folder}-{_digest(what)}.store"
         new = not path.exists()
-        store = ImageStore.cached(path, lambda first: self._decoded(files, first))
+        try:
+            store = ImageStore.cached(
+                path, lambda first: self._decoded(files, first), lambda: _decoded_sizes(files)
+            )
+        except NoRoom as fault:
+            raise self.error(
+                f"{fault}, or pack the folder with `ganlab data pack {self.path} OUT` and read OUT "
+                "with image_shards, which decodes nothing beforehand",
+                "path",
+            ) from None
         # delete stores of earlier contents of the folder; a run that has one mapped can still read
         kept = {path, path.with_name(path.name + ".lock")}
         for old in set(path.parent.glob(f"{folder}-*.store*")) - kept if new else ():
@@ -267,10 +276,9 @@ class ImageFolder(Plugin):
             return Entry(name, None, str(fault))
 
 
-def _rank(name: Path) -> float:
-    """A number in 0..1 for an image, which depends only on its path below the folder."""
-    digest = hashlib.sha256(name.as_posix().encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:7]) / 2**56
+def _decoded_sizes(files: list[Path]) -> int:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        return sum(pool.map(decoded_size, files, chunksize=64))
 
 
 def _digest(*key: object) -> str:
