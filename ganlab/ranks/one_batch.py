@@ -102,14 +102,15 @@ class OneBatch(TorchFunctionMode):
         if not count:
             return function(*args, **kwargs)
 
-        def spread(value: Any) -> Any:
-            if not isinstance(value, Tensor) or self.batches(value.shape) != count:
-                return value
-            return torch.cat([v for v in value.chunk(count) for _ in range(self.world.size)])
-
-        args = [spread(value) for value in args]
-        kwargs = {name: spread(value) for name, value in kwargs.items()}
+        args = [self._spread(value, count) for value in args]
+        kwargs = {name: self._spread(value, count) for name, value in kwargs.items()}
         return self.world.rows(function(*args, **kwargs), count)
+
+    def _spread(self, value: Any, count: int) -> Any:
+        """A value of this rank's rows in the place of the rows of every rank."""
+        if not isinstance(value, Tensor) or self.batches(value.shape) != count:
+            return value
+        return torch.cat([v for v in value.chunk(count) for _ in range(self.world.size)])
 
     def _like(self, function: Function, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         count = self.batches(tensor.shape)
@@ -120,10 +121,11 @@ class OneBatch(TorchFunctionMode):
 
     def _in_place(self, function: Function, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         count = self.batches(tensor.shape)
-        given = [*args, *kwargs.values()]
-        if not count or any(isinstance(value, Tensor) for value in given):
+        if not count:
             drawn: Tensor = function(tensor, *args, **kwargs)
             return drawn
+        args = tuple(self._spread(value, count) for value in args)
+        kwargs = {name: self._spread(value, count) for name, value in kwargs.items()}
         whole = function(self._wide(tensor), *args, **kwargs)
         with torch.no_grad():
             return tensor.copy_(self.world.rows(whole, count))

@@ -92,14 +92,14 @@ class _Watch:
     @hookimpl(wrapper=True)
     def gradients(self, module: nn.Module, role: str) -> Any:
         told: Losses = yield
-        step = f"{len(self.draws) // 2 + 1} of {role}"
+        step = f"{len(self.draws) // 3 + 1} of {role}"
         for name, parameter in module.named_parameters():
             if parameter.grad is not None:
                 self.gradients_seen[f"the gradient of {name} in step {step}"] = (
                     parameter.grad.clone()
                 )
-        streams = (self._streams.generator(self._name), self._streams.host_generator(self._name))
-        self.draws += [stream.get_state() for stream in streams]
+        own = (self._streams.generator(self._name), self._streams.host_generator(self._name))
+        self.draws += [stream.get_state() for stream in (*own, torch.default_generator)]
         return told
 
 
