@@ -85,6 +85,7 @@ from .toolbox.executor import (
     Handle as Handle,
     Lost as Lost,
     Outcome as Outcome,
+    Sent as Sent,
     Task as Task,
 )
 from .toolbox.inception import InceptionDistance as InceptionDistance

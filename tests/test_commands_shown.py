@@ -78,6 +78,9 @@ ELSEWHERE = {
     "ganlab() {": "a function of the shell, for docker",
     "ganlab run wgan_gp --gpus": "test_ranks, on the CPU",
     "torchrun ": "test_ranks, on the CPU",
+    "ganlab compare wgan_gp r3gan --seeds 0..4 --device cuda": "test_clusters",
+    "ganlab ablate wgan_gp --seeds 0..2 --device cuda": "test_clusters",
+    "ganlab compare wgan_gp r3gan --device cpu --executor ray": "test_clusters",
     "ganlab bench wgan_gp --fit": "test_bench: it tries batches until the memory is full",
 }
 

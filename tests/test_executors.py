@@ -1,8 +1,11 @@
 """Executors: found by name, made from checked options, and what the core does for each of them."""
 
+import io
 import json
 import pickle
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 from ordeals import differences
 from pydantic import PrivateAttr
+from rich.console import Console
 from test_compare import other, recipe, run, tables  # noqa: F401
 
 from ganlab import Executor, Handle, Lost, Outcome, Task
@@ -18,9 +22,15 @@ from ganlab.compare import executors
 from ganlab.compare.crew import Crew, Placement
 from ganlab.compare.local import Local
 from ganlab.compare.plan import Variant, make_plan
+from ganlab.compare.progress import Progress, showing
 from ganlab.compare.task import task_of
+from ganlab.recipe.model import load_recipe, resolved
+from ganlab.runs.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("few_samples")
+
+
+ELSEWHERE = ("--executor", "elsewhere", "--device", "cpu")
 
 
 class Elsewhere(Executor):
@@ -30,16 +40,21 @@ class Elsewhere(Executor):
 
     losses: int = 0
     """How many workers are lost, each after some iterations."""
+    shared: bool = True
+    """Whether the workers see the folder of runs."""
     _begun: int = PrivateAttr(0)
 
     def submit(self, task: Task) -> Handle:
         self._begun += 1
-        return Copy(pickle.loads(pickle.dumps(task)), self._begun <= self.losses)
+        is_lost = self._begun <= self.losses
+        if self.shared:
+            return Copy(pickle.loads(pickle.dumps(task)), is_lost)
+        return Copy(pickle.loads(pickle.dumps(task.packed())), is_lost, task.receiver())
 
 
 class Copy(Handle):
-    def __init__(self, task: Task, is_lost: bool) -> None:
-        self.task, self.is_lost = task, is_lost
+    def __init__(self, task: Task, is_lost: bool, receiver: Any = None) -> None:
+        self.task, self.is_lost, self.receiver = task, is_lost, receiver
         self.iterations = 0
 
     def done(self) -> bool:
@@ -50,13 +65,14 @@ class Copy(Handle):
         return self.is_lost and self.iterations > 3
 
     def outcome(self) -> Outcome:
-        found = self.task.train(called_off=self.gone)
+        send = self.receiver and (lambda sent: self.receiver.take(pickle.loads(pickle.dumps(sent))))
+        found = self.task.train(called_off=self.gone, send=send)
+        if self.receiver:
+            self.receiver.close()
+            found = replace(found, folder=self.receiver.folder)
         if self.is_lost:
             raise Lost("its machine is gone")
         return found
-
-    def call_off(self) -> None:
-        pass
 
 
 class Missing(Elsewhere):
@@ -81,12 +97,18 @@ def folders(runs: Path) -> dict[tuple[str, int], Path]:
 
 
 def assert_the_same_runs(mine: Path, theirs: Path) -> None:
-    """Both folders have the same runs: files equal to the byte, checkpoints in every value."""
+    """Both folders have the same runs: files equal to the byte, checkpoints in every value.
+
+    Of the manifest, ids, times and the list of packages may differ: Ray adds some of its own.
+    """
     ours, others = folders(mine), folders(theirs)
     assert ours.keys() == others.keys() and ours
-    assert {key: differences(one, others[key]) for key, one in ours.items()} == {
-        key: [] for key in ours
-    }
+    for key, one in ours.items():
+        assert {*differences(one, others[key])} <= {"manifest.json"}, key
+        told = [json.loads((path / "manifest.json").read_text()) for path in (one, others[key])]
+        for manifest in told:
+            assert manifest.pop("id") and manifest.pop("begun") and manifest.pop("packages")
+        assert told[0] == told[1]
 
 
 def compared(*words: object) -> tuple[Any, str]:
@@ -107,27 +129,29 @@ def idea(other: Path) -> Path:  # noqa: F811
     return other
 
 
+@pytest.mark.parametrize("shared", ["true", "false"])
 def test_a_run_is_the_same_whoever_made_it_and_whoever_was_lost(
-    recipe: Path, idea: Path  # noqa: F811
+    recipe: Path, idea: Path, shared: str  # noqa: F811
 ) -> None:  # fmt: skip
     here, away = recipe.parent / "here", recipe.parent / "away"
     words = (recipe, idea, "--seeds", "0..1", "--runs")
     expected, _ = compared(*words, here)
-    found, told = compared(*words, away, "--executor", "elsewhere", "--executor-option", "losses=2")
+    found, told = compared(*words, away, *ELSEWHERE, "--executor-option", "losses=2",
+                           "--executor-option", f"shared={shared}")  # fmt: skip
     assert found == expected
     assert_the_same_runs(here, away)
     assert len(list(away.glob("*/recipe.toml"))) == 4  # a lost run goes on in its folder
     lost = "game seed 0: its worker was lost (its machine is gone); it goes on from its newest"
     assert f"{lost} checkpoint, 1 of at most 2 times" in told
     assert "other seed 0: its worker was lost" in told
-    again = compared(*words, away, "--executor", "elsewhere")[1]
+    again = compared(*words, away, *ELSEWHERE)[1]
     assert "4 runs; 4 exist, 0 to be continued, 0 to be made" in again
 
 
 def test_a_run_that_is_lost_too_often_has_failed_and_the_others_go_on(
     recipe: Path, other: Path  # noqa: F811
 ) -> None:  # fmt: skip
-    words = ("--executor", "elsewhere", "--executor-option", "losses=2")
+    words = (*ELSEWHERE, "--executor-option", "losses=2")
     runs = recipe.parent / "runs"
     command = ("compare", recipe, other, "--seeds", "0", "--runs", runs, *words)
     code, _, stderr = run(*command, "--executor-option", "retries=1", "--jobs", "1")
@@ -178,7 +202,7 @@ def test_a_worker_with_another_ganlab_is_refused_by_name(
     monkeypatch.setattr("ganlab.compare.task.code_digest", lambda: "0" * 64)
     told = str(task.train().refusal)
     assert "its ganlab is not that of the machine on which the command was typed" in told
-    assert not (recipe.parent / "runs2").exists()
+    assert not list((recipe.parent / "runs2").glob("*/recipe.toml"))
 
 
 def test_a_recipe_that_was_changed_meanwhile_is_refused_here_and_harmless_elsewhere(
@@ -244,3 +268,35 @@ def test_names_and_options_of_executors_are_completed(monkeypatch: pytest.Monkey
 
         answer = completion._Bash(main, {}, "ganlab", "X").complete()
         assert [each.partition(",")[2] for each in answer.split()] == words
+
+
+def test_a_table_shows_every_run_whoever_makes_it(recipe: Path) -> None:  # noqa: F811
+    runs = recipe.parent / "runs"
+    for seed in (0, 1):
+        assert run("run", recipe, "--runs", runs, "--seed", seed)[0] == 0
+    texts = [resolved(load_recipe(recipe, [f"seed={seed}"])) for seed in (0, 1)]
+    status = runs / "game-2" / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"running"'))
+    progress = Progress(runs)
+    for label in ("game seed 0", "game seed 1", "game seed 2"):
+        progress.add(label)
+    with RunFolder(runs / "game-2").lock():  # a worker has it; where it is, is not known here
+        progress.begins("game seed 0", texts[0], None)
+        progress.ended("game seed 0", "done", runs / "game-1")
+        progress.begins("game seed 1", texts[1], None)
+        told = io.StringIO()
+        said: list[str] = []
+        terminal = Console(file=told, force_terminal=True, width=100, color_system=None)
+        with showing(progress, terminal, said.append) as (show, say):
+            say("a line above the table")
+            show()
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", told.getvalue()).replace("\r", "\n")
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert any("a line above the table" in line for line in lines)
+    running = next(line for line in lines if line.startswith("game seed 1"))
+    assert re.match(r"game seed 1 running \S+ 12/12 ETA 0:00 psnr_y 28\.\d", running)
+    assert any(line.startswith("game seed 0 done") for line in lines)
+    assert "game seed 2 waiting" in lines
+    assert "1 running, 1 waiting, 1 done" in lines
+    assert progress.line() == "1 running, 1 waiting, 1 done: game seed 1 12/12"
+    assert said == []

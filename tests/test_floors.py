@@ -137,7 +137,8 @@ def test_a_plugin_imports_from_ganlab_itself_only(file: Path) -> None:
 def test_every_plugin_file_is_an_entry_point_of_its_own_name() -> None:
     stems = {file.stem for file in PLUGINS} - {"__init__"}
     facts = {value.partition(":")[0].rpartition(".")[2] for value in GROUPS["ganlab.data"].values()}
-    assert stems == set(POINTS) | facts
+    executors = set(GROUPS["ganlab.executors"])
+    assert stems == set(POINTS) | facts | executors
     for name, value in POINTS.items():
         assert value.startswith(f"ganlab_plugins.{name}:")
 

@@ -165,20 +165,20 @@ def display(seen: Seen, console: Console, last_line: str = "") -> RenderableType
     return Group(*parts)
 
 
-_STYLES = {"running": "green", "done": "bold", "diverged": "red", "failed": "red", "killed": "red"}
+STYLES = {"running": "green", "done": "bold", "diverged": "red", "failed": "red", "killed": "red"}
 
 
 def _head(seen: Seen) -> RenderableType:
     rate, seconds = seen.pace()
     parts = []
     if seen.state == "running" and math.isfinite(rate) and rate > 0:
-        parts += [f"{rate:.3g} iterations/s", f"ETA {_clock((seen.of - seen.iteration) / rate)}"]
+        parts += [f"{rate:.3g} iterations/s", f"ETA {clock((seen.of - seen.iteration) / rate)}"]
     if math.isfinite(seconds):
-        parts.append(f"trained {_clock(seconds)}")
+        parts.append(f"trained {clock(seconds)}")
     grid = Table.grid(padding=(0, 2))
     grid.add_row(
         Text(printable(seen.folder.path.name), style="bold"),
-        Text(printable(seen.state), style=_STYLES.get(seen.state, "yellow")),
+        Text(printable(seen.state), style=STYLES.get(seen.state, "yellow")),
         ProgressBar(total=max(seen.of, 1), completed=seen.iteration, width=24),
         f"{seen.iteration:,}/{seen.of:,}",
         *parts,
@@ -205,7 +205,8 @@ def _table(seen: Seen, console: Console) -> RenderableType:
     return table
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration as `1:02:03` or `2:03`."""
     minutes, seconds = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

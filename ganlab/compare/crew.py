@@ -1,15 +1,21 @@
 """The runs of a plan at work: handed to an executor, awaited, handed out again when one is lost."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
+from rich.console import Console
+
 from ganlab.compare.plan import Job, make_plan
+from ganlab.compare.progress import Progress, showing
 from ganlab.compare.task import task_of
+from ganlab.compare.ticket import Ticket
 from ganlab.ending import DIVERGED, DONE, FAILED, UNHEALTHY
 from ganlab.errors import GanlabError
+from ganlab.recipe.model import resolved
 from ganlab.runs.folder import RunFolder
 from ganlab.stopping import Stopped, exit_code, heard, held
 from ganlab.toolbox.executor import Executor, Handle, Lost, Outcome
@@ -61,6 +67,12 @@ class Placement:
         """Runs at a time, by `--jobs` or by the executor; None: all at once."""
         return self.at_a_time or self.executor.at_a_time(self.device)
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether runs are made in other processes than this one."""
+        alone = self.limit == 1 and not self.apart and self.on_interrupt == "save"
+        return self.executor.elsewhere or not alone
+
     def found(self, job: Job) -> Job:
         """The job as it is now, with the folder of its run."""
         (found,) = make_plan([job.variant], [job.seed], self.parent, self.here, kind=self.kind)
@@ -75,7 +87,18 @@ Result = tuple[Job, int, str]
 class _AtWork:
     job: Job
     handle: Handle
+    ticket: Ticket | None
     called_off: bool = False
+
+    def call_off(self) -> None:
+        self.called_off = True
+        if self.ticket:
+            self.ticket.withdraw()
+        self.handle.call_off()
+
+    def is_taken_over(self) -> bool:
+        """Whether a later command makes this run now."""
+        return not self.called_off and self.ticket is not None and not self.ticket.holds()
 
 
 @dataclass
@@ -94,6 +117,8 @@ class Crew:
     say: Callable[[str], None]
     begins: Callable[[Job], object] = lambda job: None
     """Called when a job is handed out."""
+    looks: Callable[[], object] = lambda: None
+    """Called now and then while runs are at work in other processes."""
     given_up: list[Job] = field(default_factory=list)
     """Those whose worker was lost too often."""
     _limit: int | None = None
@@ -108,12 +133,13 @@ class Crew:
         where = self.placement
         finish = where.on_interrupt == "finish"
         self._limit = where.limit
-        apart = finish or where.apart
         if finish:
             self._life.enter_context(held(FINISHING, "save them and end"))
         else:  # one run in this process says itself what it does
-            self._life.enter_context(held("" if self._limit == 1 and not apart else SAVING))
-        where.executor.begin(where.parent, where.device, self._limit, apart)
+            self._life.enter_context(held(SAVING if where.is_apart else ""))
+        if where.executor.elsewhere:  # Ray prints; stdout is for the result
+            self._life.enter_context(redirect_stdout(sys.stderr))
+        where.executor.begin(where.parent, where.device, self._limit, finish or where.apart)
         self._life.callback(where.executor.end)
         return self
 
@@ -139,8 +165,7 @@ class Crew:
         self._waiting = [one for one in self._waiting if str(one) != str(job)]
         for each in self._at_work:
             if str(each.job) == str(job):
-                each.called_off = True
-                each.handle.call_off()
+                each.call_off()
 
     def results(self) -> Iterator[Result]:
         """The results of all jobs as they end, until none is left.
@@ -166,13 +191,14 @@ class Crew:
             job = self._waiting.pop(0)
             self.begins(job)
             task = task_of(job, where.parent, where.device, where.executor)
-            self._at_work.append(_AtWork(job, where.executor.submit(task)))
+            self._at_work.append(_AtWork(job, where.executor.submit(task), task.ticket))
 
     def _pause(self) -> None:
         if not self._at_work:
             return
         try:
             self.placement.executor.wait([each.handle for each in self._at_work])
+            self.looks()
         except Stopped:  # the second signal
             if self.placement.on_interrupt == "save":
                 raise
@@ -190,8 +216,7 @@ class Crew:
 
     def _call_all_off(self) -> None:
         for each in self._at_work:
-            each.called_off = True
-            each.handle.call_off()
+            each.call_off()
 
     def _ended(self) -> Iterator[tuple[_AtWork, Outcome | Lost]]:
         """Those that have ended since the last look; they are at work no more."""
@@ -204,6 +229,10 @@ class Crew:
 
     def _result(self, each: _AtWork, outcome: Outcome | Lost) -> Result | None:
         """The result of a job; None when it is handed out again."""
+        if each.is_taken_over():
+            raise GanlabError(f"{each.job}: another command makes this run now, so this one ends")
+        if each.ticket:
+            each.ticket.withdraw()
         if isinstance(outcome, Lost):
             return self._after_loss(each, str(outcome))
         if outcome.refusal:
@@ -213,9 +242,10 @@ class Crew:
         if stopped and not each.called_off and heard() is None:
             if not self.placement.executor.elsewhere:  # a signal to the worker alone
                 raise Interrupted(code)
-            return self._after_loss(each, "it was stopped there")
+            return self._after_loss(each, outcome.fault or "it was stopped there")
+        folder = outcome.folder and self.placement.parent / outcome.folder.name
         finished = code in FINISHED
-        return replace(each.job, folder=outcome.folder, finished=finished), code, outcome.fault
+        return replace(each.job, folder=folder, finished=finished), code, outcome.fault
 
     def _after_loss(self, each: _AtWork, reason: str) -> Result | None:
         found = self.placement.found(each.job)
@@ -250,30 +280,61 @@ def carry_out(jobs: Sequence[Job], placement: Placement, say: Callable[[str], No
     if any(job.finished for job in jobs):
         say(f"{sum(job.finished for job in jobs)} of {len(jobs)} runs exist already")
     waiting = [job for job in jobs if not job.finished]
-    done: dict[str, Job] = {}
     if not waiting:
         return [*jobs]
-    numbers = {str(job): number for number, job in enumerate(waiting, 1)}
-
-    def begins(job: Job) -> None:
-        if placement.limit == 1:
-            how = "continuing" if job.folder else "starting"
-            say(f"{how} run {numbers[str(job)]} of {len(waiting)}: {job}")
-
-    with Crew(placement, say, begins) as crew:
+    with ExitStack() as stack:
+        if placement.is_apart:
+            progress = Progress(placement.parent)
+            show, say = stack.enter_context(showing(progress, Console(stderr=True), say))
+        else:  # the run at work shows itself
+            progress, show = None, lambda: None
+        report = _Report(waiting, placement, say, progress)
+        crew = stack.enter_context(Crew(placement, say, report.begins, show))
         if placement.limit != 1:
             say(f"{len(waiting)} runs, {placement.limit or 'all'} at a time")
         for job in waiting:
             crew.add(job)
-        for job, code, fault in crew.results():
-            if code not in (*FINISHED, FAILED):  # it is saved; the command is about to end
-                continue
-            done[str(job)] = job
-            number = len(done)
-            state = RunFolder(job.folder).read_status().get("state") if job.folder else "failed"
-            what = f"failed: {fault}" if code == FAILED else str(state)
-            say(f"{number} of {len(waiting)}: {job}: {what}, {job.folder}")
+        for result in crew.results():
+            report.ended(*result)
     if crew.given_up:  # a table of runs that have not reached their end would mislead
         names = ", ".join(map(str, crew.given_up))
         raise GanlabError(f"not finished: {names}; the same command goes on with what is there")
-    return [done.get(str(job), job) for job in jobs]
+    return [report.done.get(str(job), job) for job in jobs]
+
+
+class _Report:
+    """Tells the user of each run when it begins and when it has ended."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        placement: Placement,
+        say: Callable[[str], None],
+        progress: Progress | None,
+    ) -> None:
+        self._numbers = {str(job): number for number, job in enumerate(jobs, 1)}
+        self._placement, self._say, self._progress = placement, say, progress
+        self.done: dict[str, Job] = {}
+        """The jobs whose runs have ended, with their folders."""
+        if progress:
+            for job in jobs:
+                progress.add(str(job))
+
+    def begins(self, job: Job) -> None:
+        if self._placement.limit == 1:
+            how = "continuing" if job.folder else "starting"
+            self._say(f"{how} run {self._numbers[str(job)]} of {len(self._numbers)}: {job}")
+        if self._progress:
+            text = resolved(job.variant.recipe(job.seed))
+            self._progress.begins(str(job), text, job.folder)
+
+    def ended(self, job: Job, code: int, fault: str) -> None:
+        state = RunFolder(job.folder).read_status().get("state") if job.folder else "failed"
+        if self._progress:
+            self._progress.ended(str(job), str(state), job.folder)
+        if code not in (*FINISHED, FAILED):  # it is saved; the command is about to end
+            return
+        self.done[str(job)] = job
+        what = f"failed: {fault}" if code == FAILED else str(state)
+        number = f"{len(self.done)} of {len(self._numbers)}"
+        self._say(f"{number}: {job}: {what}, {job.folder}")

@@ -96,7 +96,7 @@ class _InThisProcess(Handle):
         return self._outcome
 
     def call_off(self) -> None:
-        self._outcome = self._outcome or Outcome(self._task.folder, exit_code(heard()))
+        self._outcome = self._outcome or Outcome(None, exit_code(heard()))
 
 
 class _Worker:
@@ -195,7 +195,7 @@ def _train_quietly(task: Task) -> Outcome:
     _idle.clear()
     try:
         if heard() is not None:  # between its beginning and now
-            return Outcome(task.folder, exit_code(heard()))
+            return Outcome(None, exit_code(heard()))
         return task.train(_device)
     finally:
         _idle.set()

@@ -200,7 +200,7 @@ def new_run_folder(
     with new_folder(parent) as made:
         _require_locks(made, parent)
         _record_beginning(RunFolder(made), recipe, about or {})
-        folder = RunFolder(_claim(made, parent, name, recipe.name))
+        folder = RunFolder(claimed(made, parent, name, recipe.name))
     try:
         yield folder
     except BaseException:
@@ -282,8 +282,12 @@ def open_run_folder(path: Path | str, edited: bool = False) -> RunFolder:
     return RunFolder(folder)
 
 
-def _claim(made: Path, parent: Path, name: str | None, stem: str) -> Path:
-    """Give a new folder its name; if two processes try one name, only one gets it."""
+def claimed(made: Path, parent: Path, name: str | None, stem: str) -> Path:
+    """Give a new folder its name; if two processes try one name, only one gets it.
+
+    :param stem: without a name, the folder is called `<stem>-<n>`, with the first number n from 1
+        that is free.
+    """
     if name is not None:
         try:
             claim(made, parent / name)

@@ -5,11 +5,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ganlab.errors import GanlabError
+from ganlab.errors import GanlabError, RecipeError
 
 LOOK_SECONDS = 0.2
 """Between two looks at the runs in progress."""
@@ -34,26 +34,52 @@ class Outcome:
     """For a run that failed: its error in one line."""
     refusal: Exception | None = None
     """Why the run could not begin. Others would not begin either, so the command ends with it."""
+    stopped_by: int | None = None
+    """The signal at which the worker saved the run and ended it, before its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Files of a run on their way from a worker to the command. It can be pickled."""
+
+    files: dict[str, bytes]
+    """What is new or has changed, by its path in the run folder."""
+    names: tuple[str, ...]
+    """All files that the run has now."""
+
+
+class Receiving(Protocol):
+    """Writes what a worker sends into the folder of runs."""
+
+    folder: Path | None
+    """The folder of the run, as soon as it is there."""
+
+    def take(self, sent: Sent) -> None:
+        """Write what was sent."""
+
+    def close(self) -> None:
+        """Free the lock of the folder. Call it at the end of the task, also of a lost one."""
 
 
 class Task(ABC):
-    """One run to be made or continued. It can be pickled and sent to another machine."""
+    """One run to be made or continued. It can be pickled and sent to another machine.
 
-    key: str
-    """The same for the same run, also in the next command: a digest of its recipe with its seed."""
+    There a worker calls `train`. If it sees the folder of runs under the same path, that is all.
+    If not, hand out `task.packed()`, call `train(send=...)`, and give what was sent to
+    `task.receiver()`, on the machine of the command.
+    """
+
     label: str
     """For the user, such as "wgan_gp seed 3"."""
     parent: Path
     """The folder that holds the run folders."""
-    folder: Path | None
-    """The folder of the run when it is to be continued."""
 
     @abstractmethod
     def train(
         self,
         device: str | None = None,
-        parent: Path | None = None,
         called_off: Callable[[], bool] = lambda: False,
+        send: Callable[[Sent], object] | None = None,
     ) -> Outcome:
         """Make or continue the run, in this process, to its end.
 
@@ -61,9 +87,18 @@ class Task(ABC):
         called in the main thread. No exception is raised for what a run can do.
 
         :param device: instead of the device that the user named.
-        :param parent: instead of `self.parent`; a run to be continued is looked for there by name.
         :param called_off: called at each iteration; True saves the run and ends it.
+        :param send: make the run in a folder of this machine, and call this with the files that
+            have changed, in another thread, every few seconds and at the end.
         """
+
+    @abstractmethod
+    def packed(self) -> "Task":
+        """The same task with the files of its run, for a worker that does not see its folder."""
+
+    @abstractmethod
+    def receiver(self) -> Receiving:
+        """What writes the files that `send` was called with; on the machine of the command."""
 
 
 class Handle(ABC):
@@ -80,11 +115,11 @@ class Handle(ABC):
         :raises Lost: when its worker is gone without an outcome.
         """
 
-    @abstractmethod
-    def call_off(self) -> None:
-        """Ask it to save its run and to end; take it back if it has not begun. It returns at once.
+    def call_off(self) -> None:  # noqa: B027  # most have nothing to add
+        """Take the task out of a queue, or tell its worker to save and end. It returns at once.
 
-        `done` becomes true when the run is saved. Called more than once, it changes nothing.
+        A worker that sees the folder of runs is told by the core already, so this default does
+        nothing. `done` becomes true when the run is saved. It may be called more than once.
         """
 
 
@@ -120,17 +155,23 @@ class Executor(BaseModel):
     def check(self, device: str) -> None:
         """Refuse what cannot work, before anything is planned.
 
+        By default, a device that only a machine at hand has.
+
         :param device: as the user named it.
         :raises RecipeError: with the remedy.
         """
+        if device not in ("cpu", "cuda"):
+            raise RecipeError(
+                f"--device {device}: runs are made on other machines, whose devices are not known "
+                "here, and which one is free is decided there; say --device cuda or --device cpu"
+            )
 
     def kind(self, device: str) -> str:
         """The kind of device on which its runs compute: "cpu", "cuda" or "mps".
 
-        A run that exists is used again if it was made on the same kind. By default the kind is that
-        of the name, and `auto` is the CPU.
+        A run that exists is used again if it was made on the same kind.
         """
-        return "cpu" if device == "auto" else device.partition(":")[0]
+        return device
 
     def at_a_time(self, device: str) -> int | None:
         """How many runs to hand out at a time, unless `--jobs` says it; None: all at once."""
