@@ -1,6 +1,7 @@
 """`ganlab sweep`: the space is checked by the recipe; a sweep that was killed goes on the same."""
 
 import json
+import re
 import shutil
 import signal
 import sys
@@ -26,7 +27,7 @@ from ganlab.runs.records import read_run
 from ganlab.session import resume, start
 from ganlab.sweep.check import Goal
 from ganlab.sweep.pruning import PRUNED, Judge, Pruning
-from ganlab.sweep.space import read_space
+from ganlab.sweep.space import Option, Space, read_space
 from ganlab.sweep.trials import FILE, Trial, Trials, mend
 
 pytestmark = pytest.mark.usefixtures("few_samples")
@@ -566,6 +567,16 @@ def test_a_sweep_stops_bad_runs_early_and_goes_on_the_same_when_killed(
     assert Path("cut", name, "log.txt").read_bytes() == log  # it did not train again
 
 
+def test_runs_that_ended_before_their_trial_was_told_are_used(recipe: Path, space: Path) -> None:
+    space.write_text(SPACE.replace("trials = 8", 'trials = 1\nseeds = "0..2"'))
+    expected = swept("game.toml", "space.toml")
+    log = Path("runs/sweep-game-space", FILE)
+    lines = log.read_bytes().splitlines(keepends=True)
+    begun = next(at for at, line in enumerate(lines) if b'"op_code":4' in line)
+    log.write_bytes(b"".join(lines[: begun + 1]))
+    assert trials_of(swept("game.toml", "space.toml")) == trials_of(expected)
+
+
 def test_the_page_has_every_trial_and_a_picture_of_each_option(odd: Path) -> None:
     options = SPACE[SPACE.index("adam") :]
     nasty = "<img src=x onerror=alert(1)>"
@@ -615,7 +626,7 @@ def test_a_sweep_that_is_killed_again_and_again_has_the_trials_of_an_unbroken_on
     while True:
         child = Child(*command, cwd=recipe.parent)
         try:
-            assert child.wait(seconds) == 0, child.stderr
+            assert child.wait(seconds) == 0, child.stdout + child.stderr
             break
         except TimeoutExpired:
             child.kill()
@@ -624,3 +635,12 @@ def test_a_sweep_that_is_killed_again_and_again_has_the_trials_of_an_unbroken_on
             seconds += 0.37  # at other places each time, and in the end all the way
     assert kills > 5
     assert trials_of(json.loads(child.stdout)) == trials_of(expected)
+
+
+def test_the_page_on_sweeps_names_every_setting() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "sweep.md").read_text(encoding="utf-8")
+    table = [line for line in page.splitlines() if line.startswith("| `")]
+    named = {word for line in table for word in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named == set(Space.model_fields)
+    for key, info in Option.model_fields.items():
+        assert f"{info.alias or key} =" in page or f"`{info.alias or key}`" in page

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ganlab.report.charts import Chart, scatter
 from ganlab.report.offline import offline_page
 from ganlab.report.page import look
-from ganlab.report.wording import shown_alone
+from ganlab.report.wording import short, shown_alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,9 @@ def render_sweep(
         trials=trials,
         charts=[c for option in options if (c := _chart(option, figure, trials))],
         shown_alone=shown_alone,
+        short=short,
+        several=any(len(trial.figures) > 1 for trial in trials),
+        weighed=any(option.importance is not None for option in options),
         look=look,
     )
 

@@ -32,6 +32,14 @@ def shown_alone(value: float) -> str:
     return shown(interval([value]))
 
 
+def short(text: str) -> str:
+    """A fraction in a recipe with five digits; all else as it is written."""
+    try:
+        return f"{float(text):.5g}" if set(text) & set(".e") else text
+    except ValueError:
+        return text
+
+
 def decimals(size: float) -> int:
     """Number of decimals that show two significant digits of this size, no more than 6."""
     return min(6, max(0, 1 - math.floor(math.log10(size)))) if size > 0 else 2

@@ -16,6 +16,7 @@ from ganlab.recipe.file import as_typed
 from ganlab.recipe.model import Recipe, resolved
 from ganlab.report import write_sweep
 from ganlab.report.sweep import OptionRow, TrialRow
+from ganlab.report.wording import short
 from ganlab.sweep.check import Base, Goal
 from ganlab.sweep.space import SpaceFile
 from ganlab.sweep.trials import Trial
@@ -173,7 +174,7 @@ def print_sweep(found: Swept) -> None:
         each = [" ".join(f"{value:.5g}" for value in trial.figures.values())] if several else []
         state = found.state(trial)
         table.add_row(
-            str(trial.number + 1), figure, *each, *map(_short, trial.values.values()),
+            str(trial.number + 1), figure, *each, *map(short, trial.values.values()),
             "" if state == "done" else state, " ".join(trial.runs),
         )  # fmt: skip
     console.print(table)
@@ -184,14 +185,6 @@ def print_sweep(found: Swept) -> None:
         if why := trial.message or found.failed.get(trial.number, ""):
             state = found.state(trial)
             console.print(f"trial {trial.number + 1} {state}: {why}", soft_wrap=True)
-
-
-def _short(text: str) -> str:
-    """A number of a trial with five digits; all else as it is."""
-    try:
-        return f"{float(text):.5g}" if any(c in text for c in ".e") else text
-    except ValueError:
-        return text
 
 
 def check_done(found: Swept) -> None:

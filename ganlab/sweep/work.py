@@ -104,7 +104,7 @@ class Work:
         if fault:
             self._tell(replace(trial, outcome="refused", message=fault.partition("\n")[0]))
             return
-        one = self._open[variant.name] = _Open(trial, jobs)
+        one = self._open[variant.name] = _Open(trial, [*jobs])
         for job in jobs:
             if job in one.waiting and (job.finished or self._was_pruned(job)):
                 one.waiting.remove(job)
