@@ -124,7 +124,7 @@ class Handle(ABC):
 
 
 class Executor(BaseModel):
-    """Base of an executor: it carries out the runs of `compare`, `ablate` and `bisect`.
+    """Base of an executor: it carries out the runs of `compare`, `ablate`, `bisect` and `sweep`.
 
     Its fields are the options that `--executor-option` sets. It is found by its name in the
     entry-point group `ganlab.executors`. The core decides which runs are made, waits for them, and
