@@ -9,6 +9,7 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 
 from ganlab import Losses, Plugin, hookimpl
+from ganlab.errors import RecipeError
 from ganlab.ranks.world import ALONE, World
 from ganlab.testing import Broken, Subject
 from ganlab.testing.rules import is_the_same_by_two_processes
@@ -126,3 +127,26 @@ class Jumps(Plugin):
 def test_a_draw_of_another_kind_is_named_by_the_rule() -> None:
     with pytest.raises(Broken, match="draw for all images at once"):
         is_the_same_by_two_processes(Subject.of(Jumps))
+
+
+class Eight(Plugin):
+    """It draws eight numbers for a whole batch (an example, 2026)."""
+
+    @hookimpl
+    def generator_loss(self, fake: Tensor) -> Losses:
+        return {f"G/{self.name}": torch.rand(8, generator=self.rng).mean() * fake.square().mean()}
+
+
+def by_two(batch_size: int) -> None:
+    """Assemble a run of two ranks with the plugin `Eight`."""
+    subject = Subject.of(Eight)
+    with subject.in_a_folder() as folder:
+        world, _ = subject.placed(folder, batch_size=batch_size)
+        on_ranks(lambda ranks: subject.run_in(world, folder, ranks=ranks, batch_size=batch_size))
+
+
+def test_a_draw_of_as_many_numbers_as_a_rank_has_images_is_refused() -> None:
+    by_two(32)
+    for batch_size in (8, 16):
+        with pytest.raises(RecipeError, match=r"plugins.eight: (8 random numbers|its generator)"):
+            by_two(batch_size)

@@ -29,6 +29,7 @@ class Many(World):
     """The ranks of a run that several processes train."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         # orders have a group of their own, so that they cannot pass for gradients
         self._orders: Any = distributed.new_group(backend="gloo", timeout=_LONG)

@@ -77,6 +77,7 @@ class OneBatch(TorchFunctionMode):
         mine = self.parts * self.unit
         if len(shape) and shape[0] in (mine, 2 * mine):
             return int(shape[0]) // self.unit
+        self.world.other_sizes |= {(self.parts, size) for size in shape[:1]}
         return 0
 
     def _whole(self, shape: Any) -> tuple[int, ...]:

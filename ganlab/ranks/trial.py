@@ -24,7 +24,7 @@ from ganlab.requirements import providers
 from ganlab.run import Run
 from ganlab.speed.trial import Snapshot
 
-ROWS = 3  # of each process in the trial: few, and hardly ever a size that is not of the batch
+ROWS = 5  # of each process in the trial: few, and hardly ever a size that is not of the batch
 MOMENTS = 8  # of sampling: a degradation may draw other kinds of numbers now and then
 NEAR = {"float64": 1e-9, "float32": 1e-2, "bfloat16": 0.1}
 """Share of the largest value by which two ways of summing may differ. float32 has TF32 in it."""
@@ -43,15 +43,16 @@ def try_sharing(run: Run) -> None:
         return
     _check_batch_norm(run)
     recipe, progress, random = run.recipe, run.progress, run.streams.state()
+    rows = run.world.share_of(recipe.batch_size)
     unit = min(ROWS, recipe.batch_size // (run.world.size * recipe.accumulate))
     size = unit * run.world.size * recipe.accumulate
     try:
         run.recipe = recipe.model_copy(update={"batch_size": size, "watch_every": 0})
-        run.samples_whole = _agreed(run.world, _draws_otherwise(run))
+        run.samples_whole = _agreed(run.world, _draws_otherwise(run, rows))
         rest = max((p.rest_of_discriminator() for p in recipe.plugins.values()), default=0)
         for number in sorted({0, min(rest, recipe.iterations - 1), recipe.iterations - 1}):
             run.progress = replace(progress, iteration=number)
-            _compare(run, unit)
+            _compare(run, unit, rows // recipe.accumulate)
     finally:
         run.recipe, run.progress = recipe, progress
         run.streams.set_state(random)
@@ -93,13 +94,17 @@ def _agreed(world: World, mine: bool) -> bool:
     return any(flag for (flag,) in world.agree([int(mine)]))
 
 
-def _draws_otherwise(run: Run) -> bool:
-    """Whether this process's rows, drawn alone, are others than those of the whole batch."""
+def _draws_otherwise(run: Run, rows: int) -> bool:
+    """Whether this process's rows, drawn alone, are others than those of the whole batch.
+
+    :param rows: how many it has in the run.
+    """
     for plugin in run.recipe.plugins.values():
         hooks = [hook for hook in _SAMPLING if plugin in run.plugins_with(hook)]
         if hooks and hasattr(plugin, "state_dict"):  # such as a pool of samples, empty as yet
             return True
     parts = run.recipe.accumulate
+    run.world.other_sizes.clear()
     before = Snapshot(run)
     try:
         for number in range(MOMENTS):
@@ -109,8 +114,8 @@ def _draws_otherwise(run: Run) -> bool:
                 whole = sample(run)
             run.streams.moment(*moment(run, "D", 0))
             mine = sample(run)
-            rows = Batch(run.world.rows(whole.real, parts), run.world.rows(whole.condition, parts))
-            if not (_same(mine.real, rows.real) and _same(mine.condition, rows.condition)):
+            cut = Batch(run.world.rows(whole.real, parts), run.world.rows(whole.condition, parts))
+            if not (_same(mine.real, cut.real) and _same(mine.condition, cut.condition)):
                 return True
     except RecipeError:
         raise
@@ -118,7 +123,8 @@ def _draws_otherwise(run: Run) -> bool:
         return True
     finally:
         before.restore()
-    return False
+    # what is not for the images here would be taken to be for them in the run
+    return bool(run.world.other_sizes & {(parts, rows), (parts, 2 * rows)})
 
 
 def _same(mine: Tensor, rows: Tensor) -> bool:
@@ -135,13 +141,17 @@ class _Taken:
     """Of each optimizer step: "G" or "D", and its gradient."""
     kept: dict[str, list[Tensor]] = field(default_factory=dict)
     """By plugin: what it would save."""
+    sizes: dict[int, str] = field(default_factory=dict)
+    """First dimensions of random draws that are not for the images: the plugin that made one."""
 
 
 class _Answers(Watch):
-    def __init__(self, taken: _Taken, hook: str, plugin: str) -> None:
-        self.taken, self.hook, self.plugin = taken, hook, plugin
+    def __init__(self, taken: _Taken, hook: str, plugin: str, world: World) -> None:
+        self.taken, self.hook, self.plugin, self.world = taken, hook, plugin, world
 
     def answered(self, answer: Any) -> None:
+        for _, size in self.world.other_sizes:
+            self.taken.sizes.setdefault(size, self.plugin)
         found = [t.detach().clone() for t in tensors(answer) if t.is_floating_point()]
         self.taken.answers.append((self.hook, self.plugin, found))
 
@@ -149,9 +159,10 @@ class _Answers(Watch):
 def _taken(run: Run) -> _Taken:
     """Take an iteration without moving a weight, and put back what it changed."""
     taken, before = _Taken(), Snapshot(run)
+    run.world.other_sizes.clear()
 
     def begin(hook: str, plugin: str, wraps: bool) -> Watch:
-        return _Answers(taken, hook, plugin) if hook in _TENSOR_HOOKS else Watch()
+        return _Answers(taken, hook, plugin, run.world) if hook in _TENSOR_HOOKS else Watch()
 
     try:
         with watching(run.manager, begin), _weights_held(run, taken):
@@ -192,9 +203,14 @@ def _weights_held(run: Run, taken: _Taken) -> Iterator[None]:
             del optimizer.step
 
 
-def _compare(run: Run, unit: int) -> None:
-    """Take one iteration shared out and whole; refuse the first thing that differs."""
+def _compare(run: Run, unit: int, rows: int) -> None:
+    """Take one iteration shared out and whole; refuse the first thing that differs.
+
+    :param rows: how many images of a part of the batch a process has in the run.
+    """
     mine = _taken(run)
+    for _, size in sorted(run.world.other_sizes & {(1, rows), (1, 2 * rows)}):
+        _refuse_size(run, mine.sizes.get(size, ""), size, rows)
     with _alone(run):
         whole = _taken(run)
     near = NEAR[run.recipe.precision]
@@ -250,6 +266,20 @@ def _length_apart(mine: Sequence[Tensor], whole: Sequence[Tensor]) -> float:
         return 0.0
     length = torch.stack(lengths).sum().sqrt().item()
     return torch.stack(squares).sum().sqrt().item() / max(length, 1e-12)
+
+
+def _refuse_size(run: Run, name: str, size: int, rows: int) -> None:
+    """Refuse a draw whose size is by chance that of this process's images.
+
+    :raises RecipeError: naming the plugin, if it is known.
+    """
+    fault = (
+        f"{size} random numbers are drawn at once that are not for images; with {rows} images on "
+        f"each of {run.world.size} processes they would be taken to be for these. Choose another "
+        "batch_size or number of processes"
+    )
+    plugin = run.recipe.plugins.get(name)
+    raise plugin.error(fault) if plugin else RecipeError(f"{run.recipe.file}: {fault}")
 
 
 def _fault(run: Run, name: str, what: str) -> RecipeError:

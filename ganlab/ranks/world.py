@@ -23,6 +23,11 @@ class World:
     size = 1
     """How many processes there are."""
 
+    def __init__(self) -> None:
+        self.other_sizes: set[tuple[int, int]] = set()
+        """Of what was drawn so far and not taken to be for the images: the parts of the batch that
+        it was drawn for, and its first dimension."""
+
     @property
     def leads(self) -> bool:
         """Whether this process writes, evaluates and decides."""

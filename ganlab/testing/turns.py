@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ganlab.ranks.many import Many
+from ganlab.ranks.world import World
 
 Value = TypeVar("Value")
 
@@ -29,6 +30,7 @@ class InTurns(Many):
     """A rank that takes turns with the others."""
 
     def __init__(self, rank: int, turns: "_Turns") -> None:
+        World.__init__(self)
         self.rank, self.size, self._turns = rank, turns.size, turns
         self._called_off = False
 
