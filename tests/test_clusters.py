@@ -15,6 +15,8 @@ from marks import posix
 from test_compare import other, recipe, run, tables  # noqa: F401
 from test_executors import assert_the_same_runs
 
+from ganlab.system import is_running
+
 pytestmark = [posix, pytest.mark.usefixtures("few_samples")]
 
 STRUCK = '''\
@@ -166,6 +168,34 @@ def test_an_interrupted_command_saves_its_runs_or_lets_them_finish(
     for status in found:
         ended = (status["state"], status["iteration"] == 300)
         assert ended == (("done", True) if on_interrupt == "finish" else ("stopped", False))
+
+
+@pytest.mark.long
+def test_jobs_that_outlive_their_command_are_taken_over_by_the_next(
+    recipe: Path, other: Path  # noqa: F811
+) -> None:  # fmt: skip
+    pytest.importorskip("submitit")
+    long = recipe.read_text().replace("iterations = 12", "iterations = 2000")
+    recipe.write_text(long.replace("evaluate_every = 4", "evaluate_every = 1000"))
+    runs = recipe.parent / "runs"
+    words = ("compare", recipe, other, "--seeds", "0", "--runs", runs, "--device", "cpu")
+    words = (*words, "--executor", "slurm", "--executor-option", "cluster=local")
+    child = Child(*words, cwd=recipe.parent, OMP_NUM_THREADS="1")
+    wait_until(lambda: len(list(runs.glob("*/checkpoints/*.sha256"))) >= 2, child)
+    old = {f.parent: json.loads(f.read_text())["process"] for f in runs.glob("*/.holder.json")}
+    assert old
+    child.kill()
+    child.wait()
+    again = Child(*words, cwd=recipe.parent, OMP_NUM_THREADS="1")
+    wait_until(lambda: not any(is_running(process) for process in old.values()), again)
+    logs = [folder / "log.txt" for folder in old]
+    wait_until(lambda: all("resuming at iteration" in log.read_text() for log in logs), again)
+    again.send_signal(signal.SIGTERM)  # what is left says nothing more
+    assert again.wait(120) == 75
+    assert len(list(runs.glob("*/recipe.toml"))) <= 2
+    states = [json.loads(file.read_text())["state"] for file in runs.glob("*/status.json")]
+    assert {*states} == {"stopped"}
+    assert not (runs / ".tasks").exists()
 
 
 def test_without_its_package_an_executor_is_refused_in_one_line(
