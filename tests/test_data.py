@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ganlab import content_digest, image_digest
 from ganlab.assembly import assemble
 from ganlab.cli import main
-from ganlab.compare import plan
+from ganlab.compare.task import Training
 from ganlab.images.store import ImageStore
 from ganlab.recipe.model import load_recipe
 from ganlab.runs.data import Data, differences, digests, file_digests, renamed, trained_on
@@ -169,18 +169,18 @@ def test_a_run_that_ended_on_other_data_is_not_the_run_of_this_command(place, li
 
 def test_data_that_change_while_a_comparison_runs_stop_it(place, monkeypatch):
     Path("u.toml").write_text('extends = "t.toml"\n[plugins]\npixel_loss = { weight = 0.5 }\n')
-    ended, real = [], plan._train
+    ended, real = [], Training.train
 
-    def train(*arguments):
+    def train(*arguments, **more):
         if len(ended) == 2:
             add()
-        ended.append(real(*arguments))
+        ended.append(real(*arguments, **more))
         return ended[-1]
 
-    monkeypatch.setattr(plan, "_train", train)
+    monkeypatch.setattr(Training, "train", train)
     compare = ("compare", "t.toml", "u.toml", "--seeds", "0,1")
     code, said = ganlab(*compare)
-    assert code == 2 and len(ended) == 2
+    assert code == 2 and [one.refusal is None for one in ended] == [True, True, False]
     assert "the data have changed since the comparison began" in said and "1 more: 9.png" in said
     assert "4 runs; 0 exist, 0 to be continued, 4 to be made" in ganlab(*compare, "--plan")[1]
 

@@ -145,6 +145,7 @@ OBJECTS: dict[str, dict[str, Check]] = {
         "real_shape": listed(is_count),
         "parameters": table(is_count),
         "threads": is_count,
+        "processes": is_count,
         "seed": is_count,
         **dict.fromkeys(("device", "device_name", "platform", "code"), is_text),
         "git_commit": maybe(is_text),
