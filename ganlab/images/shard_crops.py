@@ -110,10 +110,12 @@ class ShardCrops:
         if batch not in self._begun or rows != self._rows:
             self._forget()
             self._rows = rows
-        for each in (batch, *coming):
+        expected = [*coming]
+        for each in (batch, *expected):
             self._begin(each, rows)
         found = [self._pending[key].result()[batch.number] for key in self._keys(batch, rows)]
-        self._done(batch)
+        for past in self._begun.difference(expected):  # this batch, and what was never asked for
+            self._done(past)
         self._told = [crop.told for crop in found]
         pixels = np.stack([crop.pixels for crop in found])
         return to_float(sent(torch.from_numpy(pixels), device))
@@ -175,8 +177,7 @@ class ShardCrops:
         if not threading.main_thread().is_alive():  # nobody waits for what is in the queue
             raise ImageError("the process ends")
         epoch, place = divmod(key.turn * batch_size + key.row, len(self._part))
-        number = self._order(key.stream, epoch)(np.array([place]))[0]
-        shard, number = self._part.place(int(number))
+        shard, number = self._part.place(self._order(key.stream, epoch)(place))
         row = self._index.row(shard, number)
         image = self._index.image(shard, row, alpha=self._cutting.alpha)
         pixels = image.permute(1, 2, 0).numpy()  # no copy: Pillow's rows are read as they are
