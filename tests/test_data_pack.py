@@ -270,6 +270,23 @@ def test_shards_of_another_tool_get_an_index(tmp_path):
     assert sorted(int(index.image(0, row)[0, 0, 0]) for row in rows) == [0, 1, 2, 3]
 
 
+def test_held_out_images_are_found_in_shards_of_any_order(tmp_path):
+    names = [f"{number:02}.png" for number in range(30)]
+    draw(tmp_path / "image.png")
+    for shard in range(5):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for name in names[6 * shard : 6 * shard + 6]:
+                tar.add(tmp_path / "image.png", name)
+    assert data("index", tmp_path).exit_code == 0
+    index = ShardIndex.open(Ranges(tmp_path))
+    for number in (0, 1, 4, 30):
+        found = [row.name for _, row in index.smallest_ranks(number)]
+        assert found == sorted(names, key=name_rank)[:number]
+    for share in (0.0, 0.1, 0.5, 1.0):
+        below = [sum(name_rank(n) < share for n in names[6 * s : 6 * s + 6]) for s in range(5)]
+        assert index.below(share).tolist() == below
+
+
 def test_a_broken_member_is_named_with_its_shard(tmp_path):
     webdataset(tmp_path)
     content = bytearray((tmp_path / "train-0.tar").read_bytes())

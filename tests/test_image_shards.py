@@ -177,6 +177,18 @@ def test_every_image_comes_once_before_any_comes_again(shards):
         assert names[:60] != names[60:]
 
 
+def test_another_seed_cuts_other_places_of_the_same_image(tmp_path):
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (99, 99)).save(tmp_path / "one" / "a.png")
+    [*pack_folder(tmp_path / "one", tmp_path / "out", Packing())]
+    found = []
+    for seed in range(2):
+        made = plugin(tmp_path / "out", 0, "D", 0, seed=seed)
+        made.sample_real(9, CPU)
+        found.append(made.samples_drawn())
+    assert len({*found[0], *found[1]}) > 15
+
+
 def test_both_networks_have_orders_of_their_own(shards):
     made = plugin(shards)
     assert drawn(made, 0, "D", 0) != drawn(made, 0, "G", 0)
@@ -428,7 +440,7 @@ def test_an_index_from_elsewhere_is_kept_and_fetched_once(shards, tmp_path):
     assert len([*(tmp_path / "cache").glob("shard-*.npy")]) == len([*shards.glob("*.tar")])
 
 
-@pytest.mark.long  # a minute
+@pytest.mark.long  # some minutes
 def test_twenty_thousand_images_from_a_bad_server_are_those_of_the_folder(tmp_path):
     root = tmp_path / "photos"
     rng = np.random.default_rng(0)
