@@ -130,8 +130,8 @@ class Ranges:
         """
         try:
             return self._fetched(url, start, size, whole), ""
-        except FileNotFoundError as error:
-            raise ImageError(f"{self._where(error)}: no such file") from None
+        except FileNotFoundError:
+            raise ImageError(f"{printable(url)}: no such file") from None
         except PermissionError as error:
             raise ImageError(f"{self.place}: access is refused ({first_line(error)})") from None
         except _NoRanges:
@@ -144,9 +144,6 @@ class Ranges:
                 raise ImageError(f"{printable(url)}: the server answers {status}") from None
             cut = f"the connection was cut ({type(error).__name__}: {first_line(error)})"
             return b"", f"the server answers {status}" if status else cut
-
-    def _where(self, error: FileNotFoundError) -> str:
-        return printable(str(error.args[0] if error.args else self.place))
 
     def _fetched(self, url: str, start: int, size: int, whole: bool) -> bytes:
         found: bytes = self._system.cat_file(url, start=start, end=start + size)
