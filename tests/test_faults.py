@@ -135,7 +135,7 @@ def test_no_name_of_a_run_leads_out_of_its_folder(
 ) -> None:
     made: list[Path] = []
 
-    def assemble(recipe: object, device: object, folder: RunFolder) -> None:
+    def assemble(recipe: object, device: object, folder: RunFolder, **more: object) -> None:
         made.append(folder.path)
         raise RecipeError("seen enough")
 

@@ -21,8 +21,8 @@ from ganlab.images import ranges
 from ganlab.images.permutation import Permutation
 from ganlab.images.shard_crops import cut
 from ganlab.images.shards import index_name
-from ganlab.ranks.trial import _draws_otherwise
-from ganlab.ranks.world import World, rows_of
+from ganlab.iteration import sample
+from ganlab.ranks.world import ALONE, World, rows_of
 from ganlab.testing import seeded, tiny_run
 
 CPU = torch.device("cpu")
@@ -238,10 +238,16 @@ def test_ranks_read_the_rows_of_one_batch_and_nothing_else(shards, parts):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_no_rank_has_to_read_the_whole_batch(shards, rank):
+def test_a_rank_has_its_rows_in_the_trial_too_whose_batch_is_smaller(shards, rank):
     run = small_run(shards, batch_size=8)
-    run.take_part_in(Rank(rank, 2))
-    assert not _draws_otherwise(run)
+    for size in (8, 4):
+        run.recipe = run.recipe.model_copy(update={"batch_size": size})
+        found = []
+        for world in (Rank(rank, 2), ALONE):
+            run.take_part_in(world)
+            run.streams.moment(0, "D", 0)
+            found.append(sample(run).real)
+        assert torch.equal(found[0], found[1].chunk(2)[rank])
 
 
 def test_several_crops_of_an_image_are_for_batches_in_a_row(shards):
