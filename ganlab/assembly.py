@@ -101,30 +101,10 @@ def _share_out(run: Run, world: World) -> None:
             f"batch_size to a multiple of {world.size * recipe.accumulate}"
         )
     run.take_part_in(world)
-    run.sharded = recipe.shard_generator
-    if run.sharded:
-        _check_sharding(recipe)
     run.notes.append(
         f"{world.size} processes train this run, each on {world.share_of(recipe.batch_size)} of "
         f"the {recipe.batch_size} samples of a batch"
     )
-    if run.sharded:
-        run.notes.append(
-            f"each process holds 1/{world.size} of the generator's weights, gradients and moments"
-        )
-
-
-def _check_sharding(recipe: Recipe) -> None:
-    """:raises RecipeError: for a setting that cannot be had with a shared-out generator."""
-    refused = {
-        "on_nonfinite": recipe.on_nonfinite == "roll back",
-        "activation_checkpointing": recipe.activation_checkpointing,
-    }
-    for setting in (name for name, is_set in refused.items() if is_set):
-        raise RecipeError(
-            f"{recipe.origin(setting)}: {setting} = {getattr(recipe, setting)!r} cannot be had "
-            "with shard_generator on several processes; leave one of them out"
-        )
 
 
 def open_run(
@@ -173,9 +153,8 @@ def build_network(run: Run, hook: str, real_shape: tuple[int, ...]) -> nn.Module
             _require(network, nn.Module, plugin, hook, "a torch.nn.Module")
         made += answers
     module = made[0] if len(made) == 1 else nn.ModuleList(made)
-    shards = hook == "make_generator" and run.sharded
-    module = module.to("cpu" if shards else run.device, run.dtype)  # each part goes to its device
-    if not shards and wants_channels_last(run.recipe.precision, run.device):
+    module = module.to(run.device, run.dtype)
+    if wants_channels_last(run.recipe.precision, run.device):
         module = module.to(memory_format=torch.channels_last)
     return module
 
@@ -228,30 +207,8 @@ def _build(run: Run) -> tuple[Tensor, Tensor]:
         run.share_forward, note = _share_forward(run, seen)
         run.notes += [note] if note else []
     run.G = build_network(run, "make_generator", run.real_shape)
-    if run.sharded:
-        _shard(run)
     run.G_optimizer = _optimizer(run, run.G, "generator")
-    if run.sharded:
-        from ganlab.ranks.sharding import shard_states
-
-        shard_states(run.G_optimizer)
     return batch.condition, seen
-
-
-def _shard(run: Run) -> None:
-    """Cut the generator among the processes of the run.
-
-    :raises RecipeError: when torch cannot.
-    """
-    from ganlab.ranks.sharding import shard  # imported late: it takes a second
-
-    try:
-        shard(run.G, run.device, run.world.size)
-    except (ValueError, NotImplementedError) as error:
-        (owner, *_) = providers(run.manager, "make_generator")
-        raise owner.error(
-            f"its generator cannot be shared out: {error}; leave shard_generator out of the recipe"
-        ) from None
 
 
 def _check_batch(run: Run, probe: Batch) -> None:
@@ -301,8 +258,6 @@ def _share_forward(run: Run, seen: Tensor) -> tuple[bool, str]:
     """Whether one pass of D serves both steps; a note when the recipe asks for it and it cannot."""
     recipe = run.recipe
     if recipe.first != "generator" or not recipe.share_forward:
-        return False, ""
-    if run.sharded:
         return False, ""
     reason = hindrance_to_sharing(recipe, run.plugins_with("augment"), discriminators(run), seen)
     return not reason, f"D judges G's images again in its own step: {reason}" if reason else ""

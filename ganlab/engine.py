@@ -13,7 +13,7 @@ from ganlab.errors import Diverged, RecipeError
 from ganlab.evaluation.health import game_health
 from ganlab.evaluation.samples import write_samples
 from ganlab.evaluation.scores import Evaluation, eval_mode, evaluate_generator
-from ganlab.generator_weights import generator_in_use, weights_of, write_weights
+from ganlab.generator_weights import weights_of, write_weights
 from ganlab.iteration import iterate
 from ganlab.monitoring.loading import told_at_the_end
 from ganlab.monitoring.verdicts import Verdict
@@ -111,7 +111,7 @@ class Loop:
             reason = self.evaluate(planned=False) or reason
         if self.exported != run.iteration > 0:
             self.settle()  # its copy of the state is gone then
-            self.export(generator_in_use(run), "last")
+            self.export(run.hook.evaluation_generator(generator=run.G), "last")
         run.hook.run_end(run=run)
         self.tell_data_share(run.iteration - first)
         return reason
@@ -205,7 +205,7 @@ class Loop:
         run, before = self.run, replace(self.run.progress)
         self._require_finite()
         self.settle()  # an evaluation takes memory, and the copy of a state too
-        generator = generator_in_use(run)
+        generator = run.hook.evaluation_generator(generator=run.G)
         return_freed_memory()  # its gaps are too small for the tensors of an evaluation
         try:
             with eval_mode(generator), released():
@@ -348,8 +348,6 @@ class Loop:
         :raises Diverged: naming the first loss, or the part, that is not finite.
         """
         self.journal.flush()
-        if self.run.sharded:
-            self.run.world.order("look")
         if part := unsound_part(self.run):
             raise Diverged(self.run.iteration, f"{part} not finite")
 

@@ -27,18 +27,6 @@ Weights = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors, and what is known of them."""
 
 
-def generator_in_use(run: Run) -> nn.Module:
-    """The generator that is evaluated and exported; a copy with whole weights if it is sharded."""
-    generator: nn.Module = run.hook.evaluation_generator(generator=run.G)
-    if not run.sharded:
-        return generator
-    from ganlab.ranks.sharding import put_together  # imported late: it takes a second
-
-    if run.world.leads:
-        run.world.order("join the generator")
-    return put_together(generator)
-
-
 def weights_of(run: Run, generator: nn.Module) -> Weights:
     """Copy to the host what `write_weights` writes."""
     tensors = {k: v.contiguous() for k, v in copied(generator.state_dict()).items()}

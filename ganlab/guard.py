@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ganlab.ranks.shards import any_shards, own, total
-
 FLAG = "nonfinite"
 """Name of the flag among the values that a step gives on other devices than a CPU."""
 
@@ -31,7 +29,7 @@ def is_sound(optimizer: Optimizer, totals: Sequence[Tensor]) -> bool:
     """
     gradients = _gradients(optimizer)
     return (
-        all(math.isfinite(one.item()) for one in totals)
+        all(math.isfinite(total.item()) for total in totals)
         and (not gradients or _length(gradients).item() <= _limit(gradients))
         and all(math.isfinite(group["lr"]) for group in optimizer.param_groups)
     )
@@ -41,7 +39,7 @@ def flag_of(optimizer: Optimizer, totals: Sequence[Tensor]) -> Tensor:
     """1 where `is_sound` is False, else 0; float32 0-d, without waiting for the device."""
     gradients = _gradients(optimizer)
     rates = [group["lr"] for group in optimizer.param_groups]
-    sound = torch.stack([one.detach() for one in totals]).isfinite().all()
+    sound = torch.stack([total.detach() for total in totals]).isfinite().all()
     if gradients:
         sound = sound & (_length(gradients) <= _limit(gradients))
     for rate in rates:
@@ -97,9 +95,7 @@ def _are_finite(tensors: list[Tensor]) -> bool:
     if _length(tensors).isfinite():
         return True
     # finite numbers whose squares overflow: only then is the slower norm needed
-    parts = [own(tensor) for tensor in tensors]
-    bad = (~torch.stack(torch._foreach_norm(parts, math.inf)).isfinite()).sum()
-    return not (total(bad, tensors) if any_shards(tensors) else bad).item()
+    return bool(torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite().all())
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:
@@ -112,9 +108,6 @@ def _length(tensors: list[Tensor]) -> Tensor:
 
     On a CPU it takes a tenth of the time of the largest number itself (torch 2.15).
     """
-    if any_shards(tensors):
-        parts = [own(tensor) for tensor in tensors]
-        return total(torch.stack(torch._foreach_norm(parts)).sum(), tensors)
     return torch.stack(torch._foreach_norm(tensors)).sum()
 
 

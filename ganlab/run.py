@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from ganlab.errors import Diverged, RecipeError
 from ganlab.guard import FLAG, fault_of, flag_of, is_sound, left_out_where
 from ganlab.plugin import Batch, Losses, Plugin
-from ganlab.ranks.shards import joined
 from ganlab.ranks.world import ALONE, World
 from ganlab.recipe.model import Recipe
 from ganlab.runs.data import Data
@@ -140,10 +139,6 @@ class Run:
     """What the run reads, as digests: training data, held-out images, weights."""
     world: World = ALONE
     """The processes that train this run together; usually this one alone."""
-    sharded: bool = False
-    """Whether each of several processes holds a part of the generator's weights only."""
-    put_together: nn.Module | None = None
-    """On other ranks than 0: the generator with whole weights, for the evaluation to come."""
     samples_whole: bool = False
     """Whether each of several processes draws the whole batch and keeps its rows, because its rows
     alone would be drawn otherwise."""
@@ -309,7 +304,10 @@ class Update:
                     seen = observing.enter_context(observer)
                 total = torch.stack(list(terms.losses.values())).sum()
                 total = total / len(parts) if len(parts) > 1 else total
-                self._backward(run, total, terms.cut, parameters)
+                if terms.cut:
+                    terms.cut.backward(total, parameters)
+                else:
+                    total.backward(inputs=parameters, retain_graph=run.execution.keeps_graphs)
                 totals.append(total.detach())
                 found.append({n: v.detach() for n, v in (terms.losses | terms.logged).items()})
             if run.world.size > 1:
@@ -317,22 +315,12 @@ class Update:
             named = {"G": "generator", "D": "discriminator"}[self.role]
             flags = [self._flag(run, totals, found, terms.losses.keys())]
             told = run.hook.gradients(module=module, role=named)
-            if run.sharded:  # such as a norm of gradients of which each process has a part
-                told = {name: joined(value) for name, value in told.items()}
             if run.plugins_with("gradients"):  # what they made of finite numbers may not be finite
                 flags.append(self._flag(run, totals, found, terms.losses.keys()))
             flag = self._step_unless(run, flags)
             # freed before the other network's step: the memory peak is lower
             optimizer.zero_grad(set_to_none=True)
         return merged(run, [mean(found), told]) | seen | flag
-
-    def _backward(self, run: Run, total: Tensor, cut: Cut | None, parameters: list[Tensor]) -> None:
-        if cut:
-            cut.backward(total, parameters)
-        else:
-            # the leaves of a sharded network's graph are not its parameters
-            inputs = None if run.sharded and self.role == "G" else parameters
-            total.backward(inputs=inputs, retain_graph=run.execution.keeps_graphs)
 
     @staticmethod
     def _average(

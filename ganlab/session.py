@@ -19,7 +19,7 @@ from ganlab.generator_weights import lost_best
 from ganlab.limits import Limits
 from ganlab.live_page import Page
 from ganlab.ranks.following import obey
-from ganlab.ranks.many import Many, join, telling_of_lost_ranks
+from ganlab.ranks.many import Many, join
 from ganlab.recipe.model import Recipe
 from ganlab.run import Run, num_parameters
 from ganlab.runs.changing import Wishes, wishes_of
@@ -228,8 +228,7 @@ def take_part(recipe: Recipe | None, device: str) -> int:
             recipe = wishes_of(open_run_folder(path, edited=bool(overrides)), overrides).after
         assert recipe
         run = assemble(recipe, pick_device(world.device(device)), world=world)
-        with telling_of_lost_ranks():
-            obey(run, world)
+        obey(run, world)
     return DONE
 
 
@@ -276,8 +275,7 @@ def _train(
     on_evaluation: Callable[[], None],
 ) -> Ending:
     try:
-        with telling_of_lost_ranks():
-            reason = train(run, journal, writer, limits, on_evaluation)
+        reason = train(run, journal, writer, limits, on_evaluation)
     except Diverged as error:
         return diverged(run, journal, limits, error)
     if reason == "patience":

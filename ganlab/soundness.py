@@ -1,7 +1,7 @@
 """Whether all that a run keeps is finite, and the policy `on_nonfinite = "skip"`."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,22 +20,17 @@ def unsound_part(run: Run) -> str:
 
     A checkpoint holds the networks with their buffers, the optimizers, and what plugins keep.
     """
-    found: Iterable[tuple[str, bool]] = _looked_at(run)
-    found = list(found) if run.sharded else found  # every process looks at all, whatever it finds
-    return next((what for what, sound in found if not sound), "")
-
-
-def _looked_at(run: Run) -> Iterator[tuple[str, bool]]:
-    """The parts of a checkpoint, and whether all numbers of each are finite."""
     for name, network in networks_of(run).items():
-        yield f"the weights of {name} are", weights_are_finite(network)
+        if not weights_are_finite(network):
+            return f"the weights of {name} are"
     for name, optimizer in run.optimizers.items():
-        sound = _all_finite(tree_leaves(optimizer.state_dict()))
-        yield f"the numbers of {name}'s optimizer are", sound
+        if not _all_finite(tree_leaves(optimizer.state_dict())):
+            return f"the numbers of {name}'s optimizer are"
     for name, plugin in run.recipe.plugins.items():
         kept: Any = plugin
-        if hasattr(plugin, "state_dict"):
-            yield f"the numbers that {name} keeps are", _all_finite(tree_leaves(kept.state_dict()))
+        if hasattr(plugin, "state_dict") and not _all_finite(tree_leaves(kept.state_dict())):
+            return f"the numbers that {name} keeps are"
+    return ""
 
 
 def networks_of(run: Run) -> dict[str, nn.Module]:

@@ -10,10 +10,9 @@ import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ganlab.errors import GanlabError
-from ganlab.ranks.shards import is_shard, joined
 from ganlab.run import Progress, Run
 from ganlab.tensor_files import OddFile, check_weights
 
@@ -32,8 +31,6 @@ _PROGRESS_FIELDS = [field.name for field in fields(Progress)]
 
 def state_of(run: Run) -> dict[str, Any]:
     """All that a checkpoint holds, copied to the host: training may go on during writing."""
-    if run.sharded and run.world.leads:
-        run.world.order("join the state")
     state: dict[str, Any] = copied(live_state(run))
     return state
 
@@ -47,19 +44,13 @@ def copied(value: Any, known: dict[int, Tensor] | None = None) -> Any:
     known = {} if known is None else known
     if isinstance(value, Tensor):
         if id(value) not in known:
-            known[id(value)] = joined(value.detach()).to("cpu", copy=True)
+            known[id(value)] = value.detach().to("cpu", copy=True)
         return known[id(value)]
     if isinstance(value, dict):
         return {key: copied(inner, known) for key, inner in value.items()}
     if type(value) in (list, tuple):
         return type(value)(copied(inner, known) for inner in value)
     return value
-
-
-def help_copy(value: Any) -> None:
-    """Take part in what `copied` puts together on another process, and keep nothing of it."""
-    for tensor in {id(leaf): leaf for leaf in tree_leaves(value) if is_shard(leaf)}.values():
-        joined(tensor)
 
 
 def live_state(run: Run) -> dict[str, Any]:
@@ -133,8 +124,6 @@ def restore(run: Run, state: dict[str, Any], source: Path | str, changed: bool =
         )
     # a checkpoint of an older version lacks the newer ones
     run.progress = Progress(**_progress_in(state))
-    if run.sharded and run.world.leads:  # the others must take their parts of the same state
-        run.world.order("state", state)
 
 
 def _progress_in(state: dict[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,8 @@ FLOORS = """
     monitoring
     plugin
     ranks.many ranks.launching
-    ranks.one_batch ranks.sharding
-    ranks.world ranks.shards schedule streams images degradation speed.device
+    ranks.one_batch
+    ranks.world schedule streams images degradation speed.device
     stopping disk download
     terminal names
     errors system option files tensor_files published registry

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ganlab.plugin import Losses
-from ganlab.ranks.shards import is_shard, joined
 
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -21,24 +20,12 @@ def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     wanted = [p for p in parameters if p.requires_grad]
     if not loss.requires_grad or not wanted:
         return [torch.zeros_like(p) for p in wanted]
-    if any(is_shard(p) for p in wanted):
-        return _of_shards(loss, wanted)
     return list(torch.autograd.grad(loss, wanted, retain_graph=True, materialize_grads=True))
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm of many tensors taken as one long vector, 0-d."""
-    return joined(get_total_norm(tensors)) if tensors else torch.zeros(())
-
-
-def _of_shards(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The same of a sharded network, whose gradients are put together in `grad` alone."""
-    assert all(p.grad is None for p in parameters)
-    loss.backward(retain_graph=True)
-    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    for parameter in parameters:
-        parameter.grad = None
-    return found
+    return get_total_norm(tensors) if tensors else torch.zeros(())
 
 
 @contextmanager
@@ -71,7 +58,7 @@ def attributed(
     if len(losses) > 1:
         seen |= {f"share/{name}": _over(value, whole) for name, value in norms.items()}
     for (one, a), (other, b) in combinations(found.items(), 2):
-        product = joined(torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum())
+        product = torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
         seen[f"cosine/{one},{other}"] = _over(product, norms[one] * norms[other])
     del found
     before = [p.detach().clone() for p in parameters]

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from ganlab.errors import GanlabError
-from ganlab.ranks.shards import is_shard
 from ganlab.run import Run
 from ganlab.state import live_state
 
@@ -48,7 +47,7 @@ def _fingerprints(leaves: list[object]) -> list[int]:
     found: list[int] = []
     waiting: list[tuple[int, Tensor]] = []
     for leaf in leaves:
-        if isinstance(leaf, Tensor) and not is_shard(leaf):  # of which each has another part
+        if isinstance(leaf, Tensor):
             waiting.append((len(found), _sum_of_bits(leaf)))
         digest = hashlib.blake2b(repr(leaf).encode() if not isinstance(leaf, Tensor) else b"")
         found.append(int.from_bytes(digest.digest()[:7], "little"))

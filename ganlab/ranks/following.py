@@ -6,13 +6,11 @@ from typing import Any
 
 from ganlab.errors import Diverged
 from ganlab.evaluation.scores import eval_mode, evaluate_share
-from ganlab.generator_weights import generator_in_use
 from ganlab.iteration import iterate
 from ganlab.ranks.agreement import compare_ranks
 from ganlab.ranks.many import Many
 from ganlab.run import Run
-from ganlab.soundness import unsound_part
-from ganlab.state import help_copy, live_state, restore
+from ganlab.state import restore
 
 
 def obey(run: Run, world: Many) -> None:
@@ -37,26 +35,13 @@ def _iterate(run: Run, about: None) -> None:
 def _evaluate(run: Run, score_bicubic: bool) -> None:
     for plugin in run.recipe.plugins.values():  # a resumed run may begin with an evaluation
         plugin.advance(max(0, run.iteration - 1))
-    generator = run.put_together or run.hook.evaluation_generator(generator=run.G)
-    run.put_together = None
+    generator = run.hook.evaluation_generator(generator=run.G)
     with eval_mode(generator):
         evaluate_share(run, generator, score_bicubic)
 
 
 def _compare(run: Run, about: None) -> None:
     compare_ranks(run)
-
-
-def _put_together(run: Run, about: None) -> None:
-    run.put_together = generator_in_use(run)
-
-
-def _help_copy(run: Run, about: None) -> None:
-    help_copy(live_state(run))
-
-
-def _look(run: Run, about: None) -> None:
-    unsound_part(run)
 
 
 def _take_over(run: Run, state: dict[str, Any]) -> None:
@@ -68,7 +53,4 @@ _OBEY: dict[str, Callable[[Run, Any], None]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "state": _take_over,
-    "join the generator": _put_together,
-    "join the state": _help_copy,
-    "look": _look,
 }

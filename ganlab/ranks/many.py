@@ -13,15 +13,11 @@ from torch import Tensor, distributed
 
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.ranks.one_batch import OneBatch
-from ganlab.ranks.shards import is_shard
 from ganlab.ranks.world import ALONE, World, rows_of
 from ganlab.stopping import heard
 
 BUCKET = 2**26  # bytes that are reduced at once: large messages, but not a second copy of a network
-ORDERS = (
-    *("begin", "state", "iterate", "evaluate", "compare", "end"),
-    *("look", "join the state", "join the generator"),  # of a sharded run
-)
+ORDERS = ("begin", "state", "iterate", "evaluate", "compare", "end")
 _LONG = datetime.timedelta(days=30)  # the others wait while rank 0 evaluates or writes
 
 
@@ -50,8 +46,6 @@ class Many(World):
     def average(self, tensors: Sequence[Tensor]) -> None:
         kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for tensor in tensors:
-            if is_shard(tensor):  # a gradient that is a mean over the ranks already
-                continue
             kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
         with torch.no_grad():
             for alike in kinds.values():
@@ -149,26 +143,11 @@ def _telling() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise _lost() from error
-
-
-@contextmanager
-def telling_of_lost_ranks() -> Iterator[None]:
-    """The same around other code too: a sharded generator asks the others by itself."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
-            raise
-        raise _lost() from error
-
-
-def _lost() -> LostRank:
-    why = _told_by_another() or "it was killed, or lost its connection"
-    return LostRank(
-        f"another process of this run is gone: {why}; resumed, the run goes on from its last "
-        "checkpoint"
-    )
+        why = _told_by_another() or "it was killed, or lost its connection"
+        raise LostRank(
+            f"another process of this run is gone: {why}; resumed, the run goes on from its last "
+            "checkpoint"
+        ) from error
 
 
 _LAST_WORDS = "ganlab/last words"

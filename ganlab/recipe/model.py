@@ -73,9 +73,6 @@ class Recipe(BaseModel):
     sync_batch_norm: Annotated[bool, MayChange(alters=False)] = False
     """Where several processes train the run: take batch norm's statistics over the whole batch, as
     in one process. Without it, a recipe with batch norm is refused there."""
-    shard_generator: Annotated[bool, MayChange(alters=False)] = False
-    """Where several processes train the run: each holds a part only of the generator's weights,
-    gradients and optimizer, for a generator that is too large for one device."""
     num_discriminators: int = Field(1, ge=1, le=100)
     """How many plugins make a discriminator; every loss is the mean over the discriminators."""
     seed: int = Field(0, ge=0)

@@ -10,7 +10,6 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ganlab.monitoring.blame import blame, described
 from ganlab.plugin import Losses
-from ganlab.ranks.shards import own
 from ganlab.run import Run, Update
 
 TOLERANCE = 0.02  # share of a step's length; bfloat16 and other kernels differ by much less
@@ -141,7 +140,6 @@ class Snapshot:
         # a state dict holds a plugin's own tensors, or copies
         self._plugins = [(p, tree_map(_detached, p.state_dict())) for p in plugins]
         self._tensors += [t for t in tree_leaves(self._plugins) if isinstance(t, Tensor)]
-        self._tensors = [own(tensor) for tensor in self._tensors]
         self._copies = [torch.empty_like(t) for t in self._tensors]
         _copy(self._copies, self._tensors)
         # restored values are the same, so a shared pass must find the same versions of D's weights
@@ -177,7 +175,7 @@ def _are_the_same(state: Any, other: Any) -> bool:
     """Whether two state dicts hold the same tensors, not only equal ones, and equal values."""
     (leaves, structure), (others, expected) = tree_flatten(state), tree_flatten(other)
     return structure == expected and all(
-        own(a).is_set_to(own(b)) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+        a.is_set_to(b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
         for a, b in zip(leaves, others, strict=True)
     )
 

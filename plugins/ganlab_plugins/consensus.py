@@ -38,11 +38,6 @@ class Consensus(Plugin):
 
     @hookimpl
     def check_recipe(self, run: Run) -> None:
-        if run.sharded:
-            raise self.error(
-                "cannot differentiate a generator that is shared out by "
-                "shard_generator; leave one of them out"
-            )
         for other in run.plugins_with("penalty"):
             raise self.error(
                 f"does not take account of the penalty of {other.name}; remove one of them"

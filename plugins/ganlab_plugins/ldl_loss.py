@@ -49,11 +49,6 @@ class LDLLoss(Plugin):
         # no averaged generator exists yet, so this looks for a plugin that makes one
         if not run.plugins_with("evaluation_generator"):
             raise self.error("it needs an averaged generator, but there is none; add ema")
-        if run.sharded:
-            raise self.error(
-                "the average of a generator that is shared out by shard_generator "
-                "cannot run in a step; leave one of them out"
-            )
 
     @hookimpl
     def run_start(self, run: Run) -> None:
