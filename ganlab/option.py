@@ -3,6 +3,17 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
+STRICT = ConfigDict(
+    extra="forbid",
+    frozen=True,
+    strict=True,
+    allow_inf_nan=False,
+    use_attribute_docstrings=True,
+)
+"""How whatever a user writes is read: no unknown key, no value of another type, no nan."""
+
 
 @dataclass(frozen=True, slots=True)
 class NoEffect:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ganlab.errors import RecipeError
 from ganlab.images.ranges import is_address
+from ganlab.option import STRICT
 from ganlab.published import PublishedFile
 from ganlab.ranks.world import ALONE, World
 from ganlab.schedule import Schedule, schedules_in
@@ -105,14 +106,7 @@ class Plugin(BaseModel):
     None). Random numbers come from `rng` or `host_rng`.
     """
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = STRICT | ConfigDict(validate_default=True)
 
     # Plugins are compared by identity, since pluggy compares them and keeps them in sets. Both
     # functions are needed, since pydantic replaces object.__hash__ on a frozen model.

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 from torch import Tensor
 
-from ganlab.option import NoEffect
+from ganlab.option import STRICT, NoEffect
 from ganlab.speed.device import widest_float
 
 
@@ -31,14 +31,7 @@ class Schedule(BaseModel):
     becomes float64), and a captured graph reads its new value.
     """
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        populate_by_name=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = STRICT | ConfigDict(populate_by_name=True)
 
     start: float = Field(alias="from")
     """The value until iteration `after`."""

@@ -20,6 +20,7 @@ from ganlab.limits import Limits
 from ganlab.live_page import Page
 from ganlab.ranks.following import obey
 from ganlab.ranks.many import Many, join
+from ganlab.ranks.world import World
 from ganlab.recipe.model import Recipe
 from ganlab.run import Run, num_parameters
 from ganlab.runs.changing import Wishes, wishes_of
@@ -69,7 +70,7 @@ def start(
     :raises RecipeError: when the recipe cannot run, or its data are others; the folder is removed
         again.
     """
-    world = join()
+    world = _led()
     where = pick_device(world.device(device))
     about = _surroundings(recipe, where) | {"processes": world.size}
     with (
@@ -87,6 +88,17 @@ def start(
         complete_record(folder, _made_of(run), run.data)
         limits.begin(run)
         return folder, _sit_to_the_end(run, folder, limits)
+
+
+def _led() -> World:
+    """The processes of the run, which this one leads.
+
+    :raises RecipeError: when it is another of them, in a command for one process only.
+    """
+    world = join()
+    if not world.leads:
+        raise RecipeError("only `ganlab run` and `ganlab resume` can be several processes")
+    return world
 
 
 @contextmanager
@@ -142,7 +154,7 @@ def resume(
         folder.remove_stale()
         with _may_be_left(f"before training went on; {folder.path} is as it was"):
             warn_of_changes(folder, wishes.after)
-            world = join()
+            world = _led()
             world.order("begin", (str(folder.path), tuple(overrides)))
             run = assemble(wishes.after, pick_device(world.device(device)), folder, world=world)
             wishes.check_data(run.data, accept_data)

@@ -18,8 +18,9 @@ from PIL import Image
 
 from ganlab import Ranges, ShardIndex, name_rank
 from ganlab.cli import main
-from ganlab.commands import shards as module
-from ganlab.commands.shards import Packing, pack_folder
+from ganlab.commands import pack_shards as module
+from ganlab.commands.pack_shards import pack_folder
+from ganlab.commands.shard_images import Packing
 
 
 def draw(path: Path, seed: int = 0, size: tuple[int, int] = (16, 20)) -> Path:
@@ -154,8 +155,8 @@ def test_a_disk_without_room_is_told_before_anything_is_written(photos, tmp_path
 
 
 def pack_slowly(folder: str) -> None:
-    read = module._examined
-    module._examined = lambda *found: (time.sleep(0.01), read(*found))[1]
+    read = module.examined
+    module.examined = lambda *found: (time.sleep(0.01), read(*found))[1]
     [*pack_folder(Path(folder), Path("out"), Packing(shard_bytes=30_720))]
 
 
@@ -173,9 +174,9 @@ def test_packing_that_was_killed_goes_on_after_the_last_whole_shard(tmp_path, mo
     assert not (out / "index.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.npy")}
     read: list[str] = []
-    examined = module._examined
+    examined = module.examined
     monkeypatch.setattr(
-        module, "_examined", lambda name, content: (read.append(name), examined(name, content))[1]
+        module, "examined", lambda name, content: (read.append(name), examined(name, content))[1]
     )
     small(tmp_path / "many", out, shard_bytes=30_720)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -199,7 +199,10 @@ def test_only_what_fetches_can_open_a_connection() -> None:
         "ganlab/images/ranges.py",
     }  # fmt: skip
     users = {name for name, text in texts.items() if re.search(r"\bRanges\(", text)}
-    assert users == {"ganlab/commands/shards.py", "plugins/ganlab_plugins/image_shards.py"}
+    assert users == {
+        "ganlab/commands/index_shards.py", "ganlab/commands/shard_images.py",
+        "ganlab/commands/verify_shards.py", "plugins/ganlab_plugins/image_shards.py",
+    }  # fmt: skip
     users = {name for name, text in texts.items() if "ganlab.download" in text}
     assert users == {"ganlab/commands/fetch.py"}
     users = {name for name, text in texts.items() if "ganlab.hub" in text}

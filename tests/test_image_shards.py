@@ -16,7 +16,8 @@ from PIL import Image
 from virtual import VirtualIndex
 
 from ganlab import GanlabError, ImageError, ImageStore, RecipeError, Run, read_image
-from ganlab.commands.shards import Packing, pack_folder
+from ganlab.commands.pack_shards import pack_folder
+from ganlab.commands.shard_images import Packing
 from ganlab.images import ranges
 from ganlab.images.permutation import Permutation
 from ganlab.images.shard_crops import cut

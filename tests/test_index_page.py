@@ -15,7 +15,8 @@ from pages import Page, check_policy, links
 from PIL import Image
 
 from ganlab.cli import main
-from ganlab.images.files import ImageError, png_cut, png_within
+from ganlab.images.files import ImageError
+from ganlab.images.png_bytes import png_cut, png_within
 from ganlab.report.index import SIDE
 from ganlab.report.wording import shown_alone
 

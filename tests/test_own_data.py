@@ -11,7 +11,7 @@ from tiny import TINY
 
 from ganlab import api
 from ganlab.cli import main
-from ganlab.cli.options import Override, RecipeFile, RecipeOrRun
+from ganlab.cli.options import OVERRIDE, RecipeFile, RecipeOrRun
 from ganlab.compare.comparison import arms_of
 from ganlab.compare.difference import check_two, difference
 from ganlab.errors import RecipeError
@@ -192,8 +192,8 @@ def test_check_takes_the_folder_and_names_the_command_that_trains_on_it(
 def test_every_command_that_overrides_values_of_recipes_takes_a_folder_too() -> None:
     takes = {}
     for name, command in main.commands.items():
-        kinds = [type(parameter.type) for parameter in command.params]
-        if {RecipeFile, RecipeOrRun} & {*kinds} and Override in kinds:
+        types = [parameter.type for parameter in command.params]
+        if {RecipeFile, RecipeOrRun} & {*map(type, types)} and OVERRIDE in types:
             takes[name] = "data" in [parameter.name for parameter in command.params]
     assert takes.keys() >= {"run", "check", "explain", "trace", "bench", "compare", "ablate"}
     assert [name for name in takes if not takes[name]] == []

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ganlab.commands.shards import Packing, pack_folder
+from ganlab.commands.pack_shards import pack_folder
+from ganlab.commands.shard_images import Packing
 from ganlab.images.files import write_png
 from ganlab.images.resampling import resize, to_uint8
 from ganlab.recipe.discovery import find_plugin, installed

@@ -18,7 +18,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from ganlab.commands.describe import describe_runs
-from ganlab.images.files import png_of
+from ganlab.images.png_bytes import png_of
 from ganlab.report import write_before_after, write_index
 from ganlab.report.before_after import Enlarged
 

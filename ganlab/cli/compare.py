@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from ganlab.cli.options import (
-    ExecutorName,
-    ExecutorOption,
+    EXECUTOR_NAME,
+    EXECUTOR_OPTION,
+    OVERRIDE,
+    RECIPE_PLUGIN,
     FiniteRange,
-    Override,
     RecipeFile,
     RecipeOrRun,
-    RecipePlugin,
     TomlFile,
     change_options,
     check_device,
@@ -47,7 +47,7 @@ executor_options = (
     click.option(
         "--executor",
         is_eager=True,  # before --device is checked
-        type=ExecutorName(),
+        type=EXECUTOR_NAME,
         default="local",
         show_default=True,
         help="What carries out the runs: this machine, or another one of the executors installed.",
@@ -56,7 +56,7 @@ executor_options = (
         "--executor-option",
         "executor_options",
         multiple=True,
-        type=ExecutorOption(),
+        type=EXECUTOR_OPTION,
         metavar="KEY=VALUE",
         help="An option of the executor; may be repeated.",
     ),
@@ -152,14 +152,14 @@ def compare(arms: tuple[Path, ...], **options: Any) -> None:
 @click.option(
     "--without",
     multiple=True,
-    type=RecipePlugin(),
+    type=RECIPE_PLUGIN,
     metavar="PLUGIN",
     help="Leave out this plugin; repeatable.",
 )
 @click.option(
     "--vary",
     multiple=True,
-    type=Override(),
+    type=OVERRIDE,
     metavar="KEY=V1,V2",
     help="Set an option to each value; repeatable.",
 )

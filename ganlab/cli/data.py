@@ -91,7 +91,8 @@ def _pack(folder: Path, out: Path, shard_size: int, min_side: int, skip_broken: 
 
     Example: ganlab data pack photographs shards
     """
-    from ganlab.commands.shards import Packing, pack_folder
+    from ganlab.commands.pack_shards import pack_folder
+    from ganlab.commands.shard_images import Packing
 
     for line in pack_folder(folder, out, Packing(shard_size * 2**20, min_side, skip_broken)):
         click.echo(line)
@@ -109,7 +110,8 @@ def _index(folder: Path, min_side: int, skip_broken: bool) -> None:
 
     Example: ganlab data index shards
     """
-    from ganlab.commands.shards import Packing, index_shards
+    from ganlab.commands.index_shards import index_shards
+    from ganlab.commands.shard_images import Packing
 
     for line in index_shards(folder, Packing(min_side=min_side, skip_broken=skip_broken)):
         click.echo(line)
@@ -140,7 +142,7 @@ def _verify(folder: str, write: bool, manifest: Path | None, as_json: bool) -> N
     Example: ganlab data verify photographs --write
     """
     from ganlab.commands.data import Verified, lines, verify_folder
-    from ganlab.commands.shards import (
+    from ganlab.commands.verify_shards import (
         VerifiedShards,
         lines as of_shards,
         verify_shards,

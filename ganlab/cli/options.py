@@ -205,60 +205,30 @@ class RecipeOrRun(click.ParamType):
         return [*recipe_items(incomplete), *run_items(ctx, incomplete)]
 
 
-class Override(click.ParamType):
-    """A `key=value` for a recipe."""
+class Completed(click.ParamType):
+    """A text that TAB completes."""
 
-    name = "override"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        return set_items(ctx, incomplete)
-
-
-class PluginName(click.ParamType):
-    """The name of an installed plugin."""
-
-    name = "plugin"
+    def __init__(
+        self, name: str, items: Callable[[click.Context, str], list[CompletionItem]]
+    ) -> None:
+        self.name, self._items = name, items
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        return plugin_items(incomplete)
+        return self._items(ctx, incomplete)
 
 
-class RecipePlugin(click.ParamType):
-    """The name of a plugin in the recipe that the command line names."""
-
-    name = "plugin"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        return recipe_plugin_items(ctx, incomplete)
-
-
-class ExecutorName(click.ParamType):
-    """The name of an executor: local, or one of the entry-point group `ganlab.executors`."""
-
-    name = "executor"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        return executor_items(incomplete)
-
-
-class ExecutorOption(click.ParamType):
-    """A `key=value` for the executor of the command line."""
-
-    name = "executor_option"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        return executor_option_items(ctx, incomplete)
-
+OVERRIDE = Completed("override", set_items)
+"""A `key=value` for a recipe."""
+PLUGIN_NAME = Completed("plugin", lambda _, incomplete: plugin_items(incomplete))
+"""The name of an installed plugin."""
+RECIPE_PLUGIN = Completed("plugin", recipe_plugin_items)
+"""The name of a plugin in the recipe that the command line names."""
+EXECUTOR_NAME = Completed("executor", lambda _, incomplete: executor_items(incomplete))
+"""The name of an executor: local, or one of the entry-point group `ganlab.executors`."""
+EXECUTOR_OPTION = Completed("executor_option", executor_option_items)
+"""A `key=value` for the executor of the command line."""
 
 run_argument = click.argument("run_folder", metavar="RUN", type=RunReference())
 run_or_weights_argument = click.argument("run", metavar="RUN", type=RunOrWeights())
@@ -307,7 +277,7 @@ runs_option = click.option(
     help="Folder that holds the run folders.",
 )  # fmt: skip
 set_option = click.option(
-    "--set", "overrides", multiple=True, type=Override(), metavar="KEY=VALUE",
+    "--set", "overrides", multiple=True, type=OVERRIDE, metavar="KEY=VALUE",
     help="Override a value, such as gradient_penalty.weight=5; may be repeated.",
 )  # fmt: skip
 licence_option = click.option(

@@ -7,7 +7,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from ganlab.cli.options import PluginName, json_option, next_is, print_json
+from ganlab.cli.completion import plugin_items
+from ganlab.cli.options import PLUGIN_NAME, Completed, json_option, next_is, print_json
 
 
 class _WithNames(click.Group):
@@ -20,7 +21,7 @@ class _WithNames(click.Group):
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        names = PluginName().shell_complete(ctx, self.params[0], incomplete)
+        names = PLUGIN_NAME.shell_complete(ctx, self.params[0], incomplete)
         return super().shell_complete(ctx, incomplete) + names
 
 
@@ -52,16 +53,11 @@ class _Hook(click.ParamType):
         ]
 
 
-class _Module(PluginName):
-    """An installed plugin, a module, or a file."""
-
-    name = "module"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        names = super().shell_complete(ctx, param, incomplete)
-        return [*names, CompletionItem(incomplete, type="file")]
+_MODULE = Completed(
+    "module",
+    lambda _, incomplete: [*plugin_items(incomplete), CompletionItem(incomplete, type="file")],
+)
+"""An installed plugin, a module, or a file."""
 
 
 @click.group(cls=_WithNames)
@@ -75,7 +71,7 @@ def plugins() -> None:
 
 
 @plugins.command("show")
-@click.argument("name", required=False, type=PluginName())
+@click.argument("name", required=False, type=PLUGIN_NAME)
 @click.option("--hook", help="Only plugins that implement this hook.")
 @json_option
 def _show(name: str | None, hook: str | None, as_json: bool) -> None:
@@ -129,7 +125,7 @@ def _new(name: str, hook: str, parent: Path) -> None:
 
 
 @plugins.command("check")
-@click.argument("module", type=_Module())
+@click.argument("module", type=_MODULE)
 @json_option
 def _check(module: str, as_json: bool) -> None:
     """Check the plugins of a module against the contract, rule by rule, in small runs on the CPU.

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ganlab.cli.options import (
+    OVERRIDE,
     Duration,
-    Override,
     RecipeFile,
     change_options,
     device_option,
@@ -151,7 +151,7 @@ def run(
     "--set",
     "overrides",
     multiple=True,
-    type=Override(),
+    type=OVERRIDE,
     metavar="KEY=VALUE",
     help="Change a value from here on, such as adam.learning_rate=1e-5; may be repeated.",
 )

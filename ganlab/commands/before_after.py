@@ -16,8 +16,9 @@ from ganlab.commands.upscale_jobs import Job
 from ganlab.commands.upscale_video import rounded
 from ganlab.errors import GanlabError, RecipeError
 from ganlab.images.contrast import busiest
-from ganlab.images.files import png_of, read_image
+from ganlab.images.files import read_image
 from ganlab.images.metrics import psnr
+from ganlab.images.png_bytes import png_of
 from ganlab.images.resampling import passing_matrices
 from ganlab.images.upscaling import bicubic, upscale
 from ganlab.images.video import as_tensor, frames, probe

@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image
 from rich.console import Console, RenderableType
 
-from ganlab.images.files import ImageError, png_within
+from ganlab.images.files import ImageError
+from ganlab.images.png_bytes import png_within
 
 EXTRA = (
     "`pip install 'ganlab[terminal]'` shows it here, where the terminal has sixel or kitty graphics"

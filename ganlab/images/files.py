@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Literal
 
@@ -36,7 +35,7 @@ Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 AlphaPolicy = Literal["white", "black", "refuse"]
 
 # errors that Pillow raises for damaged files, as found by its own fuzzer and in its decoders
-_PILLOW_FAULTS = (
+PILLOW_FAULTS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -196,62 +195,6 @@ def write_png(image: Tensor, path: Path) -> None:
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, format="PNG")
 
 
-def png_of(image: Tensor) -> bytes:
-    """An image as a PNG file.
-
-    :param image: uint8 [3 or 1, H, W].
-    """
-    array = image.cpu().permute(1, 2, 0).contiguous().numpy()
-    return _as_png(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array))
-
-
-def png_again(content: bytes, width: int, height: int) -> bytes:
-    """Decode a PNG picture of this size, and encode its pixels anew, without all else in the file.
-
-    :raises ImageError: when it is no PNG picture of this size.
-    """
-    try:
-        with Image.open(BytesIO(content), formats=["PNG"]) as image:
-            if image.size != (width, height) or getattr(image, "n_frames", 1) != 1:
-                raise ImageError(f"not a picture of {width} x {height} pixels")
-            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except _PILLOW_FAULTS as fault:
-        raise ImageError(f"cannot be read as a PNG picture ({type(fault).__name__})") from None
-    return _as_png(Image.fromarray(pixels))
-
-
-def png_cut(content: bytes, side: int) -> bytes:
-    """The middle square of a PNG picture of ours, as a PNG file."""
-    with Image.open(BytesIO(content), formats=["PNG"]) as image:
-        left, top = (max(0, (length - side) // 2) for length in image.size)
-        return _as_png(
-            image.crop((left, top, min(left + side, image.width), min(top + side, image.height)))
-        )
-
-
-def png_within(content: bytes, room: tuple[int, int], most: int) -> bytes:
-    """A PNG picture that a stranger may have made, made smaller to fit into width and height.
-
-    :param most: pixels that it may have.
-    :raises ImageError: when it is no PNG picture, or a larger one.
-    """
-    try:
-        with Image.open(BytesIO(content), formats=["PNG"]) as image:
-            if image.width * image.height > most:
-                raise ImageError(f"more than {most:,} pixels")
-            small = image.convert("RGB")
-    except _PILLOW_FAULTS as fault:
-        raise ImageError(f"cannot be read as a PNG picture ({type(fault).__name__})") from None
-    small.thumbnail(room)
-    return _as_png(small)
-
-
-def _as_png(image: Image.Image) -> bytes:
-    file = BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Context with an open temporary file; it replaces `path` only when it is complete.
@@ -285,7 +228,7 @@ def _opened(path: Source) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: no such file.") from None
     except IsADirectoryError:
         raise ImageError(f"{path}: is a folder; give one image file.") from None
-    except _PILLOW_FAULTS as fault:
+    except PILLOW_FAULTS as fault:
         if _is_gif(path):
             raise ImageError(
                 f"{path}: cannot be read as an image (it is a GIF); save it as PNG, or, if it "

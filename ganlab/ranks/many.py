@@ -36,7 +36,7 @@ class Many(World):
         self._called_off = False
 
     def mean(self, value: Tensor) -> Tensor:
-        found: Tensor = _Mean.apply(self, value)
+        found: Tensor = _Sum.apply(self, value) / self.size
         return found
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -182,19 +182,6 @@ def telling_the_leader() -> Iterator[None]:
         raise
 
 
-class _Mean(torch.autograd.Function):
-    """The mean over the ranks; so is its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, world: Many, value: Tensor) -> Tensor:
-        ctx.world = world
-        return world.total(value.detach().clone(memory_format=torch.contiguous_format)) / world.size
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, _Mean.apply(ctx.world, gradient)
-
-
 class _Sum(torch.autograd.Function):
     """The sum over the ranks; so is its gradient."""
 
@@ -235,9 +222,14 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterable[list[Tensor]]:
         yield bucket
 
 
+_STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun tells each process. A cluster may set some of them for other reasons."""
+
+
 def is_several() -> bool:
     """Whether this process was started as one of several of a run, as torchrun does."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    told = [os.environ.get(name, "") for name in _STARTED]
+    return all(told) and told[1].isdecimal() and int(told[1]) > 1
 
 
 def follows() -> bool:

@@ -80,13 +80,12 @@ def _check_batch_norm(run: Run) -> None:
 @contextmanager
 def _alone(run: Run) -> Iterator[None]:
     """Context in which this process has the whole batch."""
-    world, run_whole = run.world, run.samples_whole
+    world = run.world
     run.take_part_in(ALONE)
     try:
         yield
     finally:
         run.take_part_in(world)
-        run.samples_whole = run_whole
 
 
 def _agreed(world: World, mine: bool) -> bool:

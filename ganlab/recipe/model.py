@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 import tomlkit
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -23,7 +22,7 @@ from pydantic import (
 from ganlab.errors import PluginFailed, RecipeError, clipped, printable
 from ganlab.monitoring.blame import described, is_interruption, line_in
 from ganlab.names import shortened
-from ganlab.option import MayChange
+from ganlab.option import STRICT, MayChange
 from ganlab.plugin import Plugin
 from ganlab.recipe.bundled import find_recipe, folder_of
 from ganlab.recipe.complaint import complaint, worst
@@ -42,13 +41,7 @@ from ganlab.recipe.trust import require_consent
 class Recipe(BaseModel):
     """An experiment: the settings of the loop, and the plugins that fill its hooks."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
+    model_config = STRICT
 
     iterations: Annotated[int, MayChange()] = Field(ge=1, le=10**12)
     """How many iterations the run has; there are no epochs."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ganlab.images.files import png_cut
+from ganlab.images.png_bytes import png_cut
 from ganlab.report.figures import HIGHER_IS_BETTER, in_order
 from ganlab.report.offline import offline_page
 from ganlab.report.wording import shown_alone

@@ -12,7 +12,8 @@ from torch import Tensor
 from ganlab.errors import printable
 from ganlab.files import write_text
 from ganlab.images.contrast import busiest
-from ganlab.images.files import ImageError, png_again, png_within, write_png
+from ganlab.images.files import ImageError, write_png
+from ganlab.images.png_bytes import png_again, png_within
 from ganlab.plugin import EvaluatedImage
 from ganlab.runs.reading import entry, is_count, is_text, listed, parsed, tell_once
 

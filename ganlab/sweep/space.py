@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from ganlab.compare.plan import parse_seeds
 from ganlab.errors import RecipeError, clipped, printable
 from ganlab.names import shortened
+from ganlab.option import STRICT
 from ganlab.recipe.complaint import complaint, worst
 from ganlab.recipe.file import Key, Origin, RecipeTable, as_typed, did_you_mean, read_values
 
@@ -32,13 +33,7 @@ def require_optuna() -> None:
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
+    model_config = STRICT
 
 
 class Option(_Table):

@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from ganlab.errors import GanlabError, RecipeError
+from ganlab.option import STRICT
 
 LOOK_SECONDS = 0.2
 """Between two looks at the runs in progress."""
@@ -131,14 +132,7 @@ class Executor(BaseModel):
     hands a run whose worker was lost out again, at most `retries` times.
     """
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = STRICT | ConfigDict(validate_default=True)
 
     elsewhere: ClassVar[bool] = True
     """Whether a task may begin on another machine, or much later. It then brings its recipe and

@@ -7,7 +7,8 @@ import torch
 from ganlab_plugins.image_shards import ImageShards
 from virtual import VirtualIndex
 
-from ganlab.commands.shards import Packing, pack_folder
+from ganlab.commands.pack_shards import pack_folder
+from ganlab.commands.shard_images import Packing
 from ganlab.images.files import write_png
 from ganlab.testing import seeded
 

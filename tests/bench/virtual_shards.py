@@ -29,7 +29,8 @@ ROUNDS, BATCHES, BATCH_SIZE, SIDE, CROP = 3, 120, 16, 160, 96
 
 def make(folder: Path) -> Path:
     """A thousand smooth images with noise, as shards."""
-    from ganlab.commands.shards import Packing, pack_folder
+    from ganlab.commands.pack_shards import pack_folder
+    from ganlab.commands.shard_images import Packing
 
     rng = np.random.default_rng(0)
     (folder / "photos").mkdir()
