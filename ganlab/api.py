@@ -330,7 +330,7 @@ def compare(
     :param figures: evaluation figures to compare; by default the usual ones.
     :param jobs: runs at a time. For more than one, a script needs `if __name__ == "__main__":`,
         because each is a process of its own.
-    :param executor: what carries out the runs: "local", "ray", "slurm", or that of a plugin.
+    :param executor: what carries out the runs: "local", or an executor of an installed plugin.
     :param executor_options: its options, as a dict, or as `key=value` strings.
     :param output: the page; by default in the runs folder.
     :raises RecipeError: when there is nothing to compare.

@@ -12,6 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from ganlab import session
+from ganlab.errors import RecipeError
+from ganlab.limits import Limits
+from ganlab.ranks.many import is_several
+from ganlab.ranks.world import World
+from ganlab.recipe.model import load_recipe
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -212,3 +219,23 @@ def test_what_is_not_finite_on_one_process_takes_all_back(tmp_path: Path) -> Non
         assert "going back to the newest checkpoint" in done.stderr
     for a, b in zip(lines(tmp_path / "1"), lines(tmp_path / "2"), strict=True):
         assert a == pytest.approx(b, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("told", [{}, {"RANK": "1"}, {"MASTER_PORT": "x", "WORLD_SIZE": "many"}])
+def test_what_a_cluster_sets_for_other_reasons_makes_no_rank(
+    told: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"WORLD_SIZE": "8", "MASTER_ADDR": "node1"} | told).items():
+        monkeypatch.setenv(name, value)
+    assert not is_several()
+
+
+def test_other_commands_are_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    follower = World()
+    follower.rank, follower.size = 1, 2
+    monkeypatch.setattr(session, "join", lambda: follower)
+    with pytest.raises(RecipeError, match="only `ganlab run` and `ganlab resume`"):
+        session.start(load_recipe("smoke"), "cpu", Limits(), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -137,7 +137,7 @@ class Crew:
             self._life.enter_context(held(FINISHING, "save them and end"))
         else:  # one run in this process says itself what it does
             self._life.enter_context(held(SAVING if where.is_apart else ""))
-        if where.executor.elsewhere:  # Ray prints; stdout is for the result
+        if where.executor.elsewhere:  # their libraries print; stdout is for the result
             self._life.enter_context(redirect_stdout(sys.stderr))
         where.executor.begin(where.parent, where.device, self._limit, finish or where.apart)
         self._life.callback(where.executor.end)

@@ -141,7 +141,7 @@ class Executor(BaseModel):
     package: ClassVar[str] = ""
     """The package that it needs, as in `import`."""
     extra: ClassVar[str] = ""
-    """What to install for it: "ganlab[ray]"."""
+    """What to install for it, as pip has it: "package[extra]"."""
 
     retries: int = Field(2, ge=0)
     """How often a run goes on elsewhere when its worker is lost."""
