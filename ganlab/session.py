@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ganlab.generator_weights import lost_best
 from ganlab.limits import Limits
 from ganlab.live_page import Page
 from ganlab.ranks.following import obey
-from ganlab.ranks.many import Many, join
+from ganlab.ranks.many import LostRank, Many, join
 from ganlab.ranks.world import World
 from ganlab.recipe.model import Recipe
 from ganlab.run import Run, num_parameters
@@ -218,7 +218,8 @@ def _sit_to_the_end(run: Run, folder: RunFolder, limits: Limits) -> int:
             world.order("state", state_of(run))
         ending = _sit(run, folder, limits)
         if not ending.following:
-            world.order("end")
+            with suppress(LostRank):  # one that has heard it may be gone before this one knows
+                world.order("end")
             return ending.code
         before, run = run, ending.following
         limits.run, run.samples_whole = run, before.samples_whole

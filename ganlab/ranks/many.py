@@ -133,9 +133,6 @@ class Many(World):
             distributed.all_gather(every, mine, group=self._orders)
         return [found.tolist() for found in every]
 
-    def leave(self) -> None:
-        distributed.destroy_process_group()
-
 
 @contextmanager
 def _telling() -> Iterator[None]:
@@ -151,6 +148,7 @@ def _telling() -> Iterator[None]:
 
 
 _LAST_WORDS = "ganlab/last words"
+_FAREWELL = 3.0  # seconds from the last words to the end of the process
 _PATIENCE = 2.0  # seconds to wait for them: the connection is cut before they are told
 
 
@@ -179,6 +177,8 @@ def telling_the_leader() -> Iterator[None]:
             words = f"rank {distributed.get_rank()}: {kind}{error}"
             with suppress(Exception):  # the store may be gone too
                 distributed.distributed_c10d._get_default_store().set(_LAST_WORDS, words)
+            # rank 0 may have found the same fault, and still wait for the last message of this one
+            time.sleep(_FAREWELL)
         raise
 
 

@@ -91,9 +91,6 @@ class World:
         """The numbers of every rank, a list for each rank."""
         return [list(values)]
 
-    def leave(self) -> None:
-        """End the connections."""
-
 
 ALONE = World()
 """One process for the whole run."""
