@@ -44,6 +44,7 @@ def _take_part(
     torch.set_num_threads(1)
     if count > 1:
         os.environ |= {"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "unused", "MASTER_PORT": "0"}  # a rank has been told them
         store = distributed.FileStore(str(runs / "meeting"), count)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=count)
     world = join()
